@@ -1,0 +1,109 @@
+//! What the two sides say to each other: the log one way, acks the other, and the handshake before both.
+//!
+//! The rules are PROTOCOL 6, 10-12, 17 and 21; this module only says the words.
+
+use serde::{Deserialize, Serialize};
+
+use crate::entry::{Chunk, Digest, Generation, Incarnation, LogEntry, OutputSeq, Position};
+
+/// Version of everything in this crate that travels or is stored. Both sides must have the same.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// From the backup, first of all: who wants to join, and what its host can do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Join {
+    pub version: u32,
+    pub incarnation: Incarnation,
+    /// The delivery modes this host's KVM can replay, by name (`none`, `window`, ...).
+    pub delivery_modes: Vec<String>,
+    /// Identifies the host (machine id and boot id): a pair on one host is allowed, but said.
+    pub host: String,
+}
+
+/// From the primary: what guest this is, and a secret to find on the shared storage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    pub version: u32,
+    pub guest: u128,
+    pub generation: Generation,
+    /// The primary's incarnation: owner of `gen-G`.
+    pub owner: Incarnation,
+    /// File in the shared directory whose content the backup must send back.
+    pub nonce_name: String,
+    /// The machine's configuration (vmm's `MachineConfig`, encoded): memory, devices, CPU profile, delivery mode.
+    pub config: Vec<u8>,
+    /// Detection time in nanoseconds: both sides use the primary's.
+    pub detection_ns: u64,
+    /// Lease in nanoseconds.
+    pub lease_ns: u64,
+    /// Patience before a micro-checkpoint, in nanoseconds.
+    pub patience_ns: u64,
+}
+
+/// From the primary, after the whole state record: from its first byte on, leaving the pair needs the test-and-set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    pub generation: Generation,
+    pub incarnation: Incarnation,
+    pub at: Position,
+    pub digest: Digest,
+    pub outputs: OutputSeq,
+}
+
+/// "Decoded, validated, stored" (PROTOCOL 6).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ack {
+    pub incarnation: Incarnation,
+    /// Every log frame up to this number is stored.
+    pub frame: u64,
+    /// The last mark or input received: the horizon.
+    pub received: Position,
+    /// How far the backup has executed.
+    pub executed: Position,
+    /// The latest `sent_ns` seen in a mark or heartbeat (PROTOCOL 12).
+    pub echo_ns: u64,
+}
+
+/// One message on the logging channel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Message {
+    Join(Join),
+    Welcome(Welcome),
+    /// The nonce's content, read through the backup's own mount.
+    Proof {
+        nonce: Vec<u8>,
+    },
+    /// Either side ends the handshake, saying why.
+    Refuse {
+        reason: String,
+    },
+    /// A piece of the state record: RAM, vCPU, devices and all of PROTOCOL 17.
+    State(Chunk),
+    Grant(Grant),
+    /// Log frame `number` (from 1, contiguous within a session) with its entries, in order.
+    Log {
+        number: u64,
+        entries: Vec<LogEntry>,
+    },
+    Ack(Ack),
+    /// The backup found itself diverged: it is no usable backup any more (PROTOCOL 16).
+    Diverged {
+        at: Position,
+        what: String,
+    },
+    /// Everything is acked and the guest has ended: the connection may close.
+    Bye,
+}
+
+/// A UDP heartbeat, either way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    pub guest: u128,
+    pub generation: Generation,
+    pub incarnation: Incarnation,
+    pub number: u64,
+    /// The sender's CLOCK_BOOTTIME in nanoseconds.
+    pub sent_ns: u64,
+    /// The latest `sent_ns` received from the other side.
+    pub echo_ns: u64,
+}

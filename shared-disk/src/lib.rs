@@ -1,0 +1,3 @@
+//! Disks that both hosts can reach.
+
+pub mod request;
