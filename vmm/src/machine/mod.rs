@@ -54,6 +54,12 @@ pub enum MachineError {
     /// The machine's history is not the recorded one.
     #[error("{0}")]
     Divergence(String),
+    /// The running digest differs from a mark's.
+    #[error("{0}")]
+    MarkDiffers(Box<MarkDifference>),
+    /// An exit's check byte differs from the recorded one.
+    #[error("registers, access or outputs at exit {} differ from the recorded ones", exit.0)]
+    CheckDiffers { exit: ExitSeq, registers: Box<RegisterFile> },
     /// The configuration cannot be built.
     #[error("{0}")]
     Config(String),
@@ -63,6 +69,24 @@ pub enum MachineError {
     /// The log could not be written or the channel is gone.
     #[error("log: {0}")]
     Log(String),
+}
+
+/// A mark and the machine that should agree with it: position, running digest, outputs so far.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MarkDifference {
+    pub expected: (Position, Digest, OutputSeq),
+    pub found: (Position, Digest, OutputSeq),
+    /// Registers in the log, if it has them.
+    pub recorded: Option<RegisterFile>,
+}
+
+impl std::fmt::Display for MarkDifference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let side = |(at, digest, outputs): (Position, Digest, OutputSeq)| {
+            format!("digest {:016x} with {} outputs at exit {}.{}", digest.0, outputs.0, at.exit.0, at.k)
+        };
+        write!(f, "the log has {}, the replay {}", side(self.expected), side(self.found))
+    }
 }
 
 impl From<ConfigError> for MachineError {
@@ -239,17 +263,17 @@ impl<C: Cpu> Machine<C> {
     }
 
     /// Completes the exit the machine stands at, and handles whatever further exits that yields. Inputs may be applied,
-    /// and state saved, only afterwards.
+    /// and state saved, only afterwards. `Some` if the guest ended on the way.
     ///
     /// # Errors
     /// As [`Machine::run_to_exit`].
-    pub fn settle(&mut self, time: &mut dyn TimeSource) -> Result<(), MachineError> {
+    pub fn settle(&mut self, time: &mut dyn TimeSource) -> Result<Option<EndReason>, MachineError> {
         while self.phase == Phase::AtExit && self.ended.is_none() {
             if let Some(exit) = self.complete()? {
                 self.handle(exit, time)?;
             }
         }
-        Ok(())
+        Ok(self.ended.clone())
     }
 
     /// Applies an input at the exit the machine stands at.

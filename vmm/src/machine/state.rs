@@ -140,10 +140,12 @@ impl<C: Cpu> Machine<C> {
                 self.outputs.0
             )));
         }
+        // An access of the last exit may still be pending in KVM, and would be completed over the new registers.
+        if let Some(exit) = self.cpu.complete()? {
+            return Err(MachineError::Divergence(format!("a checkpoint stands where the guest makes a further exit, {exit:?}")));
+        }
         self.at = expected;
         self.digest.fold_bytes(record);
-        // An access of the last exit may still be pending in KVM, and would be completed over the new registers.
-        while self.cpu.complete()?.is_some() {}
         self.install(state)
     }
 

@@ -208,7 +208,9 @@ impl<C: Cpu, S: Sink> Live<C, S> {
         self.collect_checks(TRAIL_EXITS)?;
         let now = Instant::now();
         if self.input_due(now) {
-            with_time!(self, settle)?;
+            if let Some(reason) = with_time!(self, settle)? {
+                return Ok(Some(reason));
+            }
             self.take_inputs(now)?;
             self.flush()?;
             self.forget_dirty(now)?;
@@ -220,7 +222,9 @@ impl<C: Cpu, S: Sink> Live<C, S> {
 
     /// The guest sleeps: so does this thread, until something raises an interrupt.
     fn wait(&mut self) -> Result<Option<EndReason>, MachineError> {
-        with_time!(self, settle)?;
+        if let Some(reason) = with_time!(self, settle)? {
+            return Ok(Some(reason));
+        }
         self.flush()?;
         if self.stopping.is_none() && !self.input_due(Instant::now()) {
             match self.machine.chipset().next_deadline() {
