@@ -366,10 +366,10 @@ impl<C: Cpu, S: Sink> Live<C, S> {
         let at = self.machine.at().exit;
         let due = match self.config.marks {
             Marks::EveryFlush => self.unflushed > 0 || self.machine.has_outputs() || at > self.last_mark,
-            Marks::EveryExits(exits) => at.0 - self.last_mark.0 >= exits,
+            // Between exits the registers, which these marks carry, belong to no position.
+            Marks::EveryExits(exits) => at.0 - self.last_mark.0 >= exits && self.machine.at_exit(),
         };
-        // Between exits registers and digest belong to no position.
-        if due && self.machine.at_exit() && self.sink.logging() {
+        if due && self.sink.logging() {
             self.collect_checks(1)?;
             let mark = self.mark();
             self.sink.log(LogEntry::Mark(mark))?;
