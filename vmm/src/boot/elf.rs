@@ -8,18 +8,15 @@ use vm_memory::{Address, Bytes, GuestAddress};
 
 use super::BootError;
 use crate::hypervisor::GuestMemory;
-use crate::hypervisor::kvm::EntryState;
+use crate::hypervisor::kvm::{DescriptorTable, EntryState};
 use crate::machine::config::MachineConfig;
 
 /// The GDT's limit: its last byte.
 #[allow(clippy::cast_possible_truncation, reason = "56 bytes")]
 const GDT_LIMIT: u16 = (size_of_val(&abi::GDT) - 1) as u16;
 
-/// Where the entry state's registers stand in a register file.
+/// Where the first argument stands in a register file.
 const RDI: usize = 5;
-const RSP: usize = 6;
-const RIP: usize = 16;
-const RFLAGS: usize = 17;
 
 /// Bytes of one page table.
 const TABLE: u64 = 0x1000;
@@ -54,10 +51,8 @@ pub(super) fn load(
     write(abi::CMDLINE_ADDR, config.cmdline.as_bytes())?;
     let info = abi::BootInfo::new(config.memory, config.seed, config.cmdline.len() as u64);
     write(abi::BOOT_INFO_ADDR, &info.to_bytes())?;
-    let mut registers = [0; 18];
-    registers[RDI] = abi::BOOT_INFO_ADDR;
-    registers[RSP] = abi::STACK_TOP;
-    registers[RIP] = loaded.kernel_load.raw_value();
-    registers[RFLAGS] = 2;
-    Ok(EntryState::long_mode(registers, pml4, abi::GDT_ADDR, GDT_LIMIT))
+    let gdt = DescriptorTable { base: abi::GDT_ADDR, limit: GDT_LIMIT };
+    let mut entry = EntryState::long_mode(loaded.kernel_load.raw_value(), abi::STACK_TOP, pml4, gdt, abi::BOOT_INFO_ADDR);
+    entry.registers[RDI] = abi::BOOT_INFO_ADDR;
+    Ok(entry)
 }

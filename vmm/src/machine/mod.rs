@@ -350,14 +350,14 @@ impl<C: Cpu> Machine<C> {
         fold_exit(&mut self.digest, exit, &registers);
         match exit {
             Exit::PortRead { port, size, .. } => {
-                self.clock_if_needed(Access::Port { port, direction: Direction::Read }, time)?;
+                self.clock_if_needed(Access::Port { port, dir: Direction::Read }, time)?;
                 let mut env = Env { memory: &self.memory, now: self.clock.now(), effects: &mut self.effects };
                 for item in self.cpu.data().chunks_exact_mut(usize::from(size)) {
                     self.chipset.port_read(port, item, &mut env);
                 }
             }
             Exit::PortWrite { port, size, .. } => {
-                self.clock_if_needed(Access::Port { port, direction: Direction::Write }, time)?;
+                self.clock_if_needed(Access::Port { port, dir: Direction::Write }, time)?;
                 let mut env = Env { memory: &self.memory, now: self.clock.now(), effects: &mut self.effects };
                 let data = self.cpu.data();
                 self.digest.fold_bytes(data);
@@ -366,12 +366,12 @@ impl<C: Cpu> Machine<C> {
                 }
             }
             Exit::MmioRead { addr, .. } => {
-                self.clock_if_needed(Access::Mmio { addr, direction: Direction::Read }, time)?;
+                self.clock_if_needed(Access::Mmio { addr, dir: Direction::Read }, time)?;
                 let mut env = Env { memory: &self.memory, now: self.clock.now(), effects: &mut self.effects };
                 self.chipset.mmio_read(addr, self.cpu.data(), &mut env);
             }
             Exit::MmioWrite { addr, .. } => {
-                self.clock_if_needed(Access::Mmio { addr, direction: Direction::Write }, time)?;
+                self.clock_if_needed(Access::Mmio { addr, dir: Direction::Write }, time)?;
                 let mut env = Env { memory: &self.memory, now: self.clock.now(), effects: &mut self.effects };
                 let data = self.cpu.data();
                 self.digest.fold_bytes(data);

@@ -15,7 +15,7 @@ use logging_channel::entry::{ConsolePort, EndReason, ExitSeq, Input, LogEntry, M
 
 use super::clock::LiveClock;
 use super::patience::{Monitor, Watched};
-use crate::backends::queue::EventQueue;
+use crate::backends::queue::{EventQueue, EventSender};
 use crate::backends::{Control, HostEvent};
 use crate::hypervisor::Cpu;
 use crate::machine::state::Checkpoint;
@@ -66,6 +66,8 @@ pub trait Sink {
     /// # Errors
     /// As [`Sink::log`].
     fn flush(&mut self) -> Result<(), MachineError>;
+    /// The guest has been told at `at` that a disk request is finished.
+    fn disk_done(&mut self, disk: u8, id: u64, at: Position);
     /// The whole machine, for a joining backup; from now on [`Sink::logging`] is true.
     ///
     /// # Errors
@@ -99,7 +101,9 @@ pub struct Totals {
 pub struct Live<C: Cpu, S: Sink> {
     machine: Machine<C>,
     sink: S,
-    events: Arc<EventQueue>,
+    events: EventQueue,
+    /// An event taken out while waiting.
+    first: Option<HostEvent>,
     clock: LiveClock,
     config: LiveConfig,
     watched: Arc<Watched>,
@@ -152,12 +156,13 @@ macro_rules! with_time {
 impl<C: Cpu, S: Sink> Live<C, S> {
     /// A machine that goes on from where it stands, at an exit.
     #[must_use]
-    pub fn new(machine: Machine<C>, sink: S, events: Arc<EventQueue>, clock: LiveClock, config: LiveConfig) -> Self {
+    pub fn new(machine: Machine<C>, sink: S, events: EventQueue, clock: LiveClock, config: LiveConfig) -> Self {
         Live {
             last_mark: machine.at().exit,
             machine,
             sink,
             events,
+            first: None,
             clock,
             config,
             watched: Arc::default(),
@@ -173,10 +178,10 @@ impl<C: Cpu, S: Sink> Live<C, S> {
     ///
     /// # Errors
     /// If the hypervisor or the sink fails.
-    pub fn run(mut self) -> Result<(Machine<C>, S, EndReason, Totals), MachineError> {
+    pub fn run(mut self, observed: EventSender) -> Result<(Machine<C>, S, EndReason, Totals), MachineError> {
         let _monitor = Monitor::start(
             Arc::clone(&self.watched),
-            Arc::clone(&self.events),
+            observed,
             self.machine.cpu().kicker(),
             self.config.patience,
         );
@@ -227,10 +232,8 @@ impl<C: Cpu, S: Sink> Live<C, S> {
         }
         self.flush()?;
         if self.stopping.is_none() && !self.input_due(Instant::now()) {
-            match self.machine.chipset().next_deadline() {
-                Some(deadline) => self.events.wait_until(self.clock.host_time(deadline)),
-                None => self.events.wait_until(Instant::now() + Duration::from_secs(1)),
-            }
+            let deadline = self.machine.chipset().next_deadline().map(|at| self.clock.host_time(at));
+            self.first = self.events.recv_deadline(deadline);
         }
         self.after_exit()
     }
@@ -267,7 +270,8 @@ impl<C: Cpu, S: Sink> Live<C, S> {
     }
 
     fn input_due(&self, now: Instant) -> bool {
-        !self.events.is_empty()
+        self.first.is_some()
+            || self.events.oldest_pending().is_some()
             || self.machine.chipset().next_deadline().is_some_and(|at| self.clock.at(now) >= at)
             || self.console.iter().any(|backlog| !backlog.is_empty())
     }
@@ -289,7 +293,7 @@ impl<C: Cpu, S: Sink> Live<C, S> {
             }
         }
         for _ in 0..EVENTS_PER_EXIT {
-            let Some(event) = self.events.try_recv() else { break };
+            let Some(event) = self.first.take().or_else(|| self.events.try_recv()) else { break };
             match event {
                 HostEvent::Frame { nic, bytes } if self.machine.chipset().net_rx_ready(nic) => {
                     self.input(Input::NetRx { nic, frame: bytes })?;
@@ -302,6 +306,7 @@ impl<C: Cpu, S: Sink> Live<C, S> {
                 }
                 HostEvent::DiskDone { disk, id, status, data } => {
                     self.input(Input::DiskDone { disk, id, status, data })?;
+                    self.sink.disk_done(disk, id, self.machine.at());
                 }
                 HostEvent::Entropy(bytes) => self.input(Input::Entropy { bytes })?,
                 HostEvent::Stop(_) => self.stopping = Some(EndReason::Stopped),

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-use crate::backends::queue::EventQueue;
+use crate::backends::queue::EventSender;
 use crate::hypervisor::Kick;
 
 /// Between these the monitor's period lies: a quarter of the patience.
@@ -92,7 +92,7 @@ impl Monitor {
     /// # Panics
     /// If the host has no thread to give.
     #[must_use]
-    pub fn start(watched: Arc<Watched>, events: Arc<EventQueue>, kick: Arc<dyn Kick>, patience: Duration) -> Self {
+    pub fn start(watched: Arc<Watched>, events: EventSender, kick: Arc<dyn Kick>, patience: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let period = (patience / 4).clamp(PERIODS.0, PERIODS.1);
