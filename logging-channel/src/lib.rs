@@ -2,6 +2,11 @@
 //!
 //! - [`entry`]: the log's schema (inputs, positions, marks).
 //! - [`message`]: what the two sides say to each other.
+//! - [`codec`]: frames and bytes.
 
+pub mod chunk;
+pub mod codec;
 pub mod entry;
+pub mod file;
+pub mod flow;
 pub mod message;
