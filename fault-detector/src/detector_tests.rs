@@ -28,13 +28,11 @@ fn a_primary_loses_its_backup_when_the_oldest_mark_is_unacked_for_more_than_d() 
         detector.mark_sent(sent, 7);
         detector.mark_sent(sent + 1, 8);
         // Neither heartbeats nor other traffic help, nor the ack of an earlier mark.
+        steps(&mut detector, sent + D - 30 * NS_PER_MS);
         detector.heartbeat(sent + D - 30 * NS_PER_MS);
-        let verdict = {
-            steps(&mut detector, sent + D - 20 * NS_PER_MS);
-            detector.evidence(sent + D - 10 * NS_PER_MS);
-            detector.mark_acked(sent + D - 10 * NS_PER_MS, 6);
-            steps(&mut detector, sent + age)
-        };
+        detector.evidence(sent + D - 10 * NS_PER_MS);
+        detector.mark_acked(sent + D - 10 * NS_PER_MS, 6);
+        let verdict = steps(&mut detector, sent + age);
         let reason = Reason::MarkUnacked {
             mark: 7,
             age_ms: 800,
@@ -71,6 +69,7 @@ fn an_ack_counts_for_all_earlier_marks_and_for_none_later() {
 fn a_primary_whose_marks_are_all_acked_waits_for_ever() {
     let mut detector = detector(Role::Primary);
     detector.mark_sent(START, 1);
+    steps(&mut detector, START + D);
     detector.mark_acked(START + D, 1);
     assert_eq!(detector.oldest_unacked_ns(), None);
     assert_eq!(steps(&mut detector, START + 20 * D), Verdict::Healthy);
