@@ -5,7 +5,7 @@
 
 use fault_detector::detector::{Config, Detector, Role, Verdict};
 use logging_channel::chunk::Assembler;
-use logging_channel::entry::{EndReason, Generation, Incarnation, LogEntry, Position};
+use logging_channel::entry::{Chunk, EndReason, Generation, Incarnation, LogEntry, Position};
 use logging_channel::flow::{Inbox, LeaseWait};
 use logging_channel::message::{Ack, Grant, Heartbeat, Message};
 use shared_disk::arbiter::Outcome;
@@ -15,6 +15,12 @@ use crate::machine::state::MAX_RECORD;
 
 /// The grant must follow the state within this time of silence, or the join is given up.
 const JOIN_SILENCE: u64 = 10_000_000_000;
+
+/// Most that two hosts' clocks drift apart, in parts per million: 500 is what NTP may slew, each way.
+const DRIFT_PPM: u32 = 1000;
+
+/// Entries received and not yet taken by the vCPU thread, in bytes; above it the socket is not read.
+const INBOX_BYTES: usize = 64 << 20;
 
 /// What the shell is to do.
 #[derive(Debug, PartialEq)]
@@ -75,10 +81,10 @@ enum Phase {
 pub struct Backup {
     config: BackupConfig,
     phase: Phase,
-    inbox: Inbox,
+    /// From the grant on.
+    inbox: Option<Inbox>,
     detector: Detector,
     lease: LeaseWait,
-    executed: Position,
 }
 
 impl Backup {
@@ -89,10 +95,9 @@ impl Backup {
         Backup {
             config,
             phase: Phase::Joining { state: Assembler::new(MAX_RECORD), loaded: false, last: now },
-            inbox: Inbox::new(config.me),
+            inbox: None,
             detector: Detector::new(detector, now),
-            lease: LeaseWait::new(config.lease_ns),
-            executed: Position::default(),
+            lease: LeaseWait::new(config.lease_ns, DRIFT_PPM),
         }
     }
 
@@ -120,7 +125,7 @@ impl Backup {
             return self.give_up(why, actions);
         }
         match message {
-            Message::State(chunk) => self.state(now, &chunk, actions),
+            Message::State(chunk) => self.state(now, chunk, actions),
             Message::Grant(grant) => self.grant(now, &grant, actions),
             Message::Log { number, entries } => self.log(now, number, entries, actions),
             Message::Bye if matches!(self.phase, Phase::Ending) => {}
@@ -129,9 +134,10 @@ impl Backup {
     }
 
     /// The vCPU thread has executed up to here.
-    pub fn executed(&mut self, now: u64, at: Position) {
-        self.executed = self.executed.max(at);
-        self.detector.progress(now, self.executed.into(), self.inbox.received().into());
+    pub fn executed(&mut self, at: Position) {
+        if let Some(inbox) = &mut self.inbox {
+            inbox.executed(at);
+        }
     }
 
     /// The replay differs from the recording: no usable backup any more, and never entitled (PROTOCOL 16, 17).
@@ -181,7 +187,9 @@ impl Backup {
         }
         if heartbeat.generation == self.config.generation {
             self.detector.heartbeat(now);
-            self.inbox.saw(heartbeat.sent_ns);
+            if let Some(inbox) = &mut self.inbox {
+                inbox.heard(heartbeat.sent_ns);
+            }
         }
     }
 
@@ -194,7 +202,7 @@ impl Backup {
             }
             Phase::Following => match self.detector.step(now) {
                 Verdict::Lost(reason) => self.suspect(now, reason.to_string(), actions),
-                Verdict::Healthy | Verdict::SelfStalled | Verdict::EarlyHint(_) => {}
+                Verdict::Healthy | Verdict::SelfStalled { .. } | Verdict::EarlyHint(_) => {}
             },
             Phase::Claiming(_) => self.advance(now, actions),
             Phase::Joining { .. } | Phase::Ending | Phase::Over => {}
@@ -250,35 +258,35 @@ impl Backup {
         }
     }
 
-    fn state(&mut self, now: u64, chunk: &logging_channel::entry::Chunk, actions: &mut Vec<Action>) {
+    fn state(&mut self, now: u64, chunk: Chunk, actions: &mut Vec<Action>) {
         let Phase::Joining { state, loaded: loaded @ false, last } = &mut self.phase else {
             return self.give_up("a state record came after the state was complete".to_owned(), actions);
         };
         *last = now;
-        match state.push(chunk) {
+        match state.add(chunk) {
             Ok(Some(record)) => {
                 *loaded = true;
                 actions.push(Action::Report(Event::StateRecord { bytes: record.len() as u64 }));
                 actions.push(Action::Load(record));
-                self.ack(now, actions);
             }
-            Ok(None) => self.ack(now, actions),
-            Err(error) => self.give_up(format!("state record: {error}"), actions),
+            Ok(None) => {}
+            Err(error) => return self.give_up(format!("state record: {error}"), actions),
         }
+        // A sign of life; nothing is acked, and nothing echoed.
+        actions.push(Action::Send(Message::Ack(Ack { incarnation: self.config.me, ..Ack::default() })));
     }
 
     fn grant(&mut self, now: u64, grant: &Grant, actions: &mut Vec<Action>) {
         let Phase::Joining { loaded: true, .. } = &self.phase else {
             return self.give_up("a grant came before the state was complete".to_owned(), actions);
         };
-        if grant.incarnation != self.config.me || grant.generation != self.config.generation {
+        let BackupConfig { me, generation, detection_ns, .. } = self.config;
+        if grant.incarnation != me || grant.generation != generation {
             return self.give_up("the grant is for another backup or generation".to_owned(), actions);
         }
         self.phase = Phase::Following;
-        self.inbox.start(grant.at);
-        self.executed = grant.at;
-        self.detector.restart(now);
-        self.ack(now, actions);
+        self.inbox = Some(Inbox::new(me, generation, grant.at, grant.outputs, INBOX_BYTES, MAX_RECORD));
+        self.detector = Detector::new(Config { detection_ns, role: Role::Backup }, now);
         actions.push(Action::Report(Event::State {
             protection: Protection::Protected,
             why: format!("following from exit {}", grant.at.exit.0),
@@ -286,30 +294,38 @@ impl Backup {
     }
 
     fn log(&mut self, now: u64, number: u64, entries: Vec<LogEntry>, actions: &mut Vec<Action>) {
-        if !matches!(self.phase, Phase::Following | Phase::Ending) {
+        let (Phase::Following | Phase::Ending, Some(inbox)) = (&self.phase, &mut self.inbox) else {
             return self.give_up("log came before the grant".to_owned(), actions);
-        }
-        if let Err(error) = self.inbox.accept(number, &entries) {
+        };
+        let ends = entries.iter().any(|entry| matches!(entry, LogEntry::End { .. }));
+        if let Err(error) = inbox.admit(self.config.generation, number, entries) {
             // Not acked (PROTOCOL 6); the stream cannot be trusted any further, but what is stored stands.
             return self.suspect(now, format!("the log does not continue: {error}"), actions);
         }
-        if entries.iter().any(|entry| matches!(entry, LogEntry::End { .. })) {
+        let stored: Vec<LogEntry> = std::iter::from_fn(|| inbox.take()).collect();
+        if ends {
             self.phase = Phase::Ending;
         }
         self.detector.evidence(now);
-        actions.push(Action::Deliver(entries));
+        if !stored.is_empty() {
+            actions.push(Action::Deliver(stored));
+        }
         self.ack(now, actions);
     }
 
     fn ack(&mut self, now: u64, actions: &mut Vec<Action>) {
-        let ack: Ack = self.inbox.ack(self.executed);
-        self.lease.acked(now);
-        actions.push(Action::Send(Message::Ack(ack)));
+        if let Some(ack) = self.inbox.as_mut().and_then(Inbox::ack) {
+            self.lease.sent(now);
+            actions.push(Action::Send(Message::Ack(ack)));
+        }
     }
 
     fn suspect(&mut self, now: u64, reason: String, actions: &mut Vec<Action>) {
         if matches!(self.phase, Phase::Ending) {
             return; // the end is known: there is nothing to take over
+        }
+        if let Some(discarded) = self.inbox.as_mut().and_then(Inbox::close) {
+            tracing::info!(?discarded, "an incomplete checkpoint is discarded (PROTOCOL 4)");
         }
         self.phase = Phase::Claiming(Claim { since: now, ..Claim::default() });
         actions.push(Action::Report(Event::Suspected { reason }));

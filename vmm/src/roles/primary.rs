@@ -4,6 +4,7 @@
 //! [`Action`]s. The shell (`run::lead`) has the sockets. Each rule of PROTOCOL is named where it is kept.
 
 use fault_detector::detector::{Config, Detector, Role, Verdict};
+use logging_channel::codec::data_bytes;
 use logging_channel::chunk;
 use logging_channel::entry::{EndReason, Generation, Incarnation, LogEntry, Mark, OutputSeq, Position};
 use logging_channel::flow::{AckTracker, Lease};
@@ -15,6 +16,10 @@ use crate::output::{HELD_BYTES, Output, OutputQueue};
 
 /// A joining backup that shows no sign of life for this long while it takes the state is given up.
 const JOIN_SILENCE: u64 = 10_000_000_000;
+
+/// Bytes of one log frame beyond which the next entry begins another: a fraction of the largest frame, so that one large
+/// entry always fits.
+const FRAME_BYTES: usize = 1 << 20;
 
 /// After a clean end the primary waits this long for the backup's ack of it, then ends all the same.
 const END_WAIT: u64 = 2_000_000_000;
@@ -36,6 +41,17 @@ pub enum Action {
     Report(Event),
     /// End this process.
     End { code: u8, why: String },
+}
+
+/// Whether shared-disk writes may start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writes {
+    /// Nobody else may become live.
+    Freely,
+    /// Only if they have landed by this CLOCK_BOOTTIME.
+    Until(u64),
+    /// No.
+    NotNow,
 }
 
 /// What is fixed for this life.
@@ -63,6 +79,7 @@ enum Phase {
 
 #[derive(Debug)]
 struct Pair {
+    backup: Incarnation,
     tracker: AckTracker,
     lease: Lease,
     detector: Detector,
@@ -173,7 +190,8 @@ impl Primary {
         actions.push(Action::Report(Event::StateRecord { bytes: record.len() as u64 }));
         let detector = Config { detection_ns: self.config.detection_ns, role: Role::Primary };
         self.phase = Phase::Paired(Box::new(Pair {
-            tracker: AckTracker::new(backup),
+            backup,
+            tracker: AckTracker::new(backup, mark.at, mark.outputs),
             lease: Lease::new(self.config.lease_ns),
             detector: Detector::new(detector, now),
             next_frame: 1,
@@ -219,21 +237,18 @@ impl Primary {
         match &self.phase {
             // While a backup is joining nothing is granted yet; from the state record on, its phase is `Paired`.
             Phase::Alone | Phase::Joining { .. } => self.held.pop(),
-            Phase::Paired(pair) if pair.lease.valid_at(now) => self.held.pop_covered(pair.tracker.acked()),
+            Phase::Paired(pair) if pair.lease.valid_at(now) => self.held.pop_covered(pair.tracker.covered()),
             Phase::Paired(_) | Phase::Claiming { .. } | Phase::Over => None,
         }
     }
 
-    /// Whether a shared-disk write whose turn has come may start at this moment, and until when it must have landed
-    /// (`None`: no limit). PROTOCOL 12, 14.
-    ///
-    /// # Errors
-    /// If not.
-    pub fn may_write(&self, now: u64) -> Result<Option<u64>, ()> {
+    /// Whether a shared-disk write whose turn has come may start at this moment (PROTOCOL 12, 14).
+    #[must_use]
+    pub fn may_write(&self, now: u64) -> Writes {
         match &self.phase {
-            Phase::Alone | Phase::Joining { .. } => Ok(None),
-            Phase::Paired(pair) if pair.lease.valid_at(now) => Ok(pair.lease.ends_at()),
-            Phase::Paired(_) | Phase::Claiming { .. } | Phase::Over => Err(()),
+            Phase::Alone | Phase::Joining { .. } => Writes::Freely,
+            Phase::Paired(pair) if pair.lease.valid_at(now) => Writes::Until(pair.lease.ends_at()),
+            Phase::Paired(_) | Phase::Claiming { .. } | Phase::Over => Writes::NotNow,
         }
     }
 
@@ -283,10 +298,20 @@ impl Primary {
         }
     }
 
+    /// A heartbeat leaves: acks may echo its send time.
+    pub fn heartbeat_sent(&mut self, sent_ns: u64) {
+        if let Phase::Paired(pair) = &mut self.phase {
+            pair.tracker.heartbeat_sent(sent_ns);
+        }
+    }
+
     /// A heartbeat of this guest arrived.
-    pub fn heartbeat(&mut self, heartbeat: &Heartbeat, actions: &mut Vec<Action>) {
+    pub fn heartbeat(&mut self, now: u64, heartbeat: &Heartbeat, actions: &mut Vec<Action>) {
         if heartbeat.generation > self.generation {
-            self.superseded(heartbeat.generation, actions);
+            return self.superseded(heartbeat.generation, actions);
+        }
+        if let Phase::Paired(pair) = &mut self.phase {
+            pair.detector.heartbeat(now);
         }
     }
 
@@ -305,12 +330,10 @@ impl Primary {
                 self.closed(now, "no state record in time", actions);
             }
             Phase::Paired(pair) => {
-                let age = pair.tracker.oldest_unacked(now).unwrap_or(0);
                 let verdict = pair.detector.step(now);
                 let silence = now.saturating_sub(pair.last_ack);
                 if pair.level && let Verdict::Lost(reason) = verdict {
-                    let reason = format!("{reason} (oldest unacked mark: {} ms)", age / 1_000_000);
-                    return self.suspect(now, reason, actions);
+                    return self.suspect(now, reason.to_string(), actions);
                 }
                 if !pair.level && silence > JOIN_SILENCE {
                     let reason = format!("the joining backup has been silent for {} ms", silence / 1_000_000);
@@ -350,39 +373,53 @@ impl Primary {
 
     fn ack(&mut self, now: u64, ack: &Ack, actions: &mut Vec<Action>) {
         let Phase::Paired(pair) = &mut self.phase else { return };
-        if let Err(error) = pair.tracker.ack(ack, now) {
+        pair.last_ack = now;
+        if !pair.level && ack.frame == 0 && ack.incarnation == pair.backup {
+            return; // a sign of life while it takes the state
+        }
+        let believed = pair.tracker.acked(ack, now).map_err(|error| error.to_string());
+        let renewed = believed.and_then(|()| pair.lease.renew(ack.echo_ns, now).map_err(|error| error.to_string()));
+        if let Err(error) = renewed {
             return self.suspect(now, format!("the backup's ack makes no sense: {error}"), actions);
         }
-        pair.last_ack = now;
-        pair.lease.renew(ack.echo_ns);
-        pair.detector.acked(now, ack.frame);
-        pair.detector.progress(now, ack.executed.into(), ack.received.into());
-        if !pair.level && ack.frame > 0 {
+        if !pair.level {
+            // Until here the backup was taking the state; from here on silence counts.
             pair.level = true;
+            let config = Config { detection_ns: self.config.detection_ns, role: Role::Primary };
+            pair.detector = Detector::new(config, now);
             self.report_state("the backup holds everything", actions);
         }
+        let Phase::Paired(pair) = &mut self.phase else { return };
+        pair.detector.mark_acked(now, ack.frame);
+        pair.detector.progress(now, place(ack.executed), place(ack.received));
         self.check_end(now, actions);
     }
 
-    /// Sends entries in one frame, with release records, and stamps its marks.
+    /// Sends entries, with release records, and stamps the marks.
     fn send_log(&mut self, now: u64, mut entries: Vec<LogEntry>, actions: &mut Vec<Action>) {
         let Phase::Paired(pair) = &mut self.phase else { return };
         if pair.released_told < self.released {
             pair.released_told = self.released;
             entries.insert(0, LogEntry::Released { through: self.released });
         }
-        let number = pair.next_frame;
-        pair.next_frame += 1;
-        for entry in &mut entries {
-            if let LogEntry::Mark(mark) = entry {
+        let mut frame = Vec::new();
+        let mut bytes = 0;
+        for mut entry in entries {
+            if let LogEntry::Mark(mark) = &mut entry {
                 mark.sent_ns = now;
                 pair.mark = mark.clone();
                 pair.mark_sent = now;
             }
+            bytes += data_bytes(&entry);
+            frame.push(entry);
+            if bytes >= FRAME_BYTES {
+                pair.send_frame(now, std::mem::take(&mut frame), bytes, actions);
+                bytes = 0;
+            }
         }
-        pair.tracker.sent(number, pair.mark.at, now);
-        pair.detector.mark_sent(now, number);
-        actions.push(Action::Send(Message::Log { number, entries }));
+        if !frame.is_empty() {
+            pair.send_frame(now, frame, bytes, actions);
+        }
     }
 
     /// The backup is lost; going on alone needs the test-and-set (PROTOCOL 11, 19).
@@ -429,6 +466,20 @@ impl Primary {
     fn report_state(&self, why: &str, actions: &mut Vec<Action>) {
         actions.push(Action::Report(Event::State { protection: self.protection(), why: why.to_owned() }));
     }
+}
+
+impl Pair {
+    fn send_frame(&mut self, now: u64, entries: Vec<LogEntry>, bytes: usize, actions: &mut Vec<Action>) {
+        let number = self.next_frame;
+        self.next_frame += 1;
+        self.tracker.sent(number, bytes, &entries, now).expect("the vCPU thread logs in order");
+        self.detector.mark_sent(now, number);
+        actions.push(Action::Send(Message::Log { number, entries }));
+    }
+}
+
+fn place(position: Position) -> (u64, u32) {
+    (position.exit.0, position.k)
 }
 
 fn name_of(message: &Message) -> &'static str {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use logging_channel::chunk::Assembler;
 use logging_channel::entry::{
-    EndReason, ExitSeq, Input, LogEntry, Mark, OutputSeq, Position, REGISTER_NAMES, RegisterFile,
+    EndReason, ExitSeq, Input, LogEntry, Mark, Position, REGISTER_NAMES, RegisterFile,
 };
 use serde::Serialize;
 
@@ -81,7 +81,7 @@ pub enum ReplayError {
 pub struct Replayer<C: Cpu> {
     machine: Machine<C>,
     pending: VecDeque<LogEntry>,
-    checkpoint: Option<Assembler>,
+    checkpoint: Assembler,
     /// Outputs made here and not yet known to be released by the primary.
     unreleased: OutputQueue,
     last_good: ExitSeq,
@@ -123,7 +123,7 @@ impl<C: Cpu> Replayer<C> {
             last_good: machine.at().exit,
             machine,
             pending: VecDeque::new(),
-            checkpoint: None,
+            checkpoint: Assembler::new(MAX_RECORD),
             unreleased: OutputQueue::default(),
             last_exit: Instant::now(),
             ended: None,
@@ -182,18 +182,11 @@ impl<C: Cpu> Replayer<C> {
         &mut self.unreleased
     }
 
-    /// Starts with outputs that were already held when the state was saved.
-    pub fn preload(&mut self, outputs: OutputQueue) {
-        self.unreleased = outputs;
-    }
-
-    /// The machine at its horizon, with the outputs to be emitted again, to go live with.
-    ///
-    /// # Errors
-    /// If completing the last exit differs from the recorded history.
-    pub fn into_live(mut self) -> Result<(Machine<C>, OutputQueue), ReplayError> {
-        self.drop_incomplete_checkpoint();
-        Ok((self.machine, self.unreleased))
+    /// The machine at its horizon, and the outputs to be emitted again, to go live with. A checkpoint that has not
+    /// come whole is discarded (PROTOCOL 4).
+    #[must_use]
+    pub fn into_live(self) -> (Machine<C>, OutputQueue) {
+        (self.machine, self.unreleased)
     }
 
     /// Names the first differing exit, if `checks` (read ahead of the noticed divergence) show it earlier.
@@ -206,11 +199,6 @@ impl<C: Cpu> Replayer<C> {
             divergence.registers = registers;
             divergence.recorded = None;
         }
-    }
-
-    /// PROTOCOL 4: an incomplete checkpoint is discarded at go-live.
-    fn drop_incomplete_checkpoint(&mut self) {
-        self.checkpoint = None;
     }
 
     fn replay_input(&mut self, at: ExitSeq) -> Result<(), MachineError> {
@@ -249,18 +237,10 @@ impl<C: Cpu> Replayer<C> {
                 Ok(())
             }
             LogEntry::Checkpoint { at, chunk } => {
-                let assembler = match self.checkpoint.take() {
-                    Some(assembler) => assembler,
-                    None => Assembler::new(MAX_RECORD),
-                };
-                let mut assembler = assembler;
-                match assembler.push(&chunk).map_err(|e| MachineError::State(e.to_string()))? {
-                    Some(record) => {
-                        self.run_to(at.exit)?;
-                        self.machine.apply_checkpoint(&record)?;
-                        self.checkpoints += 1;
-                    }
-                    None => self.checkpoint = Some(assembler),
+                if let Some(record) = self.checkpoint.add(chunk).map_err(|e| MachineError::State(e.to_string()))? {
+                    self.run_to(at.exit)?;
+                    self.machine.apply_checkpoint(&record)?;
+                    self.checkpoints += 1;
                 }
                 Ok(())
             }
