@@ -4,6 +4,8 @@
 //! implements it on /dev/kvm; `scripted` on a small program, for the simulator. Everything above counts exits and never
 //! sees an ioctl. What may be numbered, when an exit must be completed, and why, is said in KVM-FACTS and at the methods.
 
+pub mod kvm;
+
 use std::fmt::Debug;
 use std::sync::Arc;
 
