@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::config::PlatformConfig;
 use super::super::i8042::I8042;
+use super::super::pci::Pci;
 use super::super::pic::Pic;
 use super::super::pit::Pit;
 use super::super::uart::Uart;
@@ -27,6 +28,7 @@ pub struct ChipsetState {
     pit: Pit,
     uart: Uart,
     i8042: I8042,
+    pci: Pci,
 }
 
 /// A value that no history of the devices leads to.
@@ -74,6 +76,7 @@ impl Chipset {
             pit: self.pit.clone(),
             uart: self.uart.clone(),
             i8042: self.i8042.clone(),
+            pci: self.pci.clone(),
         }
     }
 
@@ -91,6 +94,7 @@ impl Chipset {
         }
         state.pit.check()?;
         state.uart.check()?;
+        state.pci.check(&self.pci)?;
         *self = Chipset {
             config: state.config.clone(),
             clock: state.clock,
@@ -98,6 +102,7 @@ impl Chipset {
             pit: state.pit.clone(),
             uart: state.uart.clone(),
             i8042: state.i8042.clone(),
+            pci: state.pci.clone(),
         };
         Ok(())
     }
