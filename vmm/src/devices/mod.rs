@@ -14,6 +14,7 @@ mod pic;
 mod pit;
 mod pm_timer;
 mod power;
+mod rtc;
 mod timebase;
 mod uart;
 mod virtio;

@@ -16,6 +16,7 @@ use super::i8042::I8042;
 use super::pci::{self, Pci};
 use super::pic::Pic;
 use super::pit::Pit;
+use super::rtc::Rtc;
 use super::uart::Uart;
 use super::virtio::Fault;
 use super::{Env, pm_timer, power};
@@ -26,6 +27,8 @@ pub use state::{BadState, ChipsetState, RestoreError};
 const IRQ_TIMER: u8 = 0;
 /// IRQ of the serial port.
 const IRQ_SERIAL: u8 = 4;
+/// IRQ of the real-time clock.
+const IRQ_RTC: u8 = 8;
 /// First port of the serial port's eight.
 const SERIAL: u16 = 0x3F8;
 
@@ -77,6 +80,7 @@ pub struct Chipset {
     pic: Pic,
     pit: Pit,
     uart: Uart,
+    rtc: Rtc,
     i8042: I8042,
     pci: Pci,
 }
@@ -94,6 +98,7 @@ impl Chipset {
             pic: Pic::new(pci::IRQS.iter().fold(0, |level, irq| level | 1 << irq)),
             pit: Pit::new(),
             uart: Uart::new(),
+            rtc: Rtc::new(config.wall_clock_ns),
             i8042: I8042::new(),
             pci: Pci::new(config),
         })
@@ -106,11 +111,15 @@ impl Chipset {
             Access::Port {
                 port,
                 dir: Direction::Read,
-            } => pm_timer::claims(port) || (Pit::claims(port) && self.pit.read_needs_clock(port)),
+            } => {
+                pm_timer::claims(port)
+                    || (Pit::claims(port) && self.pit.read_needs_clock(port))
+                    || self.rtc.read_needs_clock(port)
+            }
             Access::Port {
                 port,
                 dir: Direction::Write,
-            } => Pit::write_needs_clock(port),
+            } => Pit::write_needs_clock(port) || self.rtc.write_needs_clock(port),
             Access::Mmio { .. } => false,
         }
     }
@@ -225,7 +234,11 @@ impl Chipset {
     /// The virtual time in nanoseconds at which `apply(Input::Clock)` will do something by itself.
     #[must_use]
     pub fn next_deadline(&self) -> Option<u64> {
-        self.pit.next_deadline()
+        self.pit
+            .next_deadline()
+            .into_iter()
+            .chain(self.rtc.next_deadline())
+            .min()
     }
 
     /// Disk requests the guest has made and no input has completed, in the order it made them per disk, with the data
@@ -286,6 +299,7 @@ impl Chipset {
         if self.pit.advance(input) {
             self.pic.pulse(IRQ_TIMER);
         }
+        self.rtc.tick(input);
         Ok(())
     }
 
@@ -294,6 +308,7 @@ impl Chipset {
             SERIAL..=0x3FF => self.uart.read(port - SERIAL),
             _ if Pic::claims(port) => self.pic.read(port),
             _ if Pit::claims(port) => self.pit.read(port, env.now),
+            _ if Rtc::claims(port) => self.rtc.read(port, env.now),
             _ if I8042::claims(port) => self.i8042.read(port),
             _ => 0xFF,
         }
@@ -304,6 +319,7 @@ impl Chipset {
             SERIAL..=0x3FF => self.write_serial(port - SERIAL, value, env),
             _ if Pic::claims(port) => self.pic.write(port, value),
             _ if Pit::claims(port) => self.pit.write(port, value, env.now),
+            _ if Rtc::claims(port) => self.rtc.write(port, value, env.now),
             _ if I8042::claims(port) => self.i8042.write(port, value, env),
             _ => {}
         }
@@ -318,6 +334,7 @@ impl Chipset {
     /// Brings the interrupt lines of the byte-wide devices to what they drive now.
     fn settle(&mut self) {
         self.pic.set_line(IRQ_SERIAL, self.uart.interrupt());
+        self.pic.set_line(IRQ_RTC, self.rtc.interrupt());
     }
 
     /// Brings the shared PCI lines to what the functions drive now.

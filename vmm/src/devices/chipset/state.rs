@@ -12,6 +12,7 @@ use super::super::i8042::I8042;
 use super::super::pci::Pci;
 use super::super::pic::Pic;
 use super::super::pit::Pit;
+use super::super::rtc::Rtc;
 use super::super::uart::Uart;
 use super::Chipset;
 
@@ -27,6 +28,7 @@ pub struct ChipsetState {
     pic: Pic,
     pit: Pit,
     uart: Uart,
+    rtc: Rtc,
     i8042: I8042,
     pci: Pci,
 }
@@ -75,6 +77,7 @@ impl Chipset {
             pic: self.pic.clone(),
             pit: self.pit.clone(),
             uart: self.uart.clone(),
+            rtc: self.rtc.clone(),
             i8042: self.i8042.clone(),
             pci: self.pci.clone(),
         }
@@ -94,6 +97,7 @@ impl Chipset {
         }
         state.pit.check()?;
         state.uart.check()?;
+        state.rtc.check(&self.rtc)?;
         state.pci.check(&self.pci)?;
         *self = Chipset {
             config: state.config.clone(),
@@ -101,6 +105,7 @@ impl Chipset {
             pic: state.pic.clone(),
             pit: state.pit.clone(),
             uart: state.uart.clone(),
+            rtc: state.rtc.clone(),
             i8042: state.i8042.clone(),
             pci: state.pci.clone(),
         };

@@ -37,6 +37,12 @@ mod register {
     pub(super) const SUBSYSTEM: u8 = 0x2C;
     pub(super) const CAPABILITIES: u8 = 0x34;
     pub(super) const INTERRUPT: u8 = 0x3C;
+    /// The capability VIRTIO_PCI_CAP_PCI_CFG: reaches the BAR through here (virtio 1.2, 4.1.4.9).
+    pub(super) const WINDOW: u8 = 0x84;
+    pub(super) const WINDOW_BAR: u8 = 0x88;
+    pub(super) const WINDOW_OFFSET: u8 = 0x8C;
+    pub(super) const WINDOW_LENGTH: u8 = 0x90;
+    pub(super) const WINDOW_DATA: u8 = 0x94;
 }
 
 /// Where the structures lie in the BAR; each has a page.
@@ -88,7 +94,7 @@ const CAPABILITIES: [Capability; 4] = [
     },
     Capability {
         at: 0x70,
-        next: WINDOW,
+        next: register::WINDOW,
         len: 20,
         kind: 2,
         offset: area::NOTIFY,
@@ -96,9 +102,8 @@ const CAPABILITIES: [Capability; 4] = [
     },
 ];
 
-/// VIRTIO_PCI_CAP_PCI_CFG: reaches the BAR through configuration space (virtio 1.2, 4.1.4.9).
-const WINDOW: u8 = 0x84;
-const WINDOW_HEADER: u32 = 0x0514_0009;
+/// Vendor capability, the last one, 20 bytes, VIRTIO_PCI_CAP_PCI_CFG.
+const WINDOW_HEADER: [u8; 4] = [0x09, 0, 20, 5];
 
 /// What the window's capability has been set to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -222,28 +227,26 @@ impl<M: Model> PciFunction for VirtioPci<M> {
             register::SUBSYSTEM => u32::from(DEVICE_BASE + M::TYPE) << 16 | VENDOR_VIRTIO,
             register::CAPABILITIES => CAPABILITIES[0].at.into(),
             register::INTERRUPT => INTERRUPT_PIN_A << 8 | u32::from(self.interrupt_line),
-            0x84 => WINDOW_HEADER,
-            0x88 => self.window.bar.into(),
-            0x8C => self.window.offset,
-            0x90 => self.window.length,
-            0x94 => self.read_window(env),
+            register::WINDOW => u32::from_le_bytes(WINDOW_HEADER),
+            register::WINDOW_BAR => self.window.bar.into(),
+            register::WINDOW_OFFSET => self.window.offset,
+            register::WINDOW_LENGTH => self.window.length,
+            register::WINDOW_DATA => self.read_window(env),
             _ => read_capability(register),
         }
     }
 
     fn write_register(&mut self, register: u8, lane: usize, data: &[u8], env: &mut Env<'_>) {
-        if register == 0x94 {
-            return if lane == 0 {
-                self.write_window(data, env)
-            };
+        if register == register::WINDOW_DATA && lane == 0 {
+            return self.write_window(data, env);
         }
         let old = match register {
             register::COMMAND => self.command.into(),
             register::BAR0 => self.bar,
             register::INTERRUPT => self.interrupt_line.into(),
-            0x88 => self.window.bar.into(),
-            0x8C => self.window.offset,
-            0x90 => self.window.length,
+            register::WINDOW_BAR => self.window.bar.into(),
+            register::WINDOW_OFFSET => self.window.offset,
+            register::WINDOW_LENGTH => self.window.length,
             _ => return,
         };
         let mut bytes: [u8; 4] = old.to_le_bytes();
@@ -256,8 +259,8 @@ impl<M: Model> PciFunction for VirtioPci<M> {
             // Sizing works by itself: the bits below the size are not writable.
             register::BAR0 => self.bar = value & !(BAR_SIZE - 1),
             register::INTERRUPT => self.interrupt_line = bytes[0],
-            0x88 => self.window.bar = bytes[0],
-            0x8C => self.window.offset = value,
+            register::WINDOW_BAR => self.window.bar = bytes[0],
+            register::WINDOW_OFFSET => self.window.offset = value,
             _ => self.window.length = value,
         }
     }
