@@ -9,15 +9,20 @@
 mod chipset;
 mod config;
 mod i8042;
+mod pci;
 mod pic;
 mod pit;
 mod pm_timer;
 mod power;
+mod rtc;
 mod timebase;
 mod uart;
+mod virtio;
 
 pub use chipset::{Access, ApplyError, BadState, Chipset, ChipsetState, Direction, RestoreError};
 pub use config::{ConfigError, DiskAccess, DiskConfig, NicConfig, PlatformConfig};
+
+pub use virtio::Fault;
 
 use logging_channel::entry::ConsolePort;
 use shared_disk::request::DiskRequest;

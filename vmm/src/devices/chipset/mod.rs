@@ -13,9 +13,12 @@ use shared_disk::request::DiskRequest;
 
 use super::config::{ConfigError, PlatformConfig};
 use super::i8042::I8042;
+use super::pci::{self, Pci};
 use super::pic::Pic;
 use super::pit::Pit;
+use super::rtc::Rtc;
 use super::uart::Uart;
+use super::virtio::Fault;
 use super::{Env, pm_timer, power};
 
 pub use state::{BadState, ChipsetState, RestoreError};
@@ -24,6 +27,8 @@ pub use state::{BadState, ChipsetState, RestoreError};
 const IRQ_TIMER: u8 = 0;
 /// IRQ of the serial port.
 const IRQ_SERIAL: u8 = 4;
+/// IRQ of the real-time clock.
+const IRQ_RTC: u8 = 8;
 /// First port of the serial port's eight.
 const SERIAL: u16 = 0x3F8;
 
@@ -50,6 +55,20 @@ pub enum ApplyError {
     /// Time runs forward only (PROTOCOL 20).
     #[error("clock input says {input} ns, earlier than {last} ns handed out before; the log is damaged or misplaced")]
     ClockWentBack { input: u64, last: u64 },
+    /// The platform has no such device.
+    #[error("the input is for {device} {index}, which this machine does not have; was it started with other devices?")]
+    NoSuchDevice { device: &'static str, index: u8 },
+    /// The disk has made no such request, or it was completed before.
+    #[error("request {id} of disk {disk} is not outstanding, so it cannot complete")]
+    NoSuchRequest { disk: u8, id: u64 },
+    /// A completion brings other data than the request asked for.
+    #[error("request {id} of disk {disk} must bring {expected} bytes, not {found}")]
+    DataLength {
+        disk: u8,
+        id: u64,
+        expected: usize,
+        found: usize,
+    },
 }
 
 /// All devices of one machine.
@@ -61,7 +80,9 @@ pub struct Chipset {
     pic: Pic,
     pit: Pit,
     uart: Uart,
+    rtc: Rtc,
     i8042: I8042,
+    pci: Pci,
 }
 
 impl Chipset {
@@ -74,10 +95,12 @@ impl Chipset {
         Ok(Chipset {
             config: config.clone(),
             clock: 0,
-            pic: Pic::new(0),
+            pic: Pic::new(pci::IRQS.iter().fold(0, |level, irq| level | 1 << irq)),
             pit: Pit::new(),
             uart: Uart::new(),
+            rtc: Rtc::new(config.wall_clock_ns),
             i8042: I8042::new(),
+            pci: Pci::new(config),
         })
     }
 
@@ -88,11 +111,15 @@ impl Chipset {
             Access::Port {
                 port,
                 dir: Direction::Read,
-            } => pm_timer::claims(port) || (Pit::claims(port) && self.pit.read_needs_clock(port)),
+            } => {
+                pm_timer::claims(port)
+                    || (Pit::claims(port) && self.pit.read_needs_clock(port))
+                    || self.rtc.read_needs_clock(port)
+            }
             Access::Port {
                 port,
                 dir: Direction::Write,
-            } => Pit::write_needs_clock(port),
+            } => Pit::write_needs_clock(port) || self.rtc.write_needs_clock(port),
             Access::Mmio { .. } => false,
         }
     }
@@ -101,6 +128,10 @@ impl Chipset {
     pub fn port_read(&mut self, port: u16, data: &mut [u8], env: &mut Env<'_>) {
         if pm_timer::claims(port) {
             return pm_timer::read(port, data, env.now);
+        }
+        if Pci::claims(port) {
+            self.pci.port_read(port, data, env);
+            return self.settle_pci();
         }
         let mut port = port;
         for byte in data {
@@ -115,6 +146,10 @@ impl Chipset {
         if power::claims(port) {
             return power::write(port, data, env);
         }
+        if Pci::claims(port) {
+            self.pci.port_write(port, data, env);
+            return self.settle_pci();
+        }
         let mut port = port;
         for &value in data {
             self.write_byte(port, value, env);
@@ -124,12 +159,20 @@ impl Chipset {
     }
 
     /// The guest reads 1 to 8 bytes from an address without RAM.
-    pub fn mmio_read(&mut self, _addr: u64, data: &mut [u8], _env: &mut Env<'_>) {
-        data.fill(0xFF);
+    pub fn mmio_read(&mut self, addr: u64, data: &mut [u8], env: &mut Env<'_>) {
+        if self.pci.mmio_read(addr, data, env) {
+            self.settle_pci();
+        } else {
+            data.fill(0xFF);
+        }
     }
 
     /// The guest writes 1 to 8 bytes to an address without RAM.
-    pub fn mmio_write(&mut self, _addr: u64, _data: &[u8], _env: &mut Env<'_>) {}
+    pub fn mmio_write(&mut self, addr: u64, data: &[u8], env: &mut Env<'_>) {
+        if self.pci.mmio_write(addr, data, env) {
+            self.settle_pci();
+        }
+    }
 
     /// Something from outside reaches the devices. A clock also fires every deadline up to it, each timer once however
     /// many of its periods have passed.
@@ -143,9 +186,37 @@ impl Chipset {
                 port: ConsolePort::Serial,
                 bytes,
             } => self.uart.receive(bytes),
-            _ => {}
+            Input::ConsoleRx {
+                port: ConsolePort::Virtio,
+                bytes,
+            } => {
+                let console = self.pci.console.as_mut().ok_or(no_device("virtio console", 0))?;
+                console.serve(env, |console, queues, env| console.receive(bytes, queues, env));
+            }
+            Input::NetRx { nic, frame } => {
+                let card = self
+                    .pci
+                    .nics
+                    .get_mut(usize::from(*nic))
+                    .ok_or(no_device("network card", *nic))?;
+                card.serve(env, |card, queues, env| card.receive(frame, queues, env));
+            }
+            Input::DiskDone { disk, id, status, data } => {
+                let disk = self
+                    .pci
+                    .disks
+                    .get_mut(usize::from(*disk))
+                    .ok_or(no_device("disk", *disk))?;
+                let completion = disk.model_mut().complete(*id, *status, data)?;
+                disk.serve(env, |disk, queues, env| disk.answer(completion, queues, env));
+            }
+            Input::Entropy { bytes } => {
+                let rng = self.pci.rng.as_mut().ok_or(no_device("entropy source", 0))?;
+                rng.serve(env, |rng, queues, env| rng.answer(bytes, queues, env));
+            }
         }
         self.settle();
+        self.settle_pci();
         Ok(())
     }
 
@@ -163,26 +234,38 @@ impl Chipset {
     /// The virtual time in nanoseconds at which `apply(Input::Clock)` will do something by itself.
     #[must_use]
     pub fn next_deadline(&self) -> Option<u64> {
-        self.pit.next_deadline()
+        self.pit
+            .next_deadline()
+            .into_iter()
+            .chain(self.rtc.next_deadline())
+            .min()
     }
 
     /// Disk requests the guest has made and no input has completed, in the order it made them per disk, with the data
     /// of writes: what go-live issues again (PROTOCOL 8).
     #[must_use]
     pub fn outstanding_requests(&self) -> Vec<DiskRequest> {
-        Vec::new()
+        self.pci
+            .disks
+            .iter()
+            .flat_map(|disk| disk.model().outstanding())
+            .cloned()
+            .collect()
     }
 
     /// How many bytes the oldest unanswered entropy request wants.
     #[must_use]
     pub fn entropy_wanted(&self) -> Option<u32> {
-        None
+        self.pci.rng.as_ref().filter(|rng| rng.is_running())?.model().wanted()
     }
 
     /// Whether network card `nic` would take a frame now. A frame applied when it would not is dropped.
     #[must_use]
-    pub fn net_rx_ready(&self, _nic: u8) -> bool {
-        false
+    pub fn net_rx_ready(&self, nic: u8) -> bool {
+        self.pci
+            .nics
+            .get(usize::from(nic))
+            .is_some_and(|card| card.is_running() && card.model().rx_ready())
     }
 
     /// How many bytes the console would take now. Bytes applied beyond that are dropped.
@@ -190,8 +273,16 @@ impl Chipset {
     pub fn console_rx_room(&self, port: ConsolePort) -> usize {
         match port {
             ConsolePort::Serial => self.uart.room(),
-            ConsolePort::Virtio => 0,
+            ConsolePort::Virtio => {
+                let running = self.pci.console.as_ref().filter(|console| console.is_running());
+                running.map_or(0, |console| console.model().room())
+            }
         }
+    }
+
+    /// Virtio devices whose driver has broken its rings, by PCI slot, and what it did first. They wait for a reset.
+    pub fn faults(&self) -> impl Iterator<Item = (u8, Fault)> {
+        self.pci.faults()
     }
 
     fn advance_clock(&mut self, input: u64, env: &Env<'_>) -> Result<(), ApplyError> {
@@ -208,6 +299,7 @@ impl Chipset {
         if self.pit.advance(input) {
             self.pic.pulse(IRQ_TIMER);
         }
+        self.rtc.tick(input);
         Ok(())
     }
 
@@ -216,6 +308,7 @@ impl Chipset {
             SERIAL..=0x3FF => self.uart.read(port - SERIAL),
             _ if Pic::claims(port) => self.pic.read(port),
             _ if Pit::claims(port) => self.pit.read(port, env.now),
+            _ if Rtc::claims(port) => self.rtc.read(port, env.now),
             _ if I8042::claims(port) => self.i8042.read(port),
             _ => 0xFF,
         }
@@ -226,6 +319,7 @@ impl Chipset {
             SERIAL..=0x3FF => self.write_serial(port - SERIAL, value, env),
             _ if Pic::claims(port) => self.pic.write(port, value),
             _ if Pit::claims(port) => self.pit.write(port, value, env.now),
+            _ if Rtc::claims(port) => self.rtc.write(port, value, env.now),
             _ if I8042::claims(port) => self.i8042.write(port, value, env),
             _ => {}
         }
@@ -237,8 +331,21 @@ impl Chipset {
         self.uart.write(offset, value, env);
     }
 
-    /// Brings the interrupt lines to what the devices drive now.
+    /// Brings the interrupt lines of the byte-wide devices to what they drive now.
     fn settle(&mut self) {
         self.pic.set_line(IRQ_SERIAL, self.uart.interrupt());
+        self.pic.set_line(IRQ_RTC, self.rtc.interrupt());
     }
+
+    /// Brings the shared PCI lines to what the functions drive now.
+    fn settle_pci(&mut self) {
+        let lines = self.pci.interrupts();
+        for irq in pci::IRQS {
+            self.pic.set_line(irq, lines & 1 << irq != 0);
+        }
+    }
+}
+
+fn no_device(device: &'static str, index: u8) -> ApplyError {
+    ApplyError::NoSuchDevice { device, index }
 }

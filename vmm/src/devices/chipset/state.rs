@@ -9,8 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use super::super::config::PlatformConfig;
 use super::super::i8042::I8042;
+use super::super::pci::Pci;
 use super::super::pic::Pic;
 use super::super::pit::Pit;
+use super::super::rtc::Rtc;
 use super::super::uart::Uart;
 use super::Chipset;
 
@@ -26,7 +28,9 @@ pub struct ChipsetState {
     pic: Pic,
     pit: Pit,
     uart: Uart,
+    rtc: Rtc,
     i8042: I8042,
+    pci: Pci,
 }
 
 /// A value that no history of the devices leads to.
@@ -73,7 +77,9 @@ impl Chipset {
             pic: self.pic.clone(),
             pit: self.pit.clone(),
             uart: self.uart.clone(),
+            rtc: self.rtc.clone(),
             i8042: self.i8042.clone(),
+            pci: self.pci.clone(),
         }
     }
 
@@ -91,13 +97,17 @@ impl Chipset {
         }
         state.pit.check()?;
         state.uart.check()?;
+        state.rtc.check(&self.rtc)?;
+        state.pci.check(&self.pci)?;
         *self = Chipset {
             config: state.config.clone(),
             clock: state.clock,
             pic: state.pic.clone(),
             pit: state.pit.clone(),
             uart: state.uart.clone(),
+            rtc: state.rtc.clone(),
             i8042: state.i8042.clone(),
+            pci: state.pci.clone(),
         };
         Ok(())
     }
