@@ -233,7 +233,10 @@ mod tests {
         let record = record(10);
         let chunk = split(&record).next().unwrap();
         assert!(Assembler::new(10).add(chunk.clone()).unwrap().is_some());
-        assert_eq!(Assembler::new(9).add(chunk.clone()), Err(ChunkError::TooLong { total: 10, cap: 9 }));
+        assert_eq!(
+            Assembler::new(9).add(chunk.clone()),
+            Err(ChunkError::TooLong { total: 10, cap: 9 })
+        );
         let mut assembler = Assembler::new(u64::MAX);
         let claims = Chunk {
             total: u64::MAX,
@@ -257,17 +260,36 @@ mod tests {
             alter(&mut chunks[n]);
             assemble(chunks)
         };
-        assert!(matches!(altered(1, |chunk| chunk.crc ^= 1), Err(ChunkError::OtherRecord { .. })));
-        assert!(matches!(altered(1, |chunk| chunk.total += 1), Err(ChunkError::OtherRecord { .. })));
-        assert!(matches!(altered(1, |chunk| chunk.bytes.clear()), Err(ChunkError::DoesNotFit { .. })));
-        assert!(matches!(altered(2, |chunk| chunk.bytes.push(0)), Err(ChunkError::DoesNotFit { .. })));
-        assert!(matches!(altered(2, |chunk| chunk.bytes[9] ^= 1), Err(ChunkError::Checksum { .. })));
+        assert!(matches!(
+            altered(1, |chunk| chunk.crc ^= 1),
+            Err(ChunkError::OtherRecord { .. })
+        ));
+        assert!(matches!(
+            altered(1, |chunk| chunk.total += 1),
+            Err(ChunkError::OtherRecord { .. })
+        ));
+        assert!(matches!(
+            altered(1, |chunk| chunk.bytes.clear()),
+            Err(ChunkError::DoesNotFit { .. })
+        ));
+        assert!(matches!(
+            altered(2, |chunk| chunk.bytes.push(0)),
+            Err(ChunkError::DoesNotFit { .. })
+        ));
+        assert!(matches!(
+            altered(2, |chunk| chunk.bytes[9] ^= 1),
+            Err(ChunkError::Checksum { .. })
+        ));
 
         let mut assembler = Assembler::new(u64::MAX);
         assembler.add(chunks[0].clone()).unwrap();
         assembler.add(chunks[2].clone()).unwrap_err();
         assert_eq!(assembler.held(), None);
-        assert_eq!(assembler.add(chunks[0].clone()), Ok(None), "it starts over after an error");
+        assert_eq!(
+            assembler.add(chunks[0].clone()),
+            Ok(None),
+            "it starts over after an error"
+        );
     }
 
     #[test]

@@ -62,7 +62,11 @@ impl<'a> Cursor<'a> {
     pub(super) fn take(&mut self, len: usize, expected: &'static str) -> Result<&'a [u8], Malformed> {
         let left = self.bytes.len() - self.at;
         if len > left {
-            return Err(Self::malformed(self.at, expected, format!("{left} bytes of {len}, then the end")));
+            return Err(Self::malformed(
+                self.at,
+                expected,
+                format!("{left} bytes of {len}, then the end"),
+            ));
         }
         let taken = &self.bytes[self.at..self.at + len];
         self.at += len;
@@ -114,7 +118,11 @@ impl<'a> Cursor<'a> {
         let len = self.varint(expected)?;
         match usize::try_from(len) {
             Ok(len) if len <= max => self.take(len, expected),
-            _ => Err(Self::malformed(start, expected, format!("a length of {len}, above the {max} allowed"))),
+            _ => Err(Self::malformed(
+                start,
+                expected,
+                format!("a length of {len}, above the {max} allowed"),
+            )),
         }
     }
 }
@@ -159,7 +167,13 @@ mod tests {
         let mut out = Vec::new();
         put_blob(&mut out, b"12345");
         assert_eq!(Cursor::new(&out).blob(5, "five").unwrap(), b"12345");
-        assert!(Cursor::new(&out).blob(4, "four").unwrap_err().found.contains("length of 5"));
+        assert!(
+            Cursor::new(&out)
+                .blob(4, "four")
+                .unwrap_err()
+                .found
+                .contains("length of 5")
+        );
         let error = Cursor::new(&out[..3]).blob(5, "five").unwrap_err();
         assert_eq!((error.at, error.expected), (1, "five"));
     }

@@ -109,7 +109,11 @@ fn whole<T>(payload: &[u8], read: impl FnOnce(&mut Cursor<'_>) -> Result<T, Malf
         Ok(value)
     } else {
         let more = payload.len() - from.at();
-        Err(Cursor::malformed(from.at(), "the payload's end", format!("{more} more bytes")))
+        Err(Cursor::malformed(
+            from.at(),
+            "the payload's end",
+            format!("{more} more bytes"),
+        ))
     }
 }
 

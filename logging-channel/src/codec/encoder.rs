@@ -255,7 +255,9 @@ mod tests {
         batch.push(&tick(1 << 40, 1 << 50)).unwrap();
         for n in 1..=1000u64 {
             let before = batch.bytes();
-            batch.push(&tick((1 << 40) + n * 700, (1 << 50) + n * 10_900_000)).unwrap();
+            batch
+                .push(&tick((1 << 40) + n * 700, (1 << 50) + n * 10_900_000))
+                .unwrap();
             let cost = batch.bytes() - before;
             assert!(cost <= 8, "tick {n} took {cost} bytes");
         }
@@ -264,11 +266,17 @@ mod tests {
     #[test]
     fn a_batch_refuses_what_does_not_fit_and_stays_as_it_was() {
         let mut batch = LogBatch::new(1);
-        assert!(matches!(batch.push(&bulk(MAX_DATA_BYTES + 1)), Err(EncodeError::DataTooLong { .. })));
+        assert!(matches!(
+            batch.push(&bulk(MAX_DATA_BYTES + 1)),
+            Err(EncodeError::DataTooLong { .. })
+        ));
         batch.push(&bulk(MAX_DATA_BYTES)).unwrap();
         batch.push(&tick(500, 10_000_000)).unwrap();
         let before = batch.bytes();
-        assert!(matches!(batch.push(&bulk(MAX_DATA_BYTES)), Err(EncodeError::BatchFull { entries: 2, .. })));
+        assert!(matches!(
+            batch.push(&bulk(MAX_DATA_BYTES)),
+            Err(EncodeError::BatchFull { entries: 2, .. })
+        ));
         assert_eq!(batch.bytes(), before);
         batch.push(&tick(700, 20_000_000)).unwrap();
         let mut decoder = FrameDecoder::new();
@@ -286,7 +294,13 @@ mod tests {
         for _ in 0..MAX_ENTRIES {
             batch.push(&released).unwrap();
         }
-        assert!(matches!(batch.push(&released), Err(EncodeError::BatchFull { entries: MAX_ENTRIES, .. })));
+        assert!(matches!(
+            batch.push(&released),
+            Err(EncodeError::BatchFull {
+                entries: MAX_ENTRIES,
+                ..
+            })
+        ));
         let mut decoder = FrameDecoder::new();
         decoder.push_all(batch.seal(Generation(3)));
         assert!(decoder.next_frame().unwrap().is_some());
@@ -304,10 +318,17 @@ mod tests {
             }
             let entries = [tick(number, number)];
             let log = encoder.log(Generation(1), number, &entries).unwrap().as_ptr();
-            let ack = encoder.message(Generation(1), &Message::Ack(crate::message::Ack::default())).unwrap().as_ptr();
+            let ack = encoder
+                .message(Generation(1), &Message::Ack(crate::message::Ack::default()))
+                .unwrap()
+                .as_ptr();
             let now = (batch.seal(Generation(1)).as_ptr(), log, ack);
             if number > 2 {
-                assert_eq!(*kept.get_or_insert(now), now, "a buffer was allocated anew at frame {number}");
+                assert_eq!(
+                    *kept.get_or_insert(now),
+                    now,
+                    "a buffer was allocated anew at frame {number}"
+                );
             }
         }
     }
@@ -315,7 +336,18 @@ mod tests {
     #[test]
     fn a_message_longer_than_a_frame_is_refused() {
         let reason = "x".repeat(MAX_PAYLOAD);
-        let error = FrameEncoder::new().message(Generation(0), &Message::Refuse { reason }).unwrap_err();
-        assert!(matches!(error, EncodeError::MessageTooLong { kind: FrameKind::Refuse, .. }), "{error}");
+        let error = FrameEncoder::new()
+            .message(Generation(0), &Message::Refuse { reason })
+            .unwrap_err();
+        assert!(
+            matches!(
+                error,
+                EncodeError::MessageTooLong {
+                    kind: FrameKind::Refuse,
+                    ..
+                }
+            ),
+            "{error}"
+        );
     }
 }

@@ -186,7 +186,13 @@ impl Base {
                 at: self.read_position(from)?,
                 reason: read_reason(from)?,
             },
-            other => return Err(Cursor::malformed(start, "a log entry's tag (1 to 10)", other.to_string())),
+            other => {
+                return Err(Cursor::malformed(
+                    start,
+                    "a log entry's tag (1 to 10)",
+                    other.to_string(),
+                ));
+            }
         })
     }
 
@@ -230,8 +236,16 @@ impl Base {
         if parts & !(WITH_REGISTERS | WITH_MEMORY_HASH) != 0 {
             return Err(Cursor::malformed(start, "a mark's parts (0 to 3)", parts.to_string()));
         }
-        let registers = if parts & WITH_REGISTERS == 0 { None } else { Some(read_registers(from)?) };
-        let memory_hash = if parts & WITH_MEMORY_HASH == 0 { None } else { Some(from.word64("a memory hash")?) };
+        let registers = if parts & WITH_REGISTERS == 0 {
+            None
+        } else {
+            Some(read_registers(from)?)
+        };
+        let memory_hash = if parts & WITH_MEMORY_HASH == 0 {
+            None
+        } else {
+            Some(from.word64("a memory hash")?)
+        };
         Ok(Mark {
             at,
             digest,
@@ -349,7 +363,11 @@ pub(super) fn read_log(payload: &[u8]) -> Result<(u64, Vec<LogEntry>), Malformed
     let mut entries = Vec::new();
     while !from.is_empty() {
         if entries.len() == MAX_ENTRIES {
-            return Err(Cursor::malformed(from.at(), "at most 65536 entries in a frame", "one more"));
+            return Err(Cursor::malformed(
+                from.at(),
+                "at most 65536 entries in a frame",
+                "one more",
+            ));
         }
         entries.push(base.read(&mut from)?);
     }

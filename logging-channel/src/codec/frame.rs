@@ -69,7 +69,11 @@ const KINDS: [(FrameKind, u8); 13] = [
 
 impl FrameKind {
     fn byte(self) -> u8 {
-        KINDS.iter().find(|(kind, _)| *kind == self).expect("every kind is in KINDS").1
+        KINDS
+            .iter()
+            .find(|(kind, _)| *kind == self)
+            .expect("every kind is in KINDS")
+            .1
     }
 
     fn from_byte(byte: u8) -> Option<FrameKind> {
@@ -183,7 +187,11 @@ impl Header {
 /// If there is no such room or the payload is longer than [`MAX_PAYLOAD`]; the encoder has checked both.
 pub(super) fn seal(frame: &mut [u8], kind: FrameKind, generation: Generation) {
     let (header, payload) = frame.split_at_mut(HEADER_BYTES);
-    assert!(payload.len() <= MAX_PAYLOAD, "a payload of {} bytes was not split", payload.len());
+    assert!(
+        payload.len() <= MAX_PAYLOAD,
+        "a payload of {} bytes was not split",
+        payload.len()
+    );
     header[..2].copy_from_slice(&MAGIC);
     header[2] = FRAME_VERSION;
     header[3] = kind.byte();

@@ -88,8 +88,9 @@ pub fn from_bytes<T: DeserializeOwned>(bytes: &[u8], limit: usize) -> Result<T, 
     let mut reader = Tracked { rest: bytes };
     let config: Configuration<LittleEndian, Varint, Limit<CLAIM_CEILING>> = bincode::config::standard().with_limit();
     let mut decoder = DecoderImpl::new(&mut reader, config, ());
-    let decoded =
-        decoder.claim_bytes_read(CLAIM_CEILING - allowed).and_then(|()| Compat::<T>::decode(&mut decoder));
+    let decoded = decoder
+        .claim_bytes_read(CLAIM_CEILING - allowed)
+        .and_then(|()| Compat::<T>::decode(&mut decoder));
     let trailing = reader.rest.len();
     let offset = len - trailing;
     match decoded {
@@ -188,7 +189,10 @@ mod tests {
         let bytes = to_bytes(&nested()).unwrap();
         assert!(from_bytes::<Nested>(&bytes, bytes.len()).is_ok());
         let error = from_bytes::<Nested>(&bytes, bytes.len() - 1).unwrap_err();
-        assert!(matches!(error, CodecError::TooLong { limit, .. } if limit == bytes.len() - 1), "{error}");
+        assert!(
+            matches!(error, CodecError::TooLong { limit, .. } if limit == bytes.len() - 1),
+            "{error}"
+        );
     }
 
     #[test]
@@ -196,7 +200,17 @@ mod tests {
         let mut bytes = to_bytes(&7u64).unwrap();
         bytes.push(0);
         let error = from_bytes::<u64>(&bytes, 100).unwrap_err();
-        assert!(matches!(error, CodecError::Trailing { used: 1, trailing: 1, .. }), "{error}");
+        assert!(
+            matches!(
+                error,
+                CodecError::Trailing {
+                    used: 1,
+                    trailing: 1,
+                    ..
+                }
+            ),
+            "{error}"
+        );
     }
 
     #[test]
@@ -205,10 +219,22 @@ mod tests {
         for len in [1u64 << 62, 1 << 30, u64::MAX] {
             let mut bytes = to_bytes(&len).unwrap();
             bytes.push(b'x');
-            assert!(matches!(from_bytes::<String>(&bytes, 1 << 40), Err(CodecError::Decode { .. })));
-            assert!(matches!(from_bytes::<Vec<u8>>(&bytes, 1 << 40), Err(CodecError::Decode { .. })));
-            assert!(matches!(from_bytes::<Vec<Vec<u64>>>(&bytes, 1 << 40), Err(CodecError::Decode { .. })));
-            assert!(matches!(from_bytes::<Vec<String>>(&bytes, 1 << 40), Err(CodecError::Decode { .. })));
+            assert!(matches!(
+                from_bytes::<String>(&bytes, 1 << 40),
+                Err(CodecError::Decode { .. })
+            ));
+            assert!(matches!(
+                from_bytes::<Vec<u8>>(&bytes, 1 << 40),
+                Err(CodecError::Decode { .. })
+            ));
+            assert!(matches!(
+                from_bytes::<Vec<Vec<u64>>>(&bytes, 1 << 40),
+                Err(CodecError::Decode { .. })
+            ));
+            assert!(matches!(
+                from_bytes::<Vec<String>>(&bytes, 1 << 40),
+                Err(CodecError::Decode { .. })
+            ));
         }
     }
 
@@ -216,7 +242,10 @@ mod tests {
     fn errors_say_what_and_where() {
         let bytes = to_bytes(&(1u8, DiskStatus::IoError)).unwrap();
         let cut = from_bytes::<(u8, DiskStatus)>(&bytes[..1], 10).unwrap_err().to_string();
-        assert!(cut.contains("DiskStatus") && cut.contains("offset 1 of 1") && cut.contains("1 bytes too early"), "{cut}");
+        assert!(
+            cut.contains("DiskStatus") && cut.contains("offset 1 of 1") && cut.contains("1 bytes too early"),
+            "{cut}"
+        );
         let wrong = from_bytes::<(u8, DiskStatus)>(&[1, 9], 10).unwrap_err().to_string();
         assert!(wrong.contains("offset 2") && wrong.contains('9'), "{wrong}");
     }

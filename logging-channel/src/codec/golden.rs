@@ -12,10 +12,16 @@ fn frames() -> Vec<(String, Vec<u8>)> {
     let mut encoder = FrameEncoder::new();
     let mut frames = Vec::new();
     for (name, message) in messages() {
-        frames.push((format!("message {name}"), encoder.message(GENERATION, &message).unwrap().to_vec()));
+        frames.push((
+            format!("message {name}"),
+            encoder.message(GENERATION, &message).unwrap().to_vec(),
+        ));
     }
     for (name, entry) in entries() {
-        frames.push((format!("entry {name}"), encoder.log(GENERATION, 1, &[entry]).unwrap().to_vec()));
+        frames.push((
+            format!("entry {name}"),
+            encoder.log(GENERATION, 1, &[entry]).unwrap().to_vec(),
+        ));
     }
     frames.push(("heartbeat".into(), encoder.heartbeat(&heartbeat()).unwrap().to_vec()));
     frames
@@ -48,9 +54,17 @@ fn the_bytes_are_the_pinned_ones() {
     print!("{}", lines.concat());
     let pinned = include_str!("golden.txt");
     for (now, before) in lines.iter().zip(pinned.lines()) {
-        assert_eq!(now.trim_end(), before, "the format has changed: raise FRAME_VERSION, then pin the new bytes");
+        assert_eq!(
+            now.trim_end(),
+            before,
+            "the format has changed: raise FRAME_VERSION, then pin the new bytes"
+        );
     }
-    assert_eq!(lines.concat(), pinned, "a kind without a golden frame, or a golden frame without a kind");
+    assert_eq!(
+        lines.concat(),
+        pinned,
+        "a kind without a golden frame, or a golden frame without a kind"
+    );
 }
 
 #[test]
@@ -87,7 +101,10 @@ fn truncation_at_any_byte_is_an_error_and_yields_only_whole_frames() {
         assert_eq!(end.is_ok(), cut == 0 || cut == first.len(), "cut at {cut}");
         if let Err(error) = end {
             let whole = if cut < first.len() { 0 } else { first.len() };
-            assert!(matches!(error.fault, FrameFault::Truncated { have, .. } if have == cut - whole), "{error}");
+            assert!(
+                matches!(error.fault, FrameFault::Truncated { have, .. } if have == cut - whole),
+                "{error}"
+            );
         }
     }
     let datagram = &all.last().unwrap().1;
@@ -150,7 +167,10 @@ fn a_good_checksum_over_nonsense_is_an_error_of_its_own() {
         let (frames, end) = decode_all(&bytes);
         assert!(frames.is_empty());
         let error = end.unwrap_err();
-        assert!(matches!(&error.fault, FrameFault::Undecodable { kind: found, .. } if *found == kind), "{error}");
+        assert!(
+            matches!(&error.fault, FrameFault::Undecodable { kind: found, .. } if *found == kind),
+            "{error}"
+        );
     }
     let (_, end) = decode_all(&sealed(FrameKind::FileTrailer, &[]));
     assert!(matches!(end.unwrap_err().fault, FrameFault::OutOfPlace { .. }));
@@ -164,7 +184,10 @@ fn errors_name_the_frame_its_offset_and_the_payload_byte() {
     assert_eq!(frames.len(), 2);
     let text = end.unwrap_err().to_string();
     assert!(text.starts_with("frame 2 at byte 48: "), "{text}");
-    assert!(text.contains("at byte 1: expected a log entry's tag (1 to 10), found 200"), "{text}");
+    assert!(
+        text.contains("at byte 1: expected a log entry's tag (1 to 10), found 200"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -181,7 +204,10 @@ fn a_limit_is_exact_and_a_decoder_buffers_no_more_than_it_says() {
 
     let mut decoder = FrameDecoder::new();
     decoder.push_all(&vec![0; HEADER_BYTES + MAX_PAYLOAD + READ_CHUNK]);
-    assert!(matches!(decoder.push(&[0]).unwrap_err().fault, FrameFault::Overrun { .. }));
+    assert!(matches!(
+        decoder.push(&[0]).unwrap_err().fault,
+        FrameFault::Overrun { .. }
+    ));
 }
 
 #[test]

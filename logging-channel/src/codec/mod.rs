@@ -19,7 +19,7 @@ mod golden;
 pub(crate) mod samples;
 
 pub use bytes::Malformed;
-pub use decoder::{Frame, FrameDecoder, RawFrame, READ_CHUNK, decode_heartbeat};
+pub use decoder::{Frame, FrameDecoder, READ_CHUNK, RawFrame, decode_heartbeat};
 pub use encoder::{EncodeError, FrameEncoder, LogBatch};
 pub use entries::{MAX_DATA_BYTES, MAX_ENTRIES};
 pub use frame::{FRAME_VERSION, FrameError, FrameFault, FrameKind, HEADER_BYTES, MAX_PAYLOAD};

@@ -43,7 +43,11 @@ struct Source<R> {
 enum Content {
     Header(HeaderRecord),
     State(crate::entry::Chunk),
-    Log { number: u64, entries: Vec<LogEntry>, bytes: u64 },
+    Log {
+        number: u64,
+        entries: Vec<LogEntry>,
+        bytes: u64,
+    },
     Trailer(Trailer),
 }
 
@@ -103,7 +107,9 @@ impl<R: Read> Source<R> {
                     offset: raw.offset,
                     kind: raw.kind,
                 };
-                return Content::decode(&raw).map(|content| (place, content)).map_err(Stop::Frame);
+                return Content::decode(&raw)
+                    .map(|content| (place, content))
+                    .map_err(Stop::Frame);
             }
             let read = match self.file.read(&mut self.buffer) {
                 Ok(0) => return Err(self.decoder.finish().map_or_else(Stop::Frame, |()| Stop::End)),
@@ -306,7 +312,11 @@ impl<R: Read> Iterator for LogReader<R> {
     type Item = Result<LogEntry, LogError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.failed.is_some() { None } else { self.next_entry().transpose() }
+        if self.failed.is_some() {
+            None
+        } else {
+            self.next_entry().transpose()
+        }
     }
 }
 

@@ -25,6 +25,8 @@ pub fn rewrite(
             writer.append(&[entry])?;
         }
     }
-    let trailer = reader.trailer().expect("a log that ends without an error has its trailer");
+    let trailer = reader
+        .trailer()
+        .expect("a log that ends without an error has its trailer");
     writer.finish(trailer.ending.clone())
 }

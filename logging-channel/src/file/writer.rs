@@ -165,7 +165,11 @@ impl<S: Sink> LogWriter<S> {
             source,
         })?;
         self.counts.entry(entry);
-        if self.batch.bytes() >= FRAME_TARGET { self.write_batch() } else { Ok(()) }
+        if self.batch.bytes() >= FRAME_TARGET {
+            self.write_batch()
+        } else {
+            Ok(())
+        }
     }
 
     /// Writes what has been gathered to the file (not necessarily to the disk).
@@ -180,7 +184,11 @@ impl<S: Sink> LogWriter<S> {
     /// Bytes of log frames so far, those still gathered included.
     #[must_use]
     pub fn log_bytes(&self) -> u64 {
-        let gathered = if self.batch.entries() > 0 { self.batch.bytes() as u64 } else { 0 };
+        let gathered = if self.batch.entries() > 0 {
+            self.batch.bytes() as u64
+        } else {
+            0
+        };
         self.counts.log_bytes + gathered
     }
 

@@ -190,7 +190,14 @@ mod tests {
     fn nothing_goes_backwards() {
         let mut horizon = Horizon::new(position(5, 2), OutputSeq(3));
         let before = horizon;
-        for entry in [input(4), mark(5, 1, 3), mark(4, 9, 3), mark(5, 2, 2), checkpoint(5, 1, 0), checkpoint(4, 9, 1)] {
+        for entry in [
+            input(4),
+            mark(5, 1, 3),
+            mark(4, 9, 3),
+            mark(5, 2, 2),
+            checkpoint(5, 1, 0),
+            checkpoint(4, 9, 1),
+        ] {
             assert!(horizon.advance(&entry).is_err(), "{entry:?}");
             assert_eq!(horizon, before, "{entry:?}");
         }
@@ -218,7 +225,10 @@ mod tests {
         horizon.advance(&end).unwrap();
         assert_eq!(horizon.end(), Some(position(6, 0)));
         for entry in [input(6), input(7), mark(6, 1, 0), checkpoint(7, 0, 1), end] {
-            assert!(matches!(horizon.advance(&entry), Err(OrderError::AfterEnd { .. })), "{entry:?}");
+            assert!(
+                matches!(horizon.advance(&entry), Err(OrderError::AfterEnd { .. })),
+                "{entry:?}"
+            );
         }
         horizon.advance(&mark(6, 0, 0)).unwrap();
         horizon.advance(&LogEntry::Released { through: OutputSeq(1) }).unwrap();
@@ -227,7 +237,10 @@ mod tests {
     #[test]
     fn the_input_count_does_not_overflow() {
         let mut horizon = Horizon::new(position(5, u32::MAX), OutputSeq(0));
-        assert_eq!(horizon.advance(&input(5)), Err(OrderError::TooManyInputs { at: ExitSeq(5) }));
+        assert_eq!(
+            horizon.advance(&input(5)),
+            Err(OrderError::TooManyInputs { at: ExitSeq(5) })
+        );
         horizon.advance(&input(6)).unwrap();
     }
 }
