@@ -23,6 +23,8 @@ macro_rules! guests {
 
 static GUESTS: &[Guest] = guests! {
     "pulse": "a numbered line per 100 Hz timer tick; ticks=N (100; 0 = for ever)",
+    "mix": "checks its own work at CPL0 and CPL3 amid exits and interrupts; rounds=N (200) every=N (20) pages=N (1024) stretch=N (2000000)",
+    "spin": "a loop at CPL3 that never exits, under a 100 Hz timer; pages=N per lap (16) ticks=N (100) every=N ticks a line (25)",
 };
 
 /// All guests, in the order in which they should be listed.

@@ -12,6 +12,7 @@ pub mod console;
 pub mod cpu;
 pub mod interrupts;
 pub mod memory;
+pub mod mmio;
 pub mod pic;
 pub mod power;
 mod segments;
@@ -25,12 +26,14 @@ pub use guest_abi as abi;
 use guest_abi::{BootInfo, status};
 
 /// What a guest's entry function is given.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Boot {
     /// Memory size and random seed.
     pub info: &'static BootInfo,
     /// The command line.
     pub cmdline: CommandLine<'static>,
+    /// RAM that belongs to nobody yet.
+    pub memory: memory::FreeMemory,
 }
 
 /// Names the function a guest begins with: `fn(Boot) -> u8`. It runs at CPL0 with interrupts disabled, segments and IDT

@@ -5,6 +5,49 @@
 use core::arch::asm;
 use core::cmp::Ordering;
 
+use guest_abi::{BootInfo, IMAGE_LIMIT};
+
+/// Bytes of a page.
+pub const PAGE_SIZE: usize = 4096;
+
+/// RAM behind the image, handed out once, from below.
+#[derive(Debug)]
+pub struct FreeMemory {
+    next: usize,
+    end: usize,
+}
+
+impl FreeMemory {
+    /// # Safety
+    /// `info` is the checked boot information, and this is called once.
+    pub(crate) unsafe fn new(info: &BootInfo) -> Self {
+        let clamp = |address: u64| usize::try_from(address).unwrap_or(usize::MAX);
+        Self {
+            next: clamp(IMAGE_LIMIT),
+            end: clamp(info.memory_bytes) & !(PAGE_SIZE - 1),
+        }
+    }
+
+    /// Pages that are left.
+    #[must_use]
+    pub fn pages(&self) -> usize {
+        (self.end - self.next) / PAGE_SIZE
+    }
+
+    /// The next `pages` pages as quadwords, with whatever they contain (zero, as the VMM starts guests). `None` if there
+    /// are not as many.
+    pub fn take(&mut self, pages: usize) -> Option<&'static mut [u64]> {
+        if pages > self.pages() {
+            return None;
+        }
+        let start = self.next as *mut u64;
+        self.next += pages * PAGE_SIZE;
+        // SAFETY: RAM from the image's limit to the end of memory is mapped one to one and belongs to nobody; each page is
+        // handed out once.
+        Some(unsafe { core::slice::from_raw_parts_mut(start, pages * PAGE_SIZE / size_of::<u64>()) })
+    }
+}
+
 /// `memcpy` of the C library.
 ///
 /// # Safety

@@ -4,6 +4,7 @@ use core::arch::naked_asm;
 
 use guest_abi::{BootInfo, status};
 
+use crate::memory::FreeMemory;
 use crate::{Boot, CommandLine, console, interrupts, power};
 
 unsafe extern "Rust" {
@@ -25,9 +26,12 @@ extern "C" fn run(info: &'static BootInfo) -> ! {
         console::print(format_args!("{error}\n"));
         power::exit(status::USAGE);
     }
+    // SAFETY: the boot information has been checked, and `run` is called once.
+    let memory = unsafe { FreeMemory::new(info) };
     let boot = Boot {
         info,
         cmdline: CommandLine::new(cmdline(info)),
+        memory,
     };
     power::exit(guest_main(boot))
 }

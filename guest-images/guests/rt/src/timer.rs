@@ -44,6 +44,20 @@ pub fn pm_timer() -> u32 {
     inl(PM_TIMER_PORT) & PM_TIMER_MASK
 }
 
+/// What is left in the counter of PIT channel 0, latched.
+#[must_use]
+pub fn pit_counter() -> u16 {
+    outb(0x43, 0x00);
+    u16::from_le_bytes([inb(0x40), inb(0x40)])
+}
+
+/// A register of the real-time clock (MC146818), as it is.
+#[must_use]
+pub fn rtc_register(register: u8) -> u8 {
+    outb(0x70, register);
+    inb(0x71)
+}
+
 /// The real-time clock in seconds since 1970-01-01 00:00:00, taken as UTC. `None` if it never holds still or holds no date.
 #[must_use]
 pub fn real_time() -> Option<u64> {
@@ -68,15 +82,11 @@ struct RtcReading {
 
 impl RtcReading {
     fn take() -> Self {
-        let read = |register| {
-            outb(0x70, register);
-            inb(0x71)
-        };
         // Status register A, bit 7: an update is under way. The bound is far beyond the 2 ms one takes.
-        let _ = (0..10_000).find(|_| read(0x0a) & 0x80 == 0);
+        let _ = (0..10_000).find(|_| rtc_register(0x0a) & 0x80 == 0);
         Self {
-            fields: [0x00, 0x02, 0x04, 0x07, 0x08, 0x09, 0x32].map(read),
-            status_b: read(0x0b),
+            fields: [0x00, 0x02, 0x04, 0x07, 0x08, 0x09, 0x32].map(rtc_register),
+            status_b: rtc_register(0x0b),
         }
     }
 

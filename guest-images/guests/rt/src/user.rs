@@ -29,17 +29,43 @@ const CALL_TRAP: u64 = 0x6674_766d_0000_0003;
 static STACK: Table<[u8; STACK_SIZE]> = Table(UnsafeCell::new([0; STACK_SIZE]));
 static TRAPS: AtomicU64 = AtomicU64::new(0);
 
-/// Runs `code` at CPL3 with interrupts enabled, on a stack of its own, until it returns, and hands on what it returned.
-/// CPL0 only; interrupts are afterwards as they were before.
-pub fn run(code: extern "C" fn(u64) -> u64, argument: u64) -> u64 {
-    let stack = STACK.0.get().addr() + STACK_SIZE;
-    // SAFETY: the stack is used by nobody else, as CPL3 cannot call this function.
-    unsafe { enter(code, argument, stack, rsp0()) }
+/// Runs `code` at CPL3 with interrupts enabled, on a stack of its own, and returns what it returned. CPL0 only;
+/// interrupts are afterwards as they were before.
+pub fn run<R, F: FnOnce() -> R>(code: F) -> R {
+    let mut job = Job {
+        code: Some(code),
+        result: None,
+    };
+    // SAFETY: the stack is used by nobody else, as CPL3 cannot call this function; `job` outlives the call, and
+    // `Job::<R, F>::run` is the reader that the pointer to it is meant for.
+    unsafe {
+        enter(
+            Job::<R, F>::run,
+            (&raw mut job).cast(),
+            STACK.0.get().addr() + STACK_SIZE,
+            rsp0(),
+        )
+    };
+    job.result.expect("CPL3 has returned")
+}
+
+/// A closure on its way to CPL3, and its result on the way back.
+struct Job<R, F> {
+    code: Option<F>,
+    result: Option<R>,
+}
+
+impl<R, F: FnOnce() -> R> Job<R, F> {
+    extern "C" fn run(job: *mut ()) {
+        // SAFETY: `user::run` passes the only pointer to a job of this type.
+        let job = unsafe { &mut *job.cast::<Self>() };
+        job.result = job.code.take().map(|code| code());
+    }
 }
 
 /// Saves what a call has to preserve; `*rsp0` is then both the stack for entries from CPL3 and the way back for `leave`.
 #[unsafe(naked)]
-unsafe extern "C" fn enter(code: extern "C" fn(u64) -> u64, argument: u64, stack: usize, rsp0: *mut u64) -> u64 {
+unsafe extern "C" fn enter(code: extern "C" fn(*mut ()), argument: *mut (), stack: usize, rsp0: *mut u64) {
     naked_asm!(
         "push rbp",
         "push rbx",
@@ -61,7 +87,6 @@ unsafe extern "C" fn enter(code: extern "C" fn(u64) -> u64, argument: u64, stack
         "mov rdi, rsi",
         "xor ebp, ebp",
         "call rax",
-        "mov rdi, rax",
         "mov rax, {leave}",
         "ud2",
         data = const USER_DATA,
@@ -71,12 +96,11 @@ unsafe extern "C" fn enter(code: extern "C" fn(u64) -> u64, argument: u64, stack
     )
 }
 
-/// Goes back to the caller of `enter` with a value.
+/// Goes back to the caller of `enter`.
 #[unsafe(naked)]
-unsafe extern "C" fn leave(rsp: u64, value: u64) -> ! {
+unsafe extern "C" fn leave(rsp: u64) -> ! {
     naked_asm!(
         "mov rsp, rdi",
-        "mov rax, rsi",
         "popfq",
         "pop r15",
         "pop r14",
@@ -93,7 +117,7 @@ pub(crate) fn call(frame: &mut Frame) -> bool {
     match frame.rax {
         CALL_RETURN if frame.from_user() => {
             // SAFETY: the frame came from CPL3, so `enter` has stored its stack pointer, and that stack is intact.
-            unsafe { leave(rsp0().read_unaligned(), frame.rdi) }
+            unsafe { leave(rsp0().read_unaligned()) }
         }
         CALL_IDLE if frame.from_user() => {
             if !interrupts::take_woken() {
