@@ -28,7 +28,7 @@ pub struct Dgram {
 }
 
 impl Dgram {
-    pub(super) fn open(local: &Path, remote: &Path) -> Result<Dgram, NetError> {
+    pub(crate) fn open(local: &Path, remote: &Path) -> Result<Dgram, NetError> {
         if local == remote {
             return Err(NetError::Loop(local.to_owned()));
         }
@@ -51,7 +51,7 @@ impl Dgram {
         })
     }
 
-    pub(super) fn send(&self, frame: &[u8]) -> Result<usize, Errno> {
+    pub(crate) fn send(&self, frame: &[u8]) -> Result<usize, Errno> {
         let flags = match self.stalled.load(Ordering::Relaxed) {
             true => MsgFlags::MSG_DONTWAIT,
             false => MsgFlags::empty(),
@@ -71,7 +71,7 @@ impl Dgram {
         result
     }
 
-    pub(super) fn recv(&self, buffer: &mut [u8]) -> Result<usize, Errno> {
+    pub(crate) fn recv(&self, buffer: &mut [u8]) -> Result<usize, Errno> {
         recv(self.socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)
     }
 }

@@ -12,7 +12,6 @@ use nix::errno::Errno;
 
 use super::Sent;
 use super::unix_path::SocketPathError;
-use dgram::Dgram;
 use tap::Tap;
 
 mod dgram;
@@ -21,6 +20,7 @@ pub mod rarp;
 pub mod reader;
 mod tap;
 
+pub(crate) use dgram::Dgram;
 pub use kept::{MAX_KEPT_BYTES, MAX_KEPT_FRAMES};
 pub use reader::{Inbound, NetCounts, NetReader, spawn_reader};
 
