@@ -1,1 +1,2 @@
-//! .
+//! Tests of the whole.
+pub mod nested;
