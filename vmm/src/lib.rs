@@ -9,3 +9,4 @@ pub mod hypervisor;
 pub mod machine;
 pub mod output;
 pub mod roles;
+pub mod run;

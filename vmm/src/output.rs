@@ -18,8 +18,8 @@ pub const HELD_BYTES: usize = 16 << 20;
 pub enum Emission {
     /// An Ethernet frame.
     Frame { nic: u8, bytes: Vec<u8> },
-    /// Console bytes.
-    Console { port: ConsolePort, bytes: Vec<u8> },
+    /// Console bytes; `position` counts the bytes written to that port before, so that a file holds each exactly once.
+    Console { port: ConsolePort, position: u64, bytes: Vec<u8> },
     /// A disk request. Writes and flushes to a shared disk are outputs; reads are not.
     Disk(DiskRequest),
     /// virtio-rng asks for host entropy: not an output.
@@ -55,7 +55,7 @@ impl Emission {
                 digest.fold(0x1_0000 | u64::from(*nic));
                 digest.fold_bytes(bytes);
             }
-            Emission::Console { port, bytes } => {
+            Emission::Console { port, bytes, .. } => {
                 digest.fold(0x2_0000 | *port as u64);
                 digest.fold_bytes(bytes);
             }
@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     fn output(exit: u64, k: u32, seq: u64) -> Output {
-        let emission = Emission::Console { port: ConsolePort::Serial, bytes: vec![0; 10] };
+        let emission = Emission::Console { port: ConsolePort::Serial, position: 10 * seq, bytes: vec![0; 10] };
         Output { at: Position { exit: ExitSeq(exit), k }, seq: OutputSeq(seq), emission }
     }
 

@@ -70,6 +70,8 @@ pub enum StopKind {
     Interrupt,
     /// SIGTERM.
     Terminate,
+    /// A limit the user set.
+    Limit,
 }
 
 /// What became of something that was to leave.

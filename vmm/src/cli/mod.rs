@@ -7,7 +7,8 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
-use options::{ConsoleOption, DiskOption, MemorySize, NetOption};
+use crate::backends::console::ConsoleTarget;
+use options::{DiskOption, MemorySize, NetOption};
 
 /// Fault tolerance for virtual machines on stock Linux KVM.
 #[derive(Debug, Parser)]
@@ -72,9 +73,15 @@ pub struct HostArgs {
     /// A network card: tap=NAME[,mac=MAC] or dgram=SOCKET,remote=SOCKET[,mac=MAC]
     #[arg(long = "net", value_name = "OPTIONS")]
     pub nets: Vec<NetOption>,
-    /// The serial console: tty, off, null, file=PATH or socket=PATH
-    #[arg(long, default_value = "tty", value_name = "WHERE")]
-    pub console: ConsoleOption,
+    /// The serial console: stdio, off, pty, file=PATH[,sync] or socket=PATH
+    #[arg(long, default_value = "stdio", value_name = "WHERE")]
+    pub console: ConsoleTarget,
+    /// Also give the guest a virtio console, at: off, pty, file=PATH[,sync] or socket=PATH
+    #[arg(long, value_name = "WHERE")]
+    pub virtio_console: Option<ConsoleTarget>,
+    /// Give the guest a virtio entropy device
+    #[arg(long)]
+    pub rng: bool,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -95,6 +102,9 @@ pub struct RunArgs {
     /// Directory on storage that both hosts share: the test-and-set that decides who may live
     #[arg(long, value_name = "DIR")]
     pub shared: PathBuf,
+    /// The guest's name in the shared directory
+    #[arg(long, default_value = "guest", value_name = "NAME")]
+    pub name: String,
     /// Wait for a backup before the guest's first exit (otherwise it starts at once, unprotected)
     #[arg(long, requires = "primary")]
     pub wait_backup: bool,

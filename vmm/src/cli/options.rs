@@ -113,37 +113,6 @@ fn parse_mac(text: &str) -> Result<[u8; 6], String> {
     if parts.next().is_some() || mac[0] & 1 != 0 { Err(wrong()) } else { Ok(mac) }
 }
 
-/// Where the serial console goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ConsoleOption {
-    Off,
-    /// Output only.
-    Null,
-    /// Standard output and input.
-    Tty,
-    /// Appended to a file.
-    File(PathBuf),
-    /// A Unix socket that one client at a time may connect to.
-    Socket(PathBuf),
-}
-
-impl FromStr for ConsoleOption {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "off" => Ok(ConsoleOption::Off),
-            "null" => Ok(ConsoleOption::Null),
-            "tty" => Ok(ConsoleOption::Tty),
-            _ => match key_values(text, &["file", "socket"])?.into_iter().next() {
-                Some(("file", path)) => Ok(ConsoleOption::File(path.into())),
-                Some(("socket", path)) => Ok(ConsoleOption::Socket(path.into())),
-                _ => Err(format!("'{text}' is none of off, null, tty, file=PATH, socket=PATH")),
-            },
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -176,12 +145,5 @@ mod tests {
         for text in ["tap=a,dgram=b", "dgram=/x", "mac=52:54:00:12:34:56", "tap=a,mac=53:54:00:12:34:56", "tap=a,mac=1:2"] {
             assert!(text.parse::<NetOption>().is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn consoles() {
-        assert_eq!("tty".parse(), Ok(ConsoleOption::Tty));
-        assert_eq!("file=/x".parse(), Ok(ConsoleOption::File("/x".into())));
-        assert!("stdout".parse::<ConsoleOption>().is_err());
     }
 }

@@ -130,6 +130,8 @@ pub struct Machine<C: Cpu> {
     at: Position,
     digest: Digest,
     outputs: OutputSeq,
+    /// Bytes written to each console so far.
+    console: [u64; 2],
     halted: bool,
     phase: Phase,
     ended: Option<EndReason>,
@@ -164,6 +166,7 @@ impl<C: Cpu> Machine<C> {
             at: Position::default(),
             digest: Digest::default(),
             outputs: OutputSeq::default(),
+            console: [0; 2],
             halted: false,
             phase: Phase::Settled,
             ended: None,
@@ -429,7 +432,12 @@ impl<C: Cpu> Machine<C> {
         for effect in self.effects.drain(..) {
             let emission = match effect {
                 Effect::Frame { nic, bytes } => Emission::Frame { nic, bytes },
-                Effect::Console { port, bytes } => Emission::Console { port, bytes },
+                Effect::Console { port, bytes } => {
+                    let written = &mut self.console[port as usize];
+                    let position = *written;
+                    *written += bytes.len() as u64;
+                    Emission::Console { port, position, bytes }
+                }
                 Effect::Disk(request) => Emission::Disk(request),
                 Effect::WantEntropy { len } => Emission::WantEntropy { len },
                 Effect::PowerOff { status } => {

@@ -25,6 +25,7 @@ struct StateRecord<C> {
     at: Position,
     digest: Digest,
     outputs: OutputSeq,
+    console: [u64; 2],
     clock: VirtualClock,
     halted: bool,
     cpu: C,
@@ -188,6 +189,7 @@ impl<C: Cpu> Machine<C> {
             at: self.at,
             digest: self.digest,
             outputs: self.outputs,
+            console: self.console,
             clock: self.clock,
             halted: self.halted,
             cpu: self.cpu.save()?,
@@ -226,6 +228,7 @@ impl<C: Cpu> Machine<C> {
         self.cpu.restore(&state.cpu)?;
         self.chipset.restore(&state.chipset).map_err(|e| MachineError::State(e.to_string()))?;
         self.clock = state.clock;
+        self.console = state.console;
         self.halted = state.halted;
         self.phase = Phase::Settled;
         Ok(())

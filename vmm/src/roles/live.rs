@@ -16,7 +16,7 @@ use logging_channel::entry::{ConsolePort, EndReason, ExitSeq, Input, LogEntry, M
 use super::clock::LiveClock;
 use super::patience::{Monitor, Watched};
 use crate::backends::queue::{EventQueue, EventSender};
-use crate::backends::{Control, HostEvent};
+use crate::backends::{Control, HostEvent, StopKind};
 use crate::hypervisor::Cpu;
 use crate::machine::state::Checkpoint;
 use crate::machine::trail::TRAIL_EXITS;
@@ -309,6 +309,7 @@ impl<C: Cpu, S: Sink> Live<C, S> {
                     self.sink.disk_done(disk, id, self.machine.at());
                 }
                 HostEvent::Entropy(bytes) => self.input(Input::Entropy { bytes })?,
+                HostEvent::Stop(StopKind::Limit) => self.stopping = Some(EndReason::Limit),
                 HostEvent::Stop(_) => self.stopping = Some(EndReason::Stopped),
                 HostEvent::Control(Control::SaveState) => self.save_state()?,
             }
