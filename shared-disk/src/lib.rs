@@ -6,4 +6,5 @@
 
 pub mod arbiter;
 pub mod plan;
+pub mod image;
 pub mod request;

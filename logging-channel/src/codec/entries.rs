@@ -337,7 +337,7 @@ pub(super) fn read_chunk(from: &mut Cursor<'_>) -> Result<Chunk, Malformed> {
 }
 
 /// The longest byte string in `entry`.
-pub(crate) fn data_bytes(entry: &LogEntry) -> usize {
+pub fn data_bytes(entry: &LogEntry) -> usize {
     match entry {
         LogEntry::Input { input, .. } => match input {
             Input::Clock(_) => 0,

@@ -21,7 +21,7 @@ pub(crate) mod samples;
 pub use bytes::Malformed;
 pub use decoder::{Frame, FrameDecoder, READ_CHUNK, RawFrame, decode_heartbeat};
 pub use encoder::{EncodeError, FrameEncoder, LogBatch};
-pub(crate) use entries::data_bytes;
+pub use entries::data_bytes;
 pub use entries::{MAX_DATA_BYTES, MAX_ENTRIES};
 pub use frame::{FRAME_VERSION, FrameError, FrameFault, FrameKind, HEADER_BYTES, MAX_PAYLOAD};
 pub use general::{CodecError, from_bytes, to_bytes};

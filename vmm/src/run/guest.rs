@@ -8,7 +8,7 @@ use rand::rngs::OsRng;
 use super::Failure;
 use crate::boot::Kernel;
 use crate::cli::{GuestArgs, HostArgs};
-use crate::devices::{DiskConfig, NicConfig, PlatformConfig};
+use crate::devices::{DiskAccess, DiskConfig, NicConfig, PlatformConfig};
 use crate::hypervisor::DeliveryMode;
 use crate::hypervisor::kvm::{CpuProfile, KvmCpu};
 use crate::machine::config::{MACHINE_VERSION, MachineConfig};
@@ -70,7 +70,7 @@ pub fn configure(
     }
     let disks = host.disks.iter().zip(disk_sizes).enumerate().map(|(index, (option, size))| DiskConfig {
         sectors: size / 512,
-        read_only: option.readonly,
+        access: if option.readonly { DiskAccess::ReadOnly } else { DiskAccess::ReadWrite },
         serial: format!("ftvm{index}"),
     });
     let config = MachineConfig {
