@@ -5,6 +5,7 @@
 //! sees an ioctl. What may be numbered, when an exit must be completed, and why, is said in KVM-FACTS and at the methods.
 
 pub mod kvm;
+pub mod selftest;
 
 use std::fmt::Debug;
 use std::sync::Arc;

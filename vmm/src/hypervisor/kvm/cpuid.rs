@@ -189,7 +189,7 @@ impl CpuProfile {
         Self::of_system(&System::open()?, delivery)
     }
 
-    pub(super) fn of_system(system: &System, delivery: DeliveryMode) -> Result<Self, CpuError> {
+    pub(in crate::hypervisor) fn of_system(system: &System, delivery: DeliveryMode) -> Result<Self, CpuError> {
         let offered = system
             .kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)

@@ -146,6 +146,11 @@ impl KvmCpu {
         self.page_tables = refresh;
     }
 
+    /// Changes how interrupt windows are taken: only before the guest starts, and the same on both hosts of a pair.
+    pub fn set_delivery_mode(&mut self, delivery: DeliveryMode) {
+        self.delivery = delivery;
+    }
+
     /// Puts a new vCPU at a guest's entry point. FPU and SSE are in their initial state.
     ///
     /// # Errors
