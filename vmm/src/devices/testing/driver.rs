@@ -123,12 +123,6 @@ pub(in crate::devices) trait Bar {
         data[0]
     }
 
-    fn read_u16(&mut self, offset: u32) -> u16 {
-        let mut data = [0; 2];
-        self.read_bar(offset, &mut data);
-        u16::from_le_bytes(data)
-    }
-
     fn read_u32(&mut self, offset: u32) -> u32 {
         let mut data = [0; 4];
         self.read_bar(offset, &mut data);

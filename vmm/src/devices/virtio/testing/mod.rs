@@ -1,5 +1,7 @@
 //! One virtio function with RAM, for tests of device models through their registers.
 
+pub(super) mod contract;
+
 use super::{Fault, Model, PciFunction, VirtioPci};
 use crate::devices::Effect;
 use crate::devices::testing::Surroundings;
@@ -20,18 +22,34 @@ pub(super) struct Bench<M> {
 impl<M: Model> Bench<M> {
     /// A device whose driver has brought it up, with rings of `size` entries.
     pub(super) fn running(model: M, size: u16) -> Self {
-        let rings = (0..).zip(M::QUEUE_SIZES).map(|(index, _)| Ring::new(RINGS + RING * index, size)).collect();
+        let rings = (0..)
+            .zip(M::QUEUE_SIZES)
+            .map(|(index, _)| Ring::new(RINGS + RING * index, size))
+            .collect();
         let mut bench = Bench {
             function: VirtioPci::new(model, 0xE000_0000, 5),
             around: Surroundings::new(),
             rings,
         };
         bench.bring_up_all();
-        assert_eq!(bench.status() & (DRIVER_OK | NEEDS_RESET), DRIVER_OK, "the driver is up");
+        assert_eq!(
+            bench.status() & (DRIVER_OK | NEEDS_RESET),
+            DRIVER_OK,
+            "the driver is up"
+        );
         bench
     }
 
-    pub(super) fn bring_up_all(&mut self) {
+    /// A driver that begins anew, with empty rings.
+    pub(super) fn restart(&mut self) {
+        for ring in &mut self.rings {
+            self.around.write(ring.base, &[0; 0x3000]);
+            *ring = Ring::new(ring.base, ring.size);
+        }
+        self.bring_up_all();
+    }
+
+    fn bring_up_all(&mut self) {
         let rings = self.rings.clone();
         self.bring_up(&rings);
     }
@@ -44,7 +62,11 @@ impl<M: Model> Bench<M> {
     pub(super) fn fault_of(&mut self) -> Option<Fault> {
         self.notify(0);
         let fault = self.function.fault();
-        assert_eq!(self.status() & NEEDS_RESET != 0, fault.is_some(), "a fault is shown, and nothing else is");
+        assert_eq!(
+            self.status() & NEEDS_RESET != 0,
+            fault.is_some(),
+            "a fault is shown, and nothing else is"
+        );
         fault
     }
 }
