@@ -15,6 +15,8 @@ mod pit;
 mod pm_timer;
 mod power;
 mod rtc;
+#[cfg(test)]
+mod testing;
 mod timebase;
 mod uart;
 mod virtio;

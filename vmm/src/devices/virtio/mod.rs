@@ -13,6 +13,10 @@ mod function;
 pub(super) mod net;
 mod queue;
 pub(super) mod rng;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod transport;
 
 pub(super) use chain::{Buffer, Chain};
