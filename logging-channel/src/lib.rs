@@ -2,7 +2,7 @@
 //!
 //! The log is the heart of ftvm: every input a guest receives, at which of its exits. This crate says what an entry is,
 //! how it looks as bytes, how it flows from one host to another or onto a disk, and when what has flowed may be relied
-//! upon. Everything but [`transport`], [`clock`], the files of [`file`] and the drivers in [`session`] is a pure
+//! upon. Everything but [`transport`], [`clock`], the files of [`mod@file`] and the drivers in [`session`] is a pure
 //! function of its arguments, so that production and simulation run the same code.
 //!
 //! | module | what it is |
@@ -11,7 +11,7 @@
 //! | [`message`] | what the two sides say to each other |
 //! | [`codec`] | messages, entries and records as bytes; frames |
 //! | [`chunk`] | long records in pieces |
-//! | [`file`] | a log on disk |
+//! | [`mod@file`] | a log on disk |
 //! | [`flow`] | horizon, acks, execution lag, lease |
 //! | [`session`] | the handshake |
 //! | [`transport`] | frames over TCP or any other stream |

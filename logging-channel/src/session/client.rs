@@ -21,10 +21,10 @@ pub enum ClientStep {
 
 #[derive(Debug)]
 enum State {
-    AwaitWelcome,
+    Joining,
     /// The caller is looking at the terms.
     Proving(Generation),
-    AwaitState {
+    Receiving {
         generation: Generation,
         records: u64,
     },
@@ -46,7 +46,7 @@ impl JoinClient {
         JoinClient {
             join,
             assembler: Assembler::new(state_cap),
-            state: State::AwaitWelcome,
+            state: State::Joining,
         }
     }
 
@@ -59,7 +59,7 @@ impl JoinClient {
     /// The answer to [`ClientStep::Prove`]: what stood in the nonce file.
     pub fn prove(&mut self, nonce: Vec<u8>) -> Message {
         if let State::Proving(generation) = self.state {
-            self.state = State::AwaitState { generation, records: 0 };
+            self.state = State::Receiving { generation, records: 0 };
         }
         Message::Proof { nonce }
     }
@@ -70,29 +70,29 @@ impl JoinClient {
     /// The primary cannot be joined, or refuses. A half received state is worthless: nothing of it may be used.
     pub fn on_message(&mut self, generation: Generation, message: Message) -> Result<ClientStep, SessionError> {
         match (std::mem::replace(&mut self.state, State::Over), message) {
-            (State::AwaitWelcome, Message::Welcome(welcome)) => {
+            (State::Joining, Message::Welcome(welcome)) => {
                 self.check(&welcome)?;
                 self.state = State::Proving(welcome.generation);
                 Ok(ClientStep::Prove(welcome))
             }
-            (State::AwaitWelcome, other) => Err(SessionError::unexpected("a Welcome message", other)),
+            (State::Joining, other) => Err(SessionError::unexpected("a Welcome message", other)),
             (State::Proving(_), other) => Err(SessionError::unexpected("nothing before the proof", other)),
             (
-                State::AwaitState {
+                State::Receiving {
                     generation: joined,
                     records,
                 },
                 Message::State(chunk),
             ) => {
                 let record = self.assembler.add(chunk)?;
-                self.state = State::AwaitState {
+                self.state = State::Receiving {
                     generation: joined,
                     records: records + u64::from(record.is_some()),
                 };
                 Ok(record.map_or(ClientStep::Wait, ClientStep::Record))
             }
             (
-                State::AwaitState {
+                State::Receiving {
                     generation: joined,
                     records,
                 },
@@ -101,7 +101,7 @@ impl JoinClient {
                 self.check_grant(&grant, generation.max(joined), records)?;
                 Ok(ClientStep::Granted(grant))
             }
-            (State::AwaitState { .. }, other) => Err(SessionError::unexpected("a State or Grant message", other)),
+            (State::Receiving { .. }, other) => Err(SessionError::unexpected("a State or Grant message", other)),
             (State::Over, other) => Err(SessionError::unexpected("nothing more", other)),
         }
     }
