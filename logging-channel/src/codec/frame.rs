@@ -1,18 +1,7 @@
 //! The frame: a fixed header of 24 bytes, then the payload.
 //!
-//! | offset | bytes | field |
-//! |---|---|---|
-//! | 0 | 2 | magic `FT` |
-//! | 2 | 1 | frame version |
-//! | 3 | 1 | kind |
-//! | 4 | 1 | flags, 0 |
-//! | 5 | 3 | payload length, at most [`MAX_PAYLOAD`] |
-//! | 8 | 8 | generation |
-//! | 16 | 4 | CRC-32C of bytes 0 to 15 |
-//! | 20 | 4 | CRC-32C of bytes 0 to 19 and the payload |
-//!
-//! Numbers are little endian. The header has a checksum of its own so that a damaged length is known at once as damage:
-//! otherwise a reader would wait for bytes that never come, or call a damaged file a truncated one.
+//! The crate's front page shows the layout. The header has a checksum of its own so that a damaged length is known at
+//! once as damage: otherwise a reader would wait for bytes that never come, or call a damaged file a truncated one.
 
 use super::bytes::Malformed;
 use crate::entry::Generation;

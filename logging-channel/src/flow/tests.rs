@@ -258,7 +258,8 @@ mod primary {
             incarnation: Incarnation(8),
             ..good
         };
-        let wrong: [(Ack, fn(&AckError) -> bool); 9] = [
+        type Expected = fn(&AckError) -> bool;
+        let wrong: [(Ack, Expected); 9] = [
             (other, |error| matches!(error, AckError::Incarnation { .. })),
             (Ack { frame: 4, ..good }, |error| {
                 matches!(error, AckError::Future { sent: 3, found: 4, .. })
