@@ -1,0 +1,343 @@
+//! In which order requests may touch the disk (PROTOCOL 8; the paper's section 3.2).
+//!
+//! A guest may have many requests under way, and a real disk finishes them in any order. Where two touch the same
+//! blocks that order would be an input nobody logged, and after a failover, when everything unfinished is issued again,
+//! it could be another one. So overlapping requests are put in the order in which the guest made them, on both sides:
+//!
+//! - a read starts when no earlier overlapping write is unfinished;
+//! - a write starts when no earlier overlapping request is unfinished *and* the backup has acked the completion of each
+//!   of them: it would otherwise issue such a request again after the write had landed, and a read would then find
+//!   what was written after it;
+//! - a flush starts when every earlier write is finished;
+//! - a request whose gate is [`Gate::Held`] starts only when it is released as well (the output rule).
+//!
+//! The plan does no I/O: each call appends the requests that may start now, in their order, to a vector of the caller.
+//! One plan serves one disk. Without a backup, say [`Plan::acked`] right after [`Plan::finished`].
+
+use std::collections::BTreeMap;
+use std::ops::{Bound, Range};
+
+use thiserror::Error;
+
+use crate::request::{DiskOp, DiskRequest};
+
+/// Whether a request may start as far as the output rule is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// Not before [`Plan::release`]: writes and flushes of a protected primary, everything on a backup.
+    Held,
+    /// At once: reads of a primary, everything of a side without a backup.
+    Open,
+}
+
+/// How much may be outstanding. Data is counted until the I/O returned, requests until their completion is acked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Requests.
+    pub requests: usize,
+    /// Bytes to read or write.
+    pub bytes: u64,
+}
+
+impl Default for Limits {
+    /// Four full virtqueues of 256, and what a fast disk moves in some 50 ms.
+    fn default() -> Self {
+        Limits {
+            requests: 1024,
+            bytes: 64 << 20,
+        }
+    }
+}
+
+/// Why a call was refused; the plan is unchanged then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum PlanError {
+    /// The bounds are reached: the guest must wait until requests finish and are acked (PROTOCOL 9).
+    #[error(
+        "too much disk I/O is outstanding: {requests} requests with {bytes} bytes, limits {} and {}",
+        limits.requests, limits.bytes
+    )]
+    Full {
+        /// Outstanding requests.
+        requests: usize,
+        /// Outstanding bytes, without those of the refused request.
+        bytes: u64,
+        /// The bounds.
+        limits: Limits,
+    },
+    /// Ids must grow.
+    #[error("disk request {id} came after request {last}: requests must be numbered upwards")]
+    OutOfOrder {
+        /// The refused request.
+        id: u64,
+        /// The last one accepted.
+        last: u64,
+    },
+    /// Offset and length reach beyond what a disk can have.
+    #[error("disk request {id} ends beyond 2^64 bytes")]
+    Extent {
+        /// The refused request.
+        id: u64,
+    },
+    /// No such request is outstanding: never made, or acked already.
+    #[error("disk request {id} is not outstanding")]
+    Unknown {
+        /// The id asked for.
+        id: u64,
+    },
+    /// A request cannot finish twice.
+    #[error("disk request {id} has finished before")]
+    Finished {
+        /// The id asked for.
+        id: u64,
+    },
+    /// A completion cannot be acked before there is one.
+    #[error("disk request {id} is acked but has not finished")]
+    Unfinished {
+        /// The id asked for.
+        id: u64,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Read,
+    Write,
+    Flush,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Io {
+    Waiting(DiskRequest),
+    /// The request is kept: a state record for a new backup needs it (PROTOCOL 17).
+    Started(DiskRequest),
+    Finished,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    kind: Kind,
+    extent: Range<u64>,
+    gate: Gate,
+    io: Io,
+    /// Earlier requests that must finish first.
+    unfinished: usize,
+    /// Earlier requests whose completion must be acked first.
+    unacked: usize,
+}
+
+impl Entry {
+    fn new(request: DiskRequest, gate: Gate) -> Option<Self> {
+        let (kind, offset, len) = match &request.op {
+            DiskOp::Read { offset, len } => (Kind::Read, *offset, u64::from(*len)),
+            DiskOp::Write { offset, data } => (Kind::Write, *offset, u64::try_from(data.len()).ok()?),
+            DiskOp::Flush => (Kind::Flush, 0, 0),
+        };
+        let extent = offset..offset.checked_add(len)?;
+        Some(Entry {
+            kind,
+            extent,
+            gate,
+            io: Io::Waiting(request),
+            unfinished: 0,
+            unacked: 0,
+        })
+    }
+
+    fn bytes(&self) -> u64 {
+        self.extent.end - self.extent.start
+    }
+
+    fn overlaps(&self, other: &Entry) -> bool {
+        self.extent.start.max(other.extent.start) < self.extent.end.min(other.extent.end)
+    }
+
+    /// Whether this request must have finished before `later` starts.
+    fn precedes(&self, later: &Entry) -> bool {
+        match later.kind {
+            Kind::Read => self.kind == Kind::Write && self.overlaps(later),
+            Kind::Write => self.overlaps(later),
+            Kind::Flush => self.kind == Kind::Write,
+        }
+    }
+
+    /// Whether this request's completion must be acked before `later` starts.
+    fn is_settled_before(&self, later: &Entry) -> bool {
+        later.kind == Kind::Write && self.overlaps(later)
+    }
+
+    /// Starts the request if nothing stands in its way.
+    fn start(&mut self, started: &mut Vec<DiskRequest>) {
+        if self.gate == Gate::Open
+            && self.unfinished == 0
+            && self.unacked == 0
+            && let Io::Waiting(request) = &self.io
+        {
+            started.push(request.clone());
+            self.io = Io::Started(request.clone());
+        }
+    }
+}
+
+/// The outstanding requests of one disk.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    limits: Limits,
+    entries: BTreeMap<u64, Entry>,
+    /// Of the entries that have not finished.
+    bytes: u64,
+    last: Option<u64>,
+}
+
+impl Plan {
+    /// An empty plan.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Plan {
+            limits,
+            entries: BTreeMap::new(),
+            bytes: 0,
+            last: None,
+        }
+    }
+
+    /// Accepts the guest's next request and starts it if it may. Ids grow, gaps are allowed: a clone begins with
+    /// what is pending.
+    ///
+    /// # Errors
+    /// [`PlanError::Full`], [`PlanError::OutOfOrder`] or [`PlanError::Extent`].
+    pub fn submit(
+        &mut self,
+        request: DiskRequest,
+        gate: Gate,
+        started: &mut Vec<DiskRequest>,
+    ) -> Result<(), PlanError> {
+        let id = request.id;
+        if let Some(last) = self.last.filter(|last| *last >= id) {
+            return Err(PlanError::OutOfOrder { id, last });
+        }
+        let mut entry = Entry::new(request, gate).ok_or(PlanError::Extent { id })?;
+        let (requests, bytes, limits) = (self.entries.len(), self.bytes, self.limits);
+        if requests >= limits.requests || entry.bytes() > limits.bytes.saturating_sub(bytes) {
+            return Err(PlanError::Full {
+                requests,
+                bytes,
+                limits,
+            });
+        }
+        for earlier in self.entries.values() {
+            entry.unfinished += usize::from(earlier.io != Io::Finished && earlier.precedes(&entry));
+            entry.unacked += usize::from(earlier.is_settled_before(&entry));
+        }
+        entry.start(started);
+        self.bytes += entry.bytes();
+        self.entries.insert(id, entry);
+        self.last = Some(id);
+        Ok(())
+    }
+
+    /// The output rule lets request `id` go. Repeating it, or releasing what was never held, is harmless.
+    ///
+    /// # Errors
+    /// [`PlanError::Unknown`].
+    pub fn release(&mut self, id: u64, started: &mut Vec<DiskRequest>) -> Result<(), PlanError> {
+        let entry = self.entries.get_mut(&id).ok_or(PlanError::Unknown { id })?;
+        entry.gate = Gate::Open;
+        entry.start(started);
+        Ok(())
+    }
+
+    /// The I/O of request `id` returned, with whatever status; on a backup: its completion came in the log, where it
+    /// need not have started.
+    ///
+    /// # Errors
+    /// [`PlanError::Unknown`] or [`PlanError::Finished`].
+    pub fn finished(&mut self, id: u64, started: &mut Vec<DiskRequest>) -> Result<(), PlanError> {
+        let entry = self.entries.get_mut(&id).ok_or(PlanError::Unknown { id })?;
+        if entry.io == Io::Finished {
+            return Err(PlanError::Finished { id });
+        }
+        entry.io = Io::Finished;
+        self.bytes -= entry.bytes();
+        let entry = entry.clone();
+        for later in self.after(id).filter(|later| entry.precedes(later)) {
+            later.unfinished -= 1;
+            later.start(started);
+        }
+        Ok(())
+    }
+
+    /// The log entry with the completion of request `id` is acked by the backup; on a backup: it was received.
+    ///
+    /// # Errors
+    /// [`PlanError::Unknown`] or [`PlanError::Unfinished`].
+    pub fn acked(&mut self, id: u64, started: &mut Vec<DiskRequest>) -> Result<(), PlanError> {
+        let entry = self.entries.get(&id).ok_or(PlanError::Unknown { id })?;
+        if entry.io != Io::Finished {
+            return Err(PlanError::Unfinished { id });
+        }
+        let entry = self.entries.remove(&id).ok_or(PlanError::Unknown { id })?;
+        for later in self.after(id).filter(|later| entry.is_settled_before(later)) {
+            later.unacked -= 1;
+            later.start(started);
+        }
+        Ok(())
+    }
+
+    /// A primary has won the test-and-set and goes on alone: every request is released and every completion counts as
+    /// acked. What was started stays so.
+    pub fn release_all(&mut self, started: &mut Vec<DiskRequest>) {
+        self.begin_alone(|io| io, started);
+    }
+
+    /// A backup goes live: every request that has no completion in the log is issued again, in order, each waiting for
+    /// those it overlaps (PROTOCOL 8). Only for a plan whose started requests do not run on this host.
+    pub fn reissue(&mut self, started: &mut Vec<DiskRequest>) {
+        let again = |io| match io {
+            Io::Started(request) => Io::Waiting(request),
+            io => io,
+        };
+        self.begin_alone(again, started);
+    }
+
+    /// Rebuilds the plan without gates, without what has finished, and with each I/O state as `io` maps it.
+    fn begin_alone(&mut self, io: impl Fn(Io) -> Io, started: &mut Vec<DiskRequest>) {
+        let entries = std::mem::take(&mut self.entries);
+        for (id, mut entry) in entries.into_iter().filter(|(_, entry)| entry.io != Io::Finished) {
+            entry.io = io(entry.io);
+            entry.gate = Gate::Open;
+            entry.unfinished = self.entries.values().filter(|earlier| earlier.precedes(&entry)).count();
+            entry.unacked = self
+                .entries
+                .values()
+                .filter(|earlier| earlier.is_settled_before(&entry))
+                .count();
+            entry.start(started);
+            self.entries.insert(id, entry);
+        }
+    }
+
+    /// The requests that have not finished, in order, with their data: part of the state record (PROTOCOL 17).
+    pub fn pending(&self) -> impl Iterator<Item = &DiskRequest> {
+        self.entries.values().filter_map(|entry| match &entry.io {
+            Io::Waiting(request) | Io::Started(request) => Some(request),
+            Io::Finished => None,
+        })
+    }
+
+    /// Whether a request for `bytes` bytes (0 for a flush) would be accepted now.
+    #[must_use]
+    pub fn has_room(&self, bytes: u64) -> bool {
+        self.entries.len() < self.limits.requests && bytes <= self.limits.bytes.saturating_sub(self.bytes)
+    }
+
+    fn after(&mut self, id: u64) -> impl Iterator<Item = &mut Entry> {
+        self.entries
+            .range_mut((Bound::Excluded(id), Bound::Unbounded))
+            .map(|(_, entry)| entry)
+    }
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;
