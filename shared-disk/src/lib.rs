@@ -5,5 +5,6 @@
 //! knows nothing of the guest or the logging channel: generations and ids are plain numbers here.
 
 pub mod arbiter;
+pub mod image;
 pub mod plan;
 pub mod request;
