@@ -188,17 +188,11 @@ impl SharedDirectory {
         }
     }
 
-    /// The newest generation's record. A network file system may list a directory as it was some seconds ago, so the
-    /// names above the newest one listed are tried as well.
+    /// The newest generation's record.
     fn newest(&self) -> Result<Option<Record>, ArbiterError> {
         for _ in 0..LOOKS {
             let listed = self.listed()?.into_iter().max();
-            let mut newest = None;
-            let mut candidate = Some(listed.unwrap_or(1));
-            while let Some(record) = candidate.map_or(Ok(None), |generation| self.read_generation(generation))? {
-                candidate = record.generation.checked_add(1);
-                newest = Some(record);
-            }
+            let newest = self.newest_from(listed.unwrap_or(1))?;
             if newest.is_some() || listed.is_none() {
                 return Ok(newest);
             }
@@ -206,6 +200,18 @@ impl SharedDirectory {
         Err(ArbiterError::Unreachable {
             what: format!("{} changes while it is read", self.directory.display()),
         })
+    }
+
+    /// The last record of those from `generation` on without a gap. A network file system may list a directory as it
+    /// was some seconds ago, so the names above the newest one listed are tried as well.
+    fn newest_from(&self, generation: u64) -> Result<Option<Record>, ArbiterError> {
+        let mut newest = None;
+        let mut candidate = Some(generation);
+        while let Some(record) = candidate.map_or(Ok(None), |generation| self.read_generation(generation))? {
+            candidate = record.generation.checked_add(1);
+            newest = Some(record);
+        }
+        Ok(newest)
     }
 
     /// The generations for which a file is listed, in no order.

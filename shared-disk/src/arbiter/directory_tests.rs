@@ -231,6 +231,20 @@ fn a_link_that_lands_when_the_claim_has_already_failed_is_found_by_the_next() {
 }
 
 #[test]
+fn a_listing_from_yesterday_is_not_believed() {
+    let (_root, share) = share();
+    assert_eq!(share.start(A), Ok(1));
+    assert_eq!(share.claim(1, A, B), won(2));
+    assert_eq!(share.claim(2, B, C), won(3));
+    for (listed, newest) in [(1, Some(3)), (2, Some(3)), (3, Some(3)), (4, None)] {
+        assert_eq!(
+            share.newest_from(listed).unwrap().map(|record| record.generation),
+            newest
+        );
+    }
+}
+
+#[test]
 fn what_is_no_record_is_never_overlooked() {
     let (_root, share) = share();
     assert_eq!(share.start(A), Ok(1));
