@@ -61,7 +61,9 @@ pub enum Error {
         console: String,
     },
     /// The command ran longer than it may.
-    #[error("timeout: the command in the nested host was still running after {after:?}; the console ends with:\n{console}")]
+    #[error(
+        "timeout: the command in the nested host was still running after {after:?}; the console ends with:\n{console}"
+    )]
     Timeout {
         /// How long it was given.
         after: Duration,
@@ -85,11 +87,11 @@ pub enum Error {
         console: String,
     },
     /// The command ended, but what it wrote did not arrive.
-    #[error("the command in the nested host ended ({ended}), but within {after:?} not all of its output arrived")]
+    #[error("the command in the nested host ended ({ended}), but then no more of its output arrived for {after:?}")]
     Incomplete {
         /// The report of how it ended.
         ended: String,
-        /// How long the output was waited for.
+        /// How long nothing arrived.
         after: Duration,
     },
     /// Something other than a report came on the control channel.
