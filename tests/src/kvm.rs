@@ -6,7 +6,6 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -152,9 +151,9 @@ pub enum Failure {
         /// What the test program wrote.
         output: String,
     },
-    /// This process cannot be copied, or its cache cannot be used.
-    #[error("cannot run this test in a nested host: {0}")]
-    Io(#[from] std::io::Error),
+    /// This process cannot find its own program.
+    #[error("cannot run this test in a nested host: its program is unknown: {0}")]
+    Program(#[from] std::io::Error),
 }
 
 /// Whether this process runs in a nested host.
@@ -181,7 +180,8 @@ fn try_run(path: &str, needs: &Needs, body: fn()) -> Result<(), Failure> {
     if inside_nested_host() {
         check_kvm().map_err(|reason| Failure::NoKvm(format!("but {reason}")))?;
         body();
-        println!("{}", completed(test));
+        // libtest has left its line unfinished.
+        println!("\n{}", completed(test));
         return Ok(());
     }
     match place(env::var(FTVM_KVM).ok().as_deref(), check_kvm).map_err(Failure::NoKvm)? {
@@ -249,12 +249,11 @@ pub fn run_nested(test: &str, needs: &Needs, why: &str) -> Result<(), Failure> {
         output: output(),
     };
     let run = described(test, needs)?;
-    // Under nextest its test group does this; this is for `cargo test`, and for two test runs at once.
-    fs::create_dir_all(nested::cache())?;
-    let turn = File::create(nested::cache().join("turn"))?;
-    turn.lock()?;
-    let running = Host::locate().and_then(|host| host.start(&run, streams));
-    let outcome = running.and_then(nested::Running::wait).map_err(failed)?;
+    let outcome = (|| {
+        let _turn = nested::take_turn()?;
+        Host::locate()?.start(&run, streams)?.wait()
+    })();
+    let outcome = outcome.map_err(failed)?;
     if outcome.code != 0 {
         return Err(Failure::Failed {
             code: outcome.code,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use kvm_ioctls::Kvm;
 use tests::kvm::{self, Failure, Needs};
 use tests::kvm_test;
-use tests::nested::{Capture, Error, Host, Outcome, Run, Streams};
+use tests::nested::{self, Capture, Error, Host, Outcome, Run, Running, Streams};
 
 kvm_test! {
     /// Where this runs, KVM works, and the program beside the test does too.
@@ -40,9 +40,14 @@ fn shell(script: &str, change: impl FnOnce(&mut Run)) -> (Result<Outcome, Error>
     };
     let mut run = Run::new(["sh", "-c", script]);
     change(&mut run);
-    let host = Host::locate().unwrap_or_else(|e| panic!("{e}"));
-    let result = host.start(&run, streams).unwrap_or_else(|e| panic!("{e}")).wait();
-    (result, stdout.text(), stderr.text())
+    let _turn = nested::take_turn().unwrap();
+    (start(&run, streams).wait(), stdout.text(), stderr.text())
+}
+
+fn start(run: &Run, streams: Streams) -> Running {
+    Host::locate()
+        .and_then(|host| host.start(run, streams))
+        .unwrap_or_else(|e| panic!("{e}"))
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod qemu;
 mod run;
 
 use std::env;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -142,4 +143,19 @@ pub fn cache() -> PathBuf {
     let from = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let target = || from("CARGO_TARGET_DIR").unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"));
     from("FTVM_CACHE").unwrap_or_else(|| target().join("nested-host"))
+}
+
+/// Waits until no other test or test run has the machine for its nested host, and then has it until the file is
+/// dropped. Nextest's configuration sees to that within one run; `cargo test` has nothing of the kind.
+///
+/// # Errors
+/// Fails when the cache cannot be written.
+pub fn take_turn() -> Result<File, Error> {
+    let cache = cache();
+    let turn = fs::create_dir_all(&cache).and_then(|()| File::create(cache.join("turn")));
+    let taken = turn.and_then(|file| file.lock().map(|()| file));
+    taken.map_err(|source| Error::Io {
+        what: format!("lock the file `turn` in {}", cache.display()),
+        source,
+    })
 }

@@ -29,7 +29,7 @@ const MEMORY_MIB: std::ops::RangeInclusive<u32> = 512..=65_536;
 const PROCESSORS: std::ops::RangeInclusive<u32> = 1..=255;
 /// What is kept of the console and of QEMU's messages, in bytes, and how many lines of it an error shows.
 const CONSOLE_BYTES: usize = 1 << 18;
-const CONSOLE_LINES: usize = 30;
+const CONSOLE_LINES: usize = 60;
 /// Folder of the commands and files of a run in the nested host, and its working directory.
 const HOME: &str = "/run";
 
@@ -313,7 +313,7 @@ impl Running {
                 after: BOOT_TIMEOUT,
                 console,
             }),
-            End::Hangup if console.contains("Kernel panic") => Err(Error::Panic { console }),
+            End::Hangup if self.console.text().contains("Kernel panic") => Err(Error::Panic { console }),
             End::Hangup => {
                 let status = self.qemu.wait().map_err(|source| Error::Io {
                     what: "wait for QEMU".to_owned(),
