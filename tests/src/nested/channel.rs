@@ -9,7 +9,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
@@ -19,7 +19,10 @@ use super::cpio;
 const MAX_CONTROL_LINE: u64 = 1024;
 /// Most bytes of files that a nested host may hand out at its end.
 const MAX_OUT: u64 = 1 << 30;
+/// Bytes that are read at once.
 const CHUNK: usize = 1 << 16;
+/// Reports that wait to be read. A thread that finds no room waits, and so, in the end, does the nested host.
+pub(super) const MAX_EVENTS: usize = 256;
 
 /// One channel. The discriminant is the number of the port of the virtio console; the kernel's console is the UART.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,16 +74,18 @@ pub(super) enum Sink {
 
 /// Listens on the channel's socket in `dir`, and starts the thread that serves it. The thread ends when QEMU does; one
 /// that QEMU never connected to ends after [`release`].
-pub(super) fn serve(dir: &Path, channel: Channel, sink: Sink, events: Sender<Event>) -> io::Result<JoinHandle<()>> {
+pub(super) fn serve(dir: &Path, channel: Channel, sink: Sink, events: SyncSender<Event>) -> io::Result<JoinHandle<()>> {
     let folder = File::open(dir)?;
     // Not `dir.join(name)`: the name of a socket has at most 107 bytes, and the cache may be deep.
     let listener = UnixListener::bind(socket(&folder, channel))?;
-    thread::Builder::new().name(format!("nested-{}", channel.name())).spawn(move || {
-        if let Ok((stream, _)) = listener.accept() {
-            drop(listener);
-            pump(channel, sink, stream, &events);
-        }
-    })
+    thread::Builder::new()
+        .name(format!("nested-{}", channel.name()))
+        .spawn(move || {
+            if let Ok((stream, _)) = listener.accept() {
+                drop(listener);
+                pump(channel, sink, stream, &events);
+            }
+        })
 }
 
 /// Ends the threads of [`serve`] that still wait for QEMU to connect.
@@ -101,7 +106,7 @@ fn socket(folder: &File, channel: Channel) -> String {
 pub(super) fn watch(
     mut from: impl Read + Send + 'static,
     mut into: Capture,
-    events: Sender<Event>,
+    events: SyncSender<Event>,
 ) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name("nested-qemu".to_owned()).spawn(move || {
         let _ = io::copy(&mut from, &mut into);
@@ -110,8 +115,13 @@ pub(super) fn watch(
 }
 
 /// Moves everything from `stream` to `sink`. A queue that nobody reads any more is no failure: the run is over then.
-fn pump(channel: Channel, sink: Sink, stream: impl Read, events: &Sender<Event>) {
-    let mut counted = Counted { stream, channel, events };
+fn pump(channel: Channel, sink: Sink, stream: impl Read, events: &SyncSender<Event>) {
+    let mut counted = Counted {
+        stream,
+        channel,
+        events,
+        unreported: 0,
+    };
     let done = match sink {
         Sink::Writer(mut writer) => copy(&mut counted, &mut writer).map_err(|e| e.to_string()),
         Sink::Lines => lines(&mut counted, events).map_err(|e| e.to_string()),
@@ -135,7 +145,7 @@ fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
     }
 }
 
-fn lines(from: &mut impl Read, events: &Sender<Event>) -> io::Result<()> {
+fn lines(from: &mut impl Read, events: &SyncSender<Event>) -> io::Result<()> {
     let mut reader = BufReader::new(from);
     loop {
         let mut line = String::new();
@@ -150,14 +160,17 @@ fn lines(from: &mut impl Read, events: &Sender<Event>) -> io::Result<()> {
 struct Counted<'a, R> {
     stream: R,
     channel: Channel,
-    events: &'a Sender<Event>,
+    events: &'a SyncSender<Event>,
+    unreported: usize,
 }
 
 impl<R: Read> Read for Counted<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.stream.read(buffer)?;
-        let _ = self.events.send(Event::Received(self.channel, count as u64));
-        Ok(count)
+        if self.unreported > 0 {
+            let _ = self.events.send(Event::Received(self.channel, self.unreported as u64));
+        }
+        self.unreported = self.stream.read(buffer)?;
+        Ok(self.unreported)
     }
 }
 
@@ -177,7 +190,13 @@ struct Tail {
 impl Capture {
     /// Keeps at most the last `limit` bytes, at least 1; twice as many for a moment.
     pub fn new(limit: usize) -> Self {
-        Self { tail: Arc::new(Mutex::new(Tail { bytes: Vec::new(), limit: limit.max(1), dropped: 0 })) }
+        Self {
+            tail: Arc::new(Mutex::new(Tail {
+                bytes: Vec::new(),
+                limit: limit.max(1),
+                dropped: 0,
+            })),
+        }
     }
 
     /// What was kept, after a note on what was not.
@@ -194,7 +213,11 @@ impl Capture {
     /// The last `count` lines that are not empty.
     pub fn last_lines(&self, count: usize) -> String {
         let text = self.text();
-        let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+        let lines: Vec<&str> = text
+            .lines()
+            .map(str::trim_end)
+            .filter(|line| !line.is_empty())
+            .collect();
         lines[lines.len().saturating_sub(count)..].join("\n")
     }
 }

@@ -79,7 +79,11 @@ pub struct Writer<W: Write> {
 impl<W: Write> Writer<W> {
     /// Starts an archive on `out`.
     pub fn new(out: W) -> Self {
-        Self { out, next_inode: 1, present: BTreeSet::new() }
+        Self {
+            out,
+            next_inode: 1,
+            present: BTreeSet::new(),
+        }
     }
 
     /// Whether `path` (relative to the archive's root) was added already.
@@ -105,8 +109,10 @@ impl<W: Write> Writer<W> {
     /// Fails when the writer underneath does.
     pub fn symlink(&mut self, path: &Path, target: &str) -> Result<(), Error> {
         self.parents(path)?;
-        let size = u32::try_from(target.len())
-            .map_err(|_| Error::TooLarge { path: path.display().to_string(), size: u64::MAX })?;
+        let size = u32::try_from(target.len()).map_err(|_| Error::TooLarge {
+            path: path.display().to_string(),
+            size: u64::MAX,
+        })?;
         self.entry(path, SYMLINK | 0o777, size, &mut target.as_bytes())
     }
 
@@ -116,7 +122,10 @@ impl<W: Write> Writer<W> {
     /// Fails when the file is 4 GiB or larger, when `data` ends before `size` bytes, or when a reader or writer fails.
     pub fn file(&mut self, path: &Path, mode: u32, size: u64, data: &mut impl Read) -> Result<(), Error> {
         self.parents(path)?;
-        let short = u32::try_from(size).map_err(|_| Error::TooLarge { path: path.display().to_string(), size })?;
+        let short = u32::try_from(size).map_err(|_| Error::TooLarge {
+            path: path.display().to_string(),
+            size,
+        })?;
         self.entry(path, REGULAR | (mode & 0o7777), short, data)
     }
 
@@ -139,10 +148,13 @@ impl<W: Write> Writer<W> {
 
     fn entry(&mut self, path: &Path, mode: u32, size: u32, data: &mut impl Read) -> Result<(), Error> {
         let name = path.as_os_str().as_bytes();
-        let name_size = u32::try_from(name.len() + 1).ok().filter(|n| *n <= MAX_NAME).ok_or_else(|| Error::Io {
-            what: path.display().to_string(),
-            source: io::Error::from(io::ErrorKind::InvalidFilename),
-        })?;
+        let name_size = u32::try_from(name.len() + 1)
+            .ok()
+            .filter(|n| *n <= MAX_NAME)
+            .ok_or_else(|| Error::Io {
+                what: path.display().to_string(),
+                source: io::Error::from(io::ErrorKind::InvalidFilename),
+            })?;
         let inode = self.next_inode;
         self.next_inode += 1;
         // inode, mode, uid, gid, links, mtime, size, device (major, minor), special device (major, minor), name, check
@@ -184,9 +196,14 @@ pub fn unpack(input: &mut impl Read, dir: &Path, limit: u64) -> Result<Vec<PathB
     let mut files = Vec::new();
     let mut total: u64 = 0;
     for entry in 0.. {
-        let Some(header) = Header::read(input, entry)? else { break };
+        let Some(header) = Header::read(input, entry)? else {
+            break;
+        };
         let Some(relative) = relative_path(&header.name) else {
-            return Err(malformed(entry, format!("the path {:?} leads out of the archive", header.name)));
+            return Err(malformed(
+                entry,
+                format!("the path {:?} leads out of the archive", header.name),
+            ));
         };
         let target = dir.join(&relative);
         match header.mode & TYPE_MASK {
@@ -194,14 +211,20 @@ pub fn unpack(input: &mut impl Read, dir: &Path, limit: u64) -> Result<Vec<PathB
             REGULAR => {
                 total += u64::from(header.size);
                 if total > limit {
-                    return Err(Error::OverLimit { limit, path: header.name });
+                    return Err(Error::OverLimit {
+                        limit,
+                        path: header.name,
+                    });
                 }
                 write_file(input, &target, header.size)?;
                 skip(input, padding(header.size), entry)?;
                 files.push(relative);
             }
             other => {
-                return Err(malformed(entry, format!("{:?} has type {other:o}, not file or directory", header.name)));
+                return Err(malformed(
+                    entry,
+                    format!("{:?} has type {other:o}, not file or directory", header.name),
+                ));
             }
         }
     }
@@ -231,14 +254,20 @@ fn write_file(input: &mut impl Read, target: &Path, size: u32) -> Result<(), Err
             fs::create_dir_all(parent)?;
         }
         let copied = io::copy(&mut input.take(u64::from(size)), &mut File::create(target)?)?;
-        if copied == u64::from(size) { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+        if copied == u64::from(size) {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::UnexpectedEof.into())
+        }
     };
     copy().map_err(Error::io(target.display().to_string()))
 }
 
 fn skip(input: &mut impl Read, count: usize, entry: u64) -> Result<(), Error> {
     let mut waste = [0; 4];
-    input.read_exact(&mut waste[..count]).map_err(Error::io(format!("entry {entry}, padding")))
+    input
+        .read_exact(&mut waste[..count])
+        .map_err(Error::io(format!("entry {entry}, padding")))
 }
 
 struct Header {
@@ -257,7 +286,9 @@ impl Header {
         let mut raw = [0; HEADER_LEN];
         raw[0] = first[0];
         let unread = if entry == 0 { &mut raw[1..] } else { &mut raw[..] };
-        input.read_exact(unread).map_err(Error::io(format!("entry {entry}, header")))?;
+        input
+            .read_exact(unread)
+            .map_err(Error::io(format!("entry {entry}, header")))?;
         if &raw[..6] != MAGIC {
             let found = String::from_utf8_lossy(&raw[..6]).into_owned();
             return Err(malformed(entry, format!("expected the magic 070701, found {found:?}")));
@@ -278,11 +309,16 @@ impl Header {
 
 fn read_name(input: &mut impl Read, size: u32, entry: u64) -> Result<String, Error> {
     if size == 0 || size > MAX_NAME {
-        return Err(malformed(entry, format!("expected a name of 1 to {MAX_NAME} bytes, found {size}")));
+        return Err(malformed(
+            entry,
+            format!("expected a name of 1 to {MAX_NAME} bytes, found {size}"),
+        ));
     }
     let size = size as usize;
     let mut name = vec![0; (HEADER_LEN + size).next_multiple_of(4) - HEADER_LEN];
-    input.read_exact(&mut name).map_err(Error::io(format!("entry {entry}, name")))?;
+    input
+        .read_exact(&mut name)
+        .map_err(Error::io(format!("entry {entry}, name")))?;
     name.truncate(size - 1);
     match String::from_utf8(name) {
         Ok(name) if !name.contains('\0') => Ok(name),

@@ -26,7 +26,10 @@ fn bytes_of_one_entry_are_pinned() {
     let bytes = archive(|w| w.file(Path::new("a"), 0o755, 3, &mut &b"abc"[..]));
     assert_eq!(&bytes[..expected.len()], expected.as_bytes());
     assert_eq!(bytes.len() % 4, 0);
-    assert!(bytes.ends_with(b"TRAILER!!!\0\0\0\0"), "name and padding of the trailer");
+    assert!(
+        bytes.ends_with(b"TRAILER!!!\0\0\0\0"),
+        "name and padding of the trailer"
+    );
 }
 
 #[test]
@@ -52,7 +55,13 @@ fn parents_are_added_once_and_before_their_files() {
     });
     let names: Vec<_> = [&b"a\0"[..], b"a/b\0", b"a/b/c\0", b"a/b/d\0"]
         .iter()
-        .map(|name| bytes.windows(name.len()).enumerate().filter(|(at, w)| w == name && at % 4 == 2).count())
+        .map(|name| {
+            bytes
+                .windows(name.len())
+                .enumerate()
+                .filter(|(at, w)| w == name && at % 4 == 2)
+                .count()
+        })
         .collect();
     assert_eq!(names, [1, 1, 1, 1]);
 }
@@ -66,25 +75,48 @@ fn busybox_reads_what_is_written_here_and_the_reverse() {
     });
     fs::write(here.path().join("in.cpio"), bytes).unwrap();
     let script = "busybox cpio -id < in.cpio && cat dir/link && echo dir/script | busybox cpio -o -H newc > out.cpio";
-    let ran = std::process::Command::new("sh").arg("-c").arg(script).current_dir(&here).output().unwrap();
+    let ran = std::process::Command::new("sh")
+        .arg("-c")
+        .arg(script)
+        .current_dir(&here)
+        .output()
+        .unwrap();
     assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
     assert_eq!(ran.stdout, b"hello");
     let mut packed = File::open(here.path().join("out.cpio")).unwrap();
-    assert_eq!(unpack(&mut packed, there.path(), 5).unwrap(), [PathBuf::from("dir/script")]);
+    assert_eq!(
+        unpack(&mut packed, there.path(), 5).unwrap(),
+        [PathBuf::from("dir/script")]
+    );
     assert_eq!(fs::read(there.path().join("dir/script")).unwrap(), b"hello");
 }
 
 #[test]
 fn a_source_that_ends_early_is_an_error() {
-    let error = Writer::new(Vec::new()).file(Path::new("f"), 0, 4, &mut &b"abc"[..]).unwrap_err().to_string();
-    assert!(error.contains("4 bytes were announced, but the data ended after 3"), "{error}");
+    let error = Writer::new(Vec::new())
+        .file(Path::new("f"), 0, 4, &mut &b"abc"[..])
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("4 bytes were announced, but the data ended after 3"),
+        "{error}"
+    );
 }
 
 #[test]
 fn a_file_of_four_gibibytes_is_refused() {
     let add = |size| Writer::new(io::sink()).file(Path::new("f"), 0, size, &mut io::repeat(0).take(1));
-    assert!(matches!(add(1 << 32), Err(Error::TooLarge { size: 0x1_0000_0000, .. })));
-    assert!(matches!(add((1 << 32) - 1), Err(Error::Io { .. })), "this size fits; only the data is short");
+    assert!(matches!(
+        add(1 << 32),
+        Err(Error::TooLarge {
+            size: 0x1_0000_0000,
+            ..
+        })
+    ));
+    assert!(
+        matches!(add((1 << 32) - 1), Err(Error::Io { .. })),
+        "this size fits; only the data is short"
+    );
 }
 
 #[test]
@@ -94,7 +126,11 @@ fn no_input_is_an_empty_archive_and_a_torn_one_is_not() {
     assert_eq!(unpacked(&whole).unwrap(), [PathBuf::from("file")]);
     let needed = whole.len() - 1;
     for end in 1..needed - 3 {
-        assert!(unpacked(&whole[..end]).is_err(), "cut after {end} of {} bytes", whole.len());
+        assert!(
+            unpacked(&whole[..end]).is_err(),
+            "cut after {end} of {} bytes",
+            whole.len()
+        );
     }
 }
 
@@ -109,7 +145,9 @@ fn paths_that_lead_out_are_refused() {
 
 #[test]
 fn links_and_devices_are_refused() {
-    let error = unpacked(&archive(|w| w.symlink(Path::new("l"), "/etc/passwd"))).unwrap_err().to_string();
+    let error = unpacked(&archive(|w| w.symlink(Path::new("l"), "/etc/passwd")))
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("type 120000, not file or directory"), "{error}");
 }
 
@@ -121,7 +159,10 @@ fn the_limit_counts_all_files() {
         w.file(Path::new("b"), 0o644, 3, &mut &b"abc"[..])
     });
     assert_eq!(unpack(&mut &bytes[..], dir.path(), 6).unwrap().len(), 2);
-    assert!(matches!(unpack(&mut &bytes[..], dir.path(), 5), Err(Error::OverLimit { limit: 5, .. })));
+    assert!(matches!(
+        unpack(&mut &bytes[..], dir.path(), 5),
+        Err(Error::OverLimit { limit: 5, .. })
+    ));
 }
 
 #[test]

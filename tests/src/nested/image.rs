@@ -16,10 +16,27 @@ use super::programs::{self, Missing};
 
 /// Where `init.sh` finds the modules.
 const MODULE_DIR: &str = "usr/lib/modules";
-const LINKS: [(&str, &str); 5] =
-    [("bin", "usr/bin"), ("sbin", "usr/bin"), ("usr/sbin", "bin"), ("lib", "usr/lib"), ("lib64", "usr/lib64")];
+const LINKS: [(&str, &str); 5] = [
+    ("bin", "usr/bin"),
+    ("sbin", "usr/bin"),
+    ("usr/sbin", "bin"),
+    ("lib", "usr/lib"),
+    ("lib64", "usr/lib64"),
+];
 const DIRECTORIES: [&str; 13] = [
-    "usr/bin", "usr/lib", "usr/lib64", "proc", "sys", "dev", "tmp", "run", "root", "etc", "var/tmp", "out", "mnt",
+    "usr/bin",
+    "usr/lib",
+    "usr/lib64",
+    "proc",
+    "sys",
+    "dev",
+    "tmp",
+    "run",
+    "root",
+    "etc",
+    "var/tmp",
+    "out",
+    "mnt",
 ];
 const TEXTS: [(&str, &str); 4] = [
     ("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n"),
@@ -89,7 +106,9 @@ impl<W: Write> Image<W> {
     /// # Errors
     /// Fails when the writer underneath does.
     pub fn text(&mut self, path: &str, mut text: &[u8]) -> Result<(), Error> {
-        Ok(self.archive.file(Path::new(path), 0o755, text.len() as u64, &mut text)?)
+        Ok(self
+            .archive
+            .file(Path::new(path), 0o755, text.len() as u64, &mut text)?)
     }
 
     /// Adds kernel modules and the list by which the first process loads them.
@@ -118,7 +137,11 @@ impl<W: Write> Image<W> {
     /// # Errors
     /// Fails when it is neither, or cannot be copied.
     pub fn command(&mut self, name: &str) -> Result<(), Error> {
-        if applets()?.iter().any(|applet| applet == name) { Ok(()) } else { self.program(name) }
+        if applets()?.iter().any(|applet| applet == name) {
+            Ok(())
+        } else {
+            self.program(name)
+        }
     }
 
     /// Copies the file `here` of this machine to the absolute path `there`; the shared libraries of a program and the
@@ -131,16 +154,23 @@ impl<W: Write> Image<W> {
         if self.archive.contains(&path) {
             return Ok(());
         }
-        let failed = |source| Error::Read { path: here.to_owned(), source };
+        let failed = |source| Error::Read {
+            path: here.to_owned(),
+            source,
+        };
         let mut file = File::open(here).map_err(failed)?;
         let data = file.metadata().map_err(failed)?;
         if !data.is_file() {
-            return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
+            return Err(failed(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "not a regular file",
+            )));
         }
         let mut start = Vec::new();
         (&mut file).take(256).read_to_end(&mut start).map_err(failed)?;
         let mut whole = (&start[..]).chain(file);
-        self.archive.file(&path, data.permissions().mode(), data.len(), &mut whole)?;
+        self.archive
+            .file(&path, data.permissions().mode(), data.len(), &mut whole)?;
         for needed in needs(here, &start)? {
             self.file(&needed, &needed)?;
         }
@@ -177,9 +207,16 @@ fn place(there: &Path) -> Result<PathBuf, Error> {
     if inside.as_os_str().is_empty() || !inside.components().all(|part| matches!(part, Component::Normal(_))) {
         return Err(refused());
     }
-    const MERGED: [(&str, &str); 5] =
-        [("bin", "usr/bin"), ("sbin", "usr/bin"), ("usr/sbin", "usr/bin"), ("lib", "usr/lib"), ("lib64", "usr/lib64")];
-    let merged = MERGED.iter().find_map(|(from, to)| Some(Path::new(to).join(inside.strip_prefix(from).ok()?)));
+    const MERGED: [(&str, &str); 5] = [
+        ("bin", "usr/bin"),
+        ("sbin", "usr/bin"),
+        ("usr/sbin", "usr/bin"),
+        ("lib", "usr/lib"),
+        ("lib64", "usr/lib64"),
+    ];
+    let merged = MERGED
+        .iter()
+        .find_map(|(from, to)| Some(Path::new(to).join(inside.strip_prefix(from).ok()?)));
     Ok(merged.unwrap_or_else(|| inside.to_owned()))
 }
 
@@ -191,10 +228,19 @@ fn needs(path: &Path, start: &[u8]) -> Result<Vec<PathBuf>, Error> {
     if !start.starts_with(b"\x7fELF") {
         return Ok(Vec::new());
     }
-    let failed = |reason| Error::Libraries { path: path.to_owned(), reason };
-    let ran = Command::new(programs::find("ldd")?).arg(path).env("LC_ALL", "C").output();
+    let failed = |reason| Error::Libraries {
+        path: path.to_owned(),
+        reason,
+    };
+    let ran = Command::new(programs::find("ldd")?)
+        .arg(path)
+        .env("LC_ALL", "C")
+        .output();
     let ran = ran.map_err(|e| failed(format!("ldd: {e}")))?;
-    let (listing, said) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+    let (listing, said) = (
+        String::from_utf8_lossy(&ran.stdout),
+        String::from_utf8_lossy(&ran.stderr),
+    );
     if !ran.status.success() && !said.contains("not a dynamic executable") && !listing.contains("not a dynamic") {
         return Err(failed(format!("ldd: {}", said.trim())));
     }
@@ -205,7 +251,9 @@ fn needs(path: &Path, start: &[u8]) -> Result<Vec<PathBuf>, Error> {
 fn interpreter(line: &[u8]) -> Option<PathBuf> {
     let line = String::from_utf8_lossy(line.split(|byte| *byte == b'\n').next()?).into_owned();
     let path = PathBuf::from(line.split_whitespace().next()?);
-    let provided = path.file_name().is_some_and(|name| name == "sh" || name == "env" || name == "busybox");
+    let provided = path
+        .file_name()
+        .is_some_and(|name| name == "sh" || name == "env" || name == "busybox");
     (!provided).then_some(path)
 }
 
@@ -233,7 +281,10 @@ mod tests {
                        \t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
         let expected = ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"].map(PathBuf::from);
         assert_eq!(libraries(listing).unwrap(), expected);
-        assert_eq!(libraries("\tlibgone.so.1 => not found\n"), Err("libgone.so.1".to_owned()));
+        assert_eq!(
+            libraries("\tlibgone.so.1 => not found\n"),
+            Err("libgone.so.1".to_owned())
+        );
         for static_program in ["\tstatically linked\n", "\tnot a dynamic executable\n", ""] {
             assert_eq!(libraries(static_program), Ok(Vec::new()));
         }
@@ -244,7 +295,10 @@ mod tests {
         let own = std::env::current_exe().unwrap();
         let names: Vec<_> = needs(&own, b"\x7fELF").unwrap();
         assert!(names.iter().any(|path| path.ends_with("libc.so.6")), "{names:?}");
-        assert!(names.iter().any(|path| path.to_string_lossy().contains("ld-linux")), "{names:?}");
+        assert!(
+            names.iter().any(|path| path.to_string_lossy().contains("ld-linux")),
+            "{names:?}"
+        );
     }
 
     #[test]
@@ -278,7 +332,12 @@ mod tests {
         let mut image = Image::new(Vec::new()).unwrap();
         image.program("cat").unwrap();
         let bytes = image.finish().unwrap();
-        let listing = |name: &str| bytes.windows(name.len()).filter(|window| *window == name.as_bytes()).count();
+        let listing = |name: &str| {
+            bytes
+                .windows(name.len())
+                .filter(|window| *window == name.as_bytes())
+                .count()
+        };
         assert_eq!(listing("usr/bin/cat\0"), 1);
         assert_eq!(listing("usr/bin/ls\0"), 1);
     }
@@ -286,9 +345,18 @@ mod tests {
     #[test]
     fn what_is_no_file_is_refused() {
         let mut image = Image::new(io::sink()).unwrap();
-        let error = image.file(Path::new("/tmp"), Path::new("/run/tmp")).unwrap_err().to_string();
-        assert!(error.contains("cannot copy /tmp") && error.contains("not a regular file"), "{error}");
-        let error = image.file(Path::new("/no/such"), Path::new("/run/x")).unwrap_err().to_string();
+        let error = image
+            .file(Path::new("/tmp"), Path::new("/run/tmp"))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("cannot copy /tmp") && error.contains("not a regular file"),
+            "{error}"
+        );
+        let error = image
+            .file(Path::new("/no/such"), Path::new("/run/x"))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("/no/such"), "{error}");
     }
 }

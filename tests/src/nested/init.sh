@@ -9,8 +9,21 @@ broken() {
     poweroff -f
 }
 
+# Kills what is in a session: kernel threads and the processes of this script are in none. True if there was anything.
+kill_sessions() {
+    found=1
+    for process in /proc/[0-9]*; do
+        read -r stat 2>/dev/null <"$process/stat" || continue
+        set -- ${stat##*) } # state, parent, group, session
+        [ "$4" = 0 ] || [ "$1" = Z ] || { kill -9 "${process#/proc/}" 2>/dev/null && found=0; }
+    done
+    return $found
+}
+
 mount -t devtmpfs dev /dev && mount -t proc proc /proc && mount -t sysfs sys /sys || broken "cannot mount /dev, /proc, /sys"
+mount -t debugfs debug /sys/kernel/debug || broken "cannot mount /sys/kernel/debug"
 mkdir -p /dev/pts /dev/shm
+ln -s /proc/self/fd /dev/fd && ln -s fd/0 /dev/stdin && ln -s fd/1 /dev/stdout && ln -s fd/2 /dev/stderr
 mount -t devpts devpts /dev/pts && mount -t tmpfs shm /dev/shm || broken "cannot mount below /dev"
 for module in $(cat /etc/modules); do
     insmod "/usr/lib/modules/$module.ko" || broken "cannot load module $module"
@@ -24,30 +37,32 @@ until [ -e /dev/vport0p4 ]; do
 done
 exec 9>/dev/vport0p4
 
+# The kernel counts what is written to a port: so the other side knows when it has everything.
+sent() {
+    sed -n 's/^bytes_sent: //p' "/sys/kernel/debug/virtio-ports/vport0p$1"
+}
+
 # A port opens only once, so that `echo >/dev/stderr` in a script would fail on one: the command writes into pipes.
-# The counts tell the other side when it has everything.
 mkdir /run/nested && mkfifo /run/nested/stdout /run/nested/stderr || broken "cannot make pipes"
-tee /dev/vport0p1 </run/nested/stdout | wc -c >/run/nested/stdout.count &
+cat </run/nested/stdout >/dev/vport0p1 &
 stdout=$!
-tee /dev/vport0p2 </run/nested/stderr | wc -c >/run/nested/stderr.count &
+cat </run/nested/stderr >/dev/vport0p2 &
 stderr=$!
 
 . /run/settings
 echo ready >&9
-# A session of its own, for killall5 below.
 setsid sh /run/command </dev/null >/run/nested/stdout 2>/run/nested/stderr 9>&- &
 command=$!
 { sleep "$timeout" && touch /run/nested/timeout && kill -9 $command; } 9>&- &
 wait $command
 code=$?
 [ ! -e /run/nested/timeout ] || code=timeout
-# What the command left running would keep the pipes open. This spares only processes of this session.
-killall5 -9
+# What the command left running would keep the pipes open.
+while kill_sessions; do usleep 1000; done
 wait $stdout $stderr
-sent=0
 if [ "$out" = wanted ]; then
-    sent=$(cd /out && find . -type f -o -type d | cpio -o -H newc 2>/dev/null | tee /dev/vport0p3 | wc -c)
+    (cd /out && find . -type f -o -type d | cpio -o -H newc 2>/dev/null) >/dev/vport0p3
 fi
-echo "ended $code $(cat /run/nested/stdout.count) $(cat /run/nested/stderr.count) $sent" >&9
+echo "ended $code $(sent 1) $(sent 2) $(sent 3)" >&9
 # The other side ends this machine as soon as it has read everything.
 sleep 3600

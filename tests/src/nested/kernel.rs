@@ -16,7 +16,12 @@ const META_PACKAGE: &str = "linux-image-cloud-amd64";
 /// A kernel without one of these is passed over.
 pub(super) const REQUIRED_MODULES: [&str; 3] = ["kvm_amd", "virtio_pci", "virtio_console"];
 /// One retry and half a minute for each transfer: a machine without network must say so soon.
-const APT_LIMITS: [&str; 4] = ["-oAcquire::Retries=1", "-oAcquire::http::Timeout=30", "-oAPT::Sandbox::User=root", "-qq"];
+const APT_LIMITS: [&str; 4] = [
+    "-oAcquire::Retries=1",
+    "-oAcquire::http::Timeout=30",
+    "-oAPT::Sandbox::User=root",
+    "-qq",
+];
 
 /// What can go wrong while looking for a kernel.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +65,10 @@ impl Kernel {
     pub fn find_or_fetch(cache: &Path) -> Result<Self, Error> {
         let unpacked = cache.join("kernel");
         let places = [unpacked.as_path(), Path::new("/")];
-        let failed = |source| Error::Cache { path: cache.to_owned(), source };
+        let failed = |source| Error::Cache {
+            path: cache.to_owned(),
+            source,
+        };
         fs::create_dir_all(cache).map_err(failed)?;
         let lock = File::create(cache.join("lock")).map_err(failed)?;
         lock.lock().map_err(failed)?;
@@ -90,7 +98,10 @@ impl Kernel {
                 .map(|dir| root.join(dir).join(version))
                 .into_iter()
                 .find(|dir| modules::in_load_order(dir, &REQUIRED_MODULES).is_ok())
-                .map(|modules| Self { image: image.clone(), modules })
+                .map(|modules| Self {
+                    image: image.clone(),
+                    modules,
+                })
         })
     }
 }
@@ -108,9 +119,13 @@ fn fetch(cache: &Path, target: &Path) -> Result<(), String> {
     let shared_lists = download(&work, &[&here]);
     if let Err(first) = shared_lists {
         // This machine's package lists are missing or too old: fetch current ones, into the cache.
-        run(&work, "apt-get", &[&["update"], &APT_LIMITS[..], &[&here, &lists]].concat())
-            .and_then(|_| download(&work, &[&here, &lists]))
-            .map_err(|second| format!("{first}; with fresh package lists: {second}"))?;
+        run(
+            &work,
+            "apt-get",
+            &[&["update"], &APT_LIMITS[..], &[&here, &lists]].concat(),
+        )
+        .and_then(|_| download(&work, &[&here, &lists]))
+        .map_err(|second| format!("{first}; with fresh package lists: {second}"))?;
     }
     let package = fs::read_dir(&work)
         .map_err(inside)?
@@ -126,22 +141,38 @@ fn fetch(cache: &Path, target: &Path) -> Result<(), String> {
 fn download(work: &Path, options: &[&str]) -> Result<(), String> {
     let listing = run(work, "apt-cache", &[&["depends", META_PACKAGE], options].concat())?;
     let package = concrete_package(&listing).ok_or_else(|| format!("{META_PACKAGE} is not in the package lists"))?;
-    run(work, "apt-get", &[&["download", package], &APT_LIMITS[..], options].concat()).map(drop)
+    run(
+        work,
+        "apt-get",
+        &[&["download", package], &APT_LIMITS[..], options].concat(),
+    )
+    .map(drop)
 }
 
 /// The kernel package that the listing of `apt-cache depends` names.
 fn concrete_package(listing: &str) -> Option<&str> {
-    listing.lines().find_map(|line| line.trim().strip_prefix("Depends: ")).filter(|name| name.starts_with("linux-image-"))
+    listing
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Depends: "))
+        .filter(|name| name.starts_with("linux-image-"))
 }
 
 fn run(dir: &Path, program: &str, arguments: &[&str]) -> Result<String, String> {
-    let ran = Command::new(program).args(arguments).current_dir(dir).env("LC_ALL", "C").output();
+    let ran = Command::new(program)
+        .args(arguments)
+        .current_dir(dir)
+        .env("LC_ALL", "C")
+        .output();
     let ran = ran.map_err(|e| format!("{program}: {e}"))?;
     if ran.status.success() {
         return Ok(String::from_utf8_lossy(&ran.stdout).into_owned());
     }
     let said = String::from_utf8_lossy(&ran.stderr);
-    Err(format!("`{program} {}` failed: {}", arguments.first().unwrap_or(&""), said.trim()))
+    Err(format!(
+        "`{program} {}` failed: {}",
+        arguments.first().unwrap_or(&""),
+        said.trim()
+    ))
 }
 
 #[cfg(test)]
@@ -182,7 +213,12 @@ mod tests {
 
     #[test]
     fn the_cache_that_cannot_be_made_is_named() {
-        let error = Kernel::find_or_fetch(Path::new("/proc/nowhere")).unwrap_err().to_string();
-        assert!(error.contains("/proc/nowhere") && error.contains("FTVM_CACHE"), "{error}");
+        let error = Kernel::find_or_fetch(Path::new("/proc/nowhere"))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("/proc/nowhere") && error.contains("FTVM_CACHE"),
+            "{error}"
+        );
     }
 }

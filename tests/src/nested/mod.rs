@@ -18,6 +18,7 @@ mod qemu;
 mod run;
 
 use std::env;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -61,7 +62,9 @@ pub enum Error {
         console: String,
     },
     /// The command ran longer than it may.
-    #[error("timeout: the command in the nested host was still running after {after:?}; the console ends with:\n{console}")]
+    #[error(
+        "timeout: the command in the nested host was still running after {after:?}; the console ends with:\n{console}"
+    )]
     Timeout {
         /// How long it was given.
         after: Duration,
@@ -85,11 +88,11 @@ pub enum Error {
         console: String,
     },
     /// The command ended, but what it wrote did not arrive.
-    #[error("the command in the nested host ended ({ended}), but within {after:?} not all of its output arrived")]
+    #[error("the command in the nested host ended ({ended}), but then no more of its output arrived for {after:?}")]
     Incomplete {
         /// The report of how it ended.
         ended: String,
-        /// How long the output was waited for.
+        /// How long nothing arrived.
         after: Duration,
     },
     /// Something other than a report came on the control channel.
@@ -140,4 +143,19 @@ pub fn cache() -> PathBuf {
     let from = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let target = || from("CARGO_TARGET_DIR").unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"));
     from("FTVM_CACHE").unwrap_or_else(|| target().join("nested-host"))
+}
+
+/// Waits until no other test or test run has the machine for its nested host, and then has it until the file is
+/// dropped. Nextest's configuration sees to that within one run; `cargo test` has nothing of the kind.
+///
+/// # Errors
+/// Fails when the cache cannot be written.
+pub fn take_turn() -> Result<File, Error> {
+    let cache = cache();
+    let turn = fs::create_dir_all(&cache).and_then(|()| File::create(cache.join("turn")));
+    let taken = turn.and_then(|file| file.lock().map(|()| file));
+    taken.map_err(|source| Error::Io {
+        what: format!("lock the file `turn` in {}", cache.display()),
+        source,
+    })
 }

@@ -64,7 +64,12 @@ pub fn in_load_order(tree: &Path, wanted: &[&str]) -> Result<Vec<Module>, Error>
     let mut files = BTreeMap::new();
     collect(tree, MAX_DEPTH, &mut files)?;
     let builtin = builtin(tree)?;
-    let mut order = Order { tree, files, done: builtin, modules: Vec::new() };
+    let mut order = Order {
+        tree,
+        files,
+        done: builtin,
+        modules: Vec::new(),
+    };
     for name in wanted {
         order.add(&canonical(name))?;
     }
@@ -84,15 +89,18 @@ impl Order<'_> {
         if !self.done.insert(name.to_owned()) {
             return Ok(());
         }
-        let path = self
-            .files
-            .get(name)
-            .ok_or_else(|| Error::Missing { tree: self.tree.to_owned(), name: name.to_owned() })?;
+        let path = self.files.get(name).ok_or_else(|| Error::Missing {
+            tree: self.tree.to_owned(),
+            name: name.to_owned(),
+        })?;
         let object = read(path)?;
         for needed in dependencies(&object) {
             self.add(&needed)?;
         }
-        self.modules.push(Module { name: name.to_owned(), object });
+        self.modules.push(Module {
+            name: name.to_owned(),
+            object,
+        });
         Ok(())
     }
 }
@@ -103,11 +111,17 @@ fn canonical(name: &str) -> String {
 }
 
 fn module_name(file_name: &str) -> Option<String> {
-    PACKINGS.iter().find_map(|(ending, _)| file_name.strip_suffix(ending)).map(canonical)
+    PACKINGS
+        .iter()
+        .find_map(|(ending, _)| file_name.strip_suffix(ending))
+        .map(canonical)
 }
 
 fn collect(dir: &Path, depth: u32, files: &mut BTreeMap<String, PathBuf>) -> Result<(), Error> {
-    let failed = |source| Error::Read { path: dir.to_owned(), source };
+    let failed = |source| Error::Read {
+        path: dir.to_owned(),
+        source,
+    };
     for entry in fs::read_dir(dir).map_err(failed)? {
         let entry = entry.map_err(failed)?;
         // An installed kernel's folder has links to its headers, `build` and `source`: they are not followed.
@@ -125,26 +139,53 @@ fn collect(dir: &Path, depth: u32, files: &mut BTreeMap<String, PathBuf>) -> Res
 fn builtin(tree: &Path) -> Result<BTreeSet<String>, Error> {
     let path = tree.join("modules.builtin");
     let list = fs::read_to_string(&path).map_err(|source| Error::Read { path, source })?;
-    Ok(list.lines().filter_map(|line| module_name(line.rsplit('/').next()?)).collect())
+    Ok(list
+        .lines()
+        .filter_map(|line| module_name(line.rsplit('/').next()?))
+        .collect())
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {
     let name = path.to_string_lossy();
     let packing = PACKINGS.iter().find(|(ending, _)| name.ends_with(ending));
     let Some((_, Some(program))) = packing else {
-        return fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source });
+        return fs::read(path).map_err(|source| Error::Read {
+            path: path.to_owned(),
+            source,
+        });
     };
-    let failed = |reason: String| Error::Unpack { path: path.to_owned(), program, reason };
-    let ran = Command::new(program).arg("-dc").arg(path).output().map_err(|e| failed(e.to_string()))?;
-    if ran.status.success() { Ok(ran.stdout) } else { Err(failed(String::from_utf8_lossy(&ran.stderr).into_owned())) }
+    let failed = |reason: String| Error::Unpack {
+        path: path.to_owned(),
+        program,
+        reason,
+    };
+    let ran = Command::new(program)
+        .arg("-dc")
+        .arg(path)
+        .output()
+        .map_err(|e| failed(e.to_string()))?;
+    if ran.status.success() {
+        Ok(ran.stdout)
+    } else {
+        Err(failed(String::from_utf8_lossy(&ran.stderr).into_owned()))
+    }
 }
 
 /// The names in the `depends=` entry of a module's `.modinfo`: NUL-terminated `key=value` strings.
 fn dependencies(object: &[u8]) -> Vec<String> {
     const KEY: &[u8] = b"\0depends=";
-    let Some(at) = object.windows(KEY.len()).position(|window| window == KEY) else { return Vec::new() };
-    let value = object[at + KEY.len()..].split(|byte| *byte == 0).next().unwrap_or_default();
-    String::from_utf8_lossy(value).split(',').filter(|name| !name.is_empty()).map(canonical).collect()
+    let Some(at) = object.windows(KEY.len()).position(|window| window == KEY) else {
+        return Vec::new();
+    };
+    let value = object[at + KEY.len()..]
+        .split(|byte| *byte == 0)
+        .next()
+        .unwrap_or_default();
+    String::from_utf8_lossy(value)
+        .split(',')
+        .filter(|name| !name.is_empty())
+        .map(canonical)
+        .collect()
 }
 
 #[cfg(test)]
@@ -163,12 +204,21 @@ mod tests {
     }
 
     fn order(tree: &Path, wanted: &[&str]) -> Result<Vec<String>, Error> {
-        Ok(in_load_order(tree, wanted)?.into_iter().map(|module| module.name).collect())
+        Ok(in_load_order(tree, wanted)?
+            .into_iter()
+            .map(|module| module.name)
+            .collect())
     }
 
     #[test]
     fn what_is_needed_comes_first_and_once() {
-        let dir = tree(&[("a.ko", "b-x,c"), ("b-x.ko", "c"), ("c.ko", ""), ("d.ko", "c,b_x"), ("unasked.ko", "")]);
+        let dir = tree(&[
+            ("a.ko", "b-x,c"),
+            ("b-x.ko", "c"),
+            ("c.ko", ""),
+            ("d.ko", "c,b_x"),
+            ("unasked.ko", ""),
+        ]);
         assert_eq!(order(dir.path(), &["a", "d"]).unwrap(), ["c", "b_x", "a", "d"]);
         assert_eq!(order(dir.path(), &["b_x", "b-x"]).unwrap(), ["c", "b_x"]);
     }
@@ -184,7 +234,12 @@ mod tests {
         let dir = tree(&[("a.ko", "gone")]);
         let error = order(dir.path(), &["a"]).unwrap_err().to_string();
         assert!(error.contains("no module \"gone\""), "{error}");
-        assert!(order(&dir.path().join("nowhere"), &[]).unwrap_err().to_string().contains("nowhere"));
+        assert!(
+            order(&dir.path().join("nowhere"), &[])
+                .unwrap_err()
+                .to_string()
+                .contains("nowhere")
+        );
     }
 
     #[test]
@@ -194,7 +249,13 @@ mod tests {
         let plain = fs::read(&packed).unwrap();
         assert!(Command::new("xz").arg(&packed).status().unwrap().success());
         let modules = in_load_order(dir.path(), &["a"]).unwrap();
-        assert_eq!(modules[0], Module { name: "b".to_owned(), object: plain });
+        assert_eq!(
+            modules[0],
+            Module {
+                name: "b".to_owned(),
+                object: plain
+            }
+        );
     }
 
     #[test]

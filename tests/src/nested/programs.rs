@@ -37,12 +37,19 @@ pub struct Missing {
 /// Fails when it is in none of them; the error names the package to install.
 pub fn find(program: &str) -> Result<PathBuf, Missing> {
     let path = format!("{}:{MORE_FOLDERS}", env::var("PATH").unwrap_or_default());
-    let found = env::split_paths(&path).map(|dir| dir.join(program)).find(|file| is_program(file));
-    found.ok_or_else(|| Missing { program: program.to_owned(), looked: path, advice: advice(program) })
+    let found = env::split_paths(&path)
+        .map(|dir| dir.join(program))
+        .find(|file| is_program(file));
+    found.ok_or_else(|| Missing {
+        program: program.to_owned(),
+        looked: path,
+        advice: advice(program),
+    })
 }
 
 fn is_program(file: &Path) -> bool {
-    file.metadata().is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
+    file.metadata()
+        .is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
 }
 
 fn advice(program: &str) -> String {
@@ -64,7 +71,10 @@ mod tests {
     #[test]
     fn a_missing_program_says_what_to_install() {
         let error = find("no-such-program").unwrap_err().to_string();
-        assert!(error.contains("no-such-program") && error.contains("install the package that has it"), "{error}");
+        assert!(
+            error.contains("no-such-program") && error.contains("install the package that has it"),
+            "{error}"
+        );
         assert_eq!(advice("redis-cli"), "`apt-get install redis-tools`");
     }
 

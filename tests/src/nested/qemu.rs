@@ -12,8 +12,7 @@ use super::channel::Channel;
 use super::programs;
 
 /// EPYC with SVM, without the features that QEMU 7.2's emulator does not have.
-const PROCESSOR: &str =
-    "EPYC,-rdseed,-sha-ni,-fxsr-opt,-misalignsse,-3dnowprefetch,-osvw,-topoext,-nrip-save,-xsavec";
+const PROCESSOR: &str = "EPYC,-rdseed,-sha-ni,-fxsr-opt,-misalignsse,-3dnowprefetch,-osvw,-topoext,-nrip-save,-xsavec";
 /// For speed: no self-tests, mitigations, auditing, waiting for RCU grace periods or calibration of a clock that the
 /// emulator keeps exact. For clarity: a kernel oops is a panic, and a panic ends the machine (`-no-reboot`).
 const KERNEL_COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 oops=panic tsc=reliable no_timer_check nokaslr \
@@ -46,7 +45,10 @@ impl Machine<'_> {
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
-            .map_err(|source| super::Error::Io { what: "start QEMU".to_owned(), source })
+            .map_err(|source| super::Error::Io {
+                what: "start QEMU".to_owned(),
+                source,
+            })
     }
 
     fn arguments(&self) -> Vec<OsString> {

@@ -21,7 +21,7 @@ use super::qemu::{IMAGE, Machine};
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
 /// How much later than the first process of the nested host, which keeps the time, this side gives up on it.
 const GRACE: Duration = Duration::from_secs(20);
-/// How long output may take to arrive after the command ended; at 10 MB/s and more that is hundreds of megabytes.
+/// How long no output may arrive although some is due after the command ended: whoever reads it here may be slow.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
 /// Memory of the nested host: less than the first does not boot, more than the second no test machine has.
 const MEMORY_MIB: std::ops::RangeInclusive<u32> = 512..=65_536;
@@ -29,7 +29,7 @@ const MEMORY_MIB: std::ops::RangeInclusive<u32> = 512..=65_536;
 const PROCESSORS: std::ops::RangeInclusive<u32> = 1..=255;
 /// What is kept of the console and of QEMU's messages, in bytes, and how many lines of it an error shows.
 const CONSOLE_BYTES: usize = 1 << 18;
-const CONSOLE_LINES: usize = 30;
+const CONSOLE_LINES: usize = 60;
 /// Folder of the commands and files of a run in the nested host, and its working directory.
 const HOME: &str = "/run";
 
@@ -80,10 +80,16 @@ impl Run {
             return refuse("expected a command to run in the nested host, found none".to_owned());
         }
         if !PROCESSORS.contains(&self.processors) {
-            return refuse(format!("a nested host has {PROCESSORS:?} processors, not {}", self.processors));
+            return refuse(format!(
+                "a nested host has {PROCESSORS:?} processors, not {}",
+                self.processors
+            ));
         }
         if !MEMORY_MIB.contains(&self.memory_mib) {
-            return refuse(format!("a nested host has {MEMORY_MIB:?} MiB of memory, not {}", self.memory_mib));
+            return refuse(format!(
+                "a nested host has {MEMORY_MIB:?} MiB of memory, not {}",
+                self.memory_mib
+            ));
         }
         if let Some((name, _)) = self.environment.iter().find(|(name, _)| !is_variable(name)) {
             return refuse(format!("{name:?} is no name of an environment variable"));
@@ -92,7 +98,10 @@ impl Run {
     }
 
     fn write_image(&self, kernel: &Kernel, file: File) -> Result<(), Error> {
-        let wanted: Vec<&str> = REQUIRED_MODULES.into_iter().chain(self.modules.iter().map(String::as_str)).collect();
+        let wanted: Vec<&str> = REQUIRED_MODULES
+            .into_iter()
+            .chain(self.modules.iter().map(String::as_str))
+            .collect();
         let mut image = Image::new(BufWriter::with_capacity(1 << 20, file))?;
         image.modules(&modules::in_load_order(&kernel.modules, &wanted)?)?;
         for name in &self.programs {
@@ -113,8 +122,14 @@ impl Run {
         }
         image.text("run/command", script(&self.environment, &words).as_bytes())?;
         let out = if self.out.is_some() { "wanted" } else { "unwanted" };
-        image.text("run/settings", format!("timeout={:.3}\nout={out}\n", self.timeout.as_secs_f64()).as_bytes())?;
-        image.finish()?.flush().map_err(|source| Error::Io { what: "write the image".to_owned(), source })
+        image.text(
+            "run/settings",
+            format!("timeout={:.3}\nout={out}\n", self.timeout.as_secs_f64()).as_bytes(),
+        )?;
+        image.finish()?.flush().map_err(|source| Error::Io {
+            what: "write the image".to_owned(),
+            source,
+        })
     }
 }
 
@@ -142,7 +157,11 @@ fn script(environment: &[(String, OsString)], words: &[OsString]) -> OsString {
 
 /// The word as a shell reads it: between single quotes, each of its own as `'\''`.
 fn quoted(word: &OsStr) -> OsString {
-    let parts: Vec<&OsStr> = word.as_bytes().split(|byte| *byte == b'\'').map(OsStr::from_bytes).collect();
+    let parts: Vec<&OsStr> = word
+        .as_bytes()
+        .split(|byte| *byte == b'\'')
+        .map(OsStr::from_bytes)
+        .collect();
     let mut text = OsString::from("'");
     text.push(parts.join(OsStr::new("'\\''")));
     text.push("'");
@@ -166,7 +185,10 @@ impl std::fmt::Debug for Streams {
 impl Streams {
     /// Both to the streams of this process.
     pub fn inherit() -> Self {
-        Self { stdout: Box::new(io::stdout()), stderr: Box::new(io::stderr()) }
+        Self {
+            stdout: Box::new(io::stdout()),
+            stderr: Box::new(io::stderr()),
+        }
     }
 }
 
@@ -204,17 +226,28 @@ impl Running {
             move |source| Error::Io { what, source }
         };
         let cache = cache.canonicalize().map_err(failed("find the cache"))?;
-        let dir = tempfile::Builder::new().prefix("run-").tempdir_in(cache).map_err(failed("make the run's folder"))?;
-        run.write_image(kernel, File::create(dir.path().join(IMAGE)).map_err(failed("create the image"))?)?;
+        let dir = tempfile::Builder::new()
+            .prefix("run-")
+            .tempdir_in(cache)
+            .map_err(failed("make the run's folder"))?;
+        run.write_image(
+            kernel,
+            File::create(dir.path().join(IMAGE)).map_err(failed("create the image"))?,
+        )?;
         let console = Capture::new(CONSOLE_BYTES);
         let said = Capture::new(CONSOLE_BYTES);
-        let (sender, events) = mpsc::channel();
+        let (sender, events) = mpsc::sync_channel(channel::MAX_EVENTS);
         let mut threads = Vec::new();
         let sinks = [
             (Channel::Console, Sink::Writer(Box::new(console.clone()))),
             (Channel::Stdout, Sink::Writer(streams.stdout)),
             (Channel::Stderr, Sink::Writer(streams.stderr)),
-            (Channel::Out, run.out.clone().map_or_else(|| Sink::Writer(Box::new(io::sink())), Sink::Unpack)),
+            (
+                Channel::Out,
+                run.out
+                    .clone()
+                    .map_or_else(|| Sink::Writer(Box::new(io::sink())), Sink::Unpack),
+            ),
             (Channel::Control, Sink::Lines),
         ];
         let spawn = |threads: &mut Vec<JoinHandle<()>>| -> Result<Child, Error> {
@@ -224,7 +257,13 @@ impl Running {
             }
             let kernel = kernel.image.canonicalize().map_err(failed("find the kernel"))?;
             let (processors, memory_mib) = (run.processors, run.memory_mib);
-            let mut qemu = Machine { dir: dir.path(), kernel: &kernel, processors, memory_mib }.start()?;
+            let mut qemu = Machine {
+                dir: dir.path(),
+                kernel: &kernel,
+                processors,
+                memory_mib,
+            }
+            .start()?;
             if let Some(stderr) = qemu.stderr.take() {
                 threads.push(channel::watch(stderr, said.clone(), sender).map_err(failed("start a thread"))?);
             }
@@ -232,7 +271,16 @@ impl Running {
         };
         let started = Instant::now();
         let qemu = spawn(&mut threads).inspect_err(|_| channel::release(dir.path()))?;
-        Ok(Self { qemu, events, threads, console, said, timeout: run.timeout, started, dir })
+        Ok(Self {
+            qemu,
+            events,
+            threads,
+            console,
+            said,
+            timeout: run.timeout,
+            started,
+            dir,
+        })
     }
 
     /// Waits until the command has ended and all its output is here, then ends the machine.
@@ -250,14 +298,32 @@ impl Running {
         match result? {
             End::Code(code) => {
                 let ready = ready.unwrap_or(finished);
-                Ok(Outcome { code, boot: ready - self.started, command: finished - ready, console })
+                Ok(Outcome {
+                    code,
+                    boot: ready - self.started,
+                    command: finished - ready,
+                    console,
+                })
             }
-            End::Timeout => Err(Error::Timeout { after: self.timeout, console }),
-            End::NoBoot => Err(Error::Boot { after: BOOT_TIMEOUT, console }),
-            End::Hangup if console.contains("Kernel panic") => Err(Error::Panic { console }),
+            End::Timeout => Err(Error::Timeout {
+                after: self.timeout,
+                console,
+            }),
+            End::NoBoot => Err(Error::Boot {
+                after: BOOT_TIMEOUT,
+                console,
+            }),
+            End::Hangup if self.console.text().contains("Kernel panic") => Err(Error::Panic { console }),
             End::Hangup => {
-                let status = self.qemu.wait().map_err(|source| Error::Io { what: "wait for QEMU".to_owned(), source })?;
-                Err(Error::Qemu { status, said: self.said.last_lines(CONSOLE_LINES), console })
+                let status = self.qemu.wait().map_err(|source| Error::Io {
+                    what: "wait for QEMU".to_owned(),
+                    source,
+                })?;
+                Err(Error::Qemu {
+                    status,
+                    said: self.said.last_lines(CONSOLE_LINES),
+                    console,
+                })
             }
         }
     }
@@ -271,8 +337,16 @@ impl Running {
             if let Some(report) = report.as_ref().filter(|report| received.cover(&report.sent)) {
                 return failure.map_or(Ok(report.end), Err);
             }
-            match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(Event::Received(channel, count)) => received.add(channel, count),
+            match self
+                .events
+                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            {
+                Ok(Event::Received(channel, count)) => {
+                    received.add(channel, count);
+                    if report.is_some() {
+                        deadline = Instant::now() + DRAIN_TIMEOUT;
+                    }
+                }
                 Ok(Event::Control(line)) if line == "ready" => {
                     *ready = Some(Instant::now());
                     deadline = Instant::now() + self.timeout + GRACE;
@@ -284,12 +358,18 @@ impl Running {
                     deadline = Instant::now() + DRAIN_TIMEOUT;
                 }
                 Ok(Event::Failed(channel, reason)) => {
-                    failure = Some(Error::Output { channel: channel.name(), reason });
+                    failure = Some(Error::Output {
+                        channel: channel.name(),
+                        reason,
+                    });
                 }
                 Ok(Event::Hangup) | Err(RecvTimeoutError::Disconnected) => return Ok(End::Hangup),
                 Err(RecvTimeoutError::Timeout) => {
                     return match (report, ready) {
-                        (Some(report), _) => Err(Error::Incomplete { ended: report.line, after: DRAIN_TIMEOUT }),
+                        (Some(report), _) => Err(Error::Incomplete {
+                            ended: report.line,
+                            after: DRAIN_TIMEOUT,
+                        }),
                         (None, Some(_)) => Ok(End::Timeout),
                         (None, None) => Ok(End::NoBoot),
                     };
@@ -303,6 +383,8 @@ impl Running {
         // Fails only if it has ended already.
         let _ = self.qemu.kill();
         let _ = self.qemu.wait();
+        // No thread may wait for room in a queue that nobody reads.
+        self.events = mpsc::sync_channel(0).1;
         channel::release(self.dir.path());
         for thread in self.threads.drain(..) {
             let _ = thread.join();
@@ -363,8 +445,16 @@ impl Report {
             code => End::Code(code.parse().ok()?),
         };
         let mut count = || words.next()?.parse().ok();
-        let sent = Counts { stdout: count()?, stderr: count()?, out: count()? };
-        words.next().is_none().then(|| Self { line: line.to_owned(), end, sent })
+        let sent = Counts {
+            stdout: count()?,
+            stderr: count()?,
+            out: count()?,
+        };
+        words.next().is_none().then(|| Self {
+            line: line.to_owned(),
+            end,
+            sent,
+        })
     }
 }
 
