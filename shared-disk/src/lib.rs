@@ -5,11 +5,6 @@
 //! knows nothing of the guest or the logging channel: generations and ids are plain numbers here.
 
 pub mod arbiter;
-<<<<<<< HEAD
-pub mod plan;
-pub mod image;
-=======
 pub mod image;
 pub mod plan;
->>>>>>> disk
 pub mod request;

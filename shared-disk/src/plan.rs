@@ -5,15 +5,9 @@
 //! it could be another one. So overlapping requests are put in the order in which the guest made them, on both sides:
 //!
 //! - a read starts when no earlier overlapping write is unfinished;
-<<<<<<< HEAD
-//! - a write starts when no earlier overlapping request is unfinished *and* the backup has acked the completion of each
-//!   of them: it would otherwise issue such a request again after the write had landed, and a read would then find
-//!   what was written after it;
-=======
 //! - a write starts when every earlier overlapping request is finished *and* the backup has acked its completion: it
 //!   would otherwise issue such a request again after the write had landed, and a read would then find what was written
 //!   after it;
->>>>>>> disk
 //! - a flush starts when every earlier write is finished;
 //! - a request whose gate is [`Gate::Held`] starts only when it is released as well (the output rule).
 //!
@@ -71,8 +65,6 @@ pub enum PlanError {
         /// The bounds.
         limits: Limits,
     },
-<<<<<<< HEAD
-=======
     /// It alone is above the bound and would never be accepted: the device must not offer requests of this size.
     #[error("disk request {id} moves {bytes} bytes, limit {limit}")]
     TooLarge {
@@ -83,7 +75,6 @@ pub enum PlanError {
         /// [`Limits::bytes`].
         limit: u64,
     },
->>>>>>> disk
     /// Ids must grow.
     #[error("disk request {id} came after request {last}: requests must be numbered upwards")]
     OutOfOrder {
@@ -133,8 +124,6 @@ enum Io {
     Finished,
 }
 
-<<<<<<< HEAD
-=======
 /// When an earlier request stops holding a later one back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Until {
@@ -143,22 +132,14 @@ enum Until {
     Acked,
 }
 
->>>>>>> disk
 #[derive(Clone, Debug)]
 struct Entry {
     kind: Kind,
     extent: Range<u64>,
     gate: Gate,
     io: Io,
-<<<<<<< HEAD
-    /// Earlier requests that must finish first.
-    unfinished: usize,
-    /// Earlier requests whose completion must be acked first.
-    unacked: usize,
-=======
     /// Earlier requests that hold this one back.
     blockers: usize,
->>>>>>> disk
 }
 
 impl Entry {
@@ -174,12 +155,7 @@ impl Entry {
             extent,
             gate,
             io: Io::Waiting(request),
-<<<<<<< HEAD
-            unfinished: 0,
-            unacked: 0,
-=======
             blockers: 0,
->>>>>>> disk
         })
     }
 
@@ -191,20 +167,6 @@ impl Entry {
         self.extent.start.max(other.extent.start) < self.extent.end.min(other.extent.end)
     }
 
-<<<<<<< HEAD
-    /// Whether this request must have finished before `later` starts.
-    fn precedes(&self, later: &Entry) -> bool {
-        match later.kind {
-            Kind::Read => self.kind == Kind::Write && self.overlaps(later),
-            Kind::Write => self.overlaps(later),
-            Kind::Flush => self.kind == Kind::Write,
-        }
-    }
-
-    /// Whether this request's completion must be acked before `later` starts.
-    fn is_settled_before(&self, later: &Entry) -> bool {
-        later.kind == Kind::Write && self.overlaps(later)
-=======
     /// How long this request, not acked yet, holds back `later`, if at all.
     fn holds_back(&self, later: &Entry) -> Option<Until> {
         let is_write = self.kind == Kind::Write;
@@ -214,20 +176,11 @@ impl Entry {
             Kind::Flush => is_write.then_some(Until::Finished)?,
         };
         (until == Until::Acked || self.io != Io::Finished).then_some(until)
->>>>>>> disk
     }
 
     /// Starts the request if nothing stands in its way.
     fn start(&mut self, started: &mut Vec<DiskRequest>) {
-<<<<<<< HEAD
-        if self.gate == Gate::Open
-            && self.unfinished == 0
-            && self.unacked == 0
-            && let Io::Waiting(request) = &self.io
-        {
-=======
         if let (Gate::Open, 0, Io::Waiting(request)) = (self.gate, self.blockers, &self.io) {
->>>>>>> disk
             started.push(request.clone());
             self.io = Io::Started(request.clone());
         }
@@ -260,11 +213,7 @@ impl Plan {
     /// what is pending.
     ///
     /// # Errors
-<<<<<<< HEAD
-    /// [`PlanError::Full`], [`PlanError::OutOfOrder`] or [`PlanError::Extent`].
-=======
     /// [`PlanError::Full`], [`PlanError::TooLarge`], [`PlanError::OutOfOrder`] or [`PlanError::Extent`].
->>>>>>> disk
     pub fn submit(
         &mut self,
         request: DiskRequest,
@@ -277,8 +226,6 @@ impl Plan {
         }
         let mut entry = Entry::new(request, gate).ok_or(PlanError::Extent { id })?;
         let (requests, bytes, limits) = (self.entries.len(), self.bytes, self.limits);
-<<<<<<< HEAD
-=======
         if entry.bytes() > limits.bytes {
             return Err(PlanError::TooLarge {
                 id,
@@ -286,7 +233,6 @@ impl Plan {
                 limit: limits.bytes,
             });
         }
->>>>>>> disk
         if requests >= limits.requests || entry.bytes() > limits.bytes.saturating_sub(bytes) {
             return Err(PlanError::Full {
                 requests,
@@ -294,14 +240,7 @@ impl Plan {
                 limits,
             });
         }
-<<<<<<< HEAD
-        for earlier in self.entries.values() {
-            entry.unfinished += usize::from(earlier.io != Io::Finished && earlier.precedes(&entry));
-            entry.unacked += usize::from(earlier.is_settled_before(&entry));
-        }
-=======
         entry.blockers = self.blockers(&entry);
->>>>>>> disk
         entry.start(started);
         self.bytes += entry.bytes();
         self.entries.insert(id, entry);
@@ -330,20 +269,10 @@ impl Plan {
         if entry.io == Io::Finished {
             return Err(PlanError::Finished { id });
         }
-<<<<<<< HEAD
-        entry.io = Io::Finished;
-        self.bytes -= entry.bytes();
-        let entry = entry.clone();
-        for later in self.after(id).filter(|later| entry.precedes(later)) {
-            later.unfinished -= 1;
-            later.start(started);
-        }
-=======
         let unfinished = entry.clone();
         entry.io = Io::Finished;
         self.bytes -= unfinished.bytes();
         self.unblock(id, &unfinished, Until::Finished, started);
->>>>>>> disk
         Ok(())
     }
 
@@ -357,14 +286,7 @@ impl Plan {
             return Err(PlanError::Unfinished { id });
         }
         let entry = self.entries.remove(&id).ok_or(PlanError::Unknown { id })?;
-<<<<<<< HEAD
-        for later in self.after(id).filter(|later| entry.is_settled_before(later)) {
-            later.unacked -= 1;
-            later.start(started);
-        }
-=======
         self.unblock(id, &entry, Until::Acked, started);
->>>>>>> disk
         Ok(())
     }
 
@@ -375,12 +297,8 @@ impl Plan {
     }
 
     /// A backup goes live: every request that has no completion in the log is issued again, in order, each waiting for
-<<<<<<< HEAD
-    /// those it overlaps (PROTOCOL 8). Only for a plan whose started requests do not run on this host.
-=======
     /// those it overlaps (PROTOCOL 8). Nothing the plan has started before may run on this host: a backup does no I/O,
     /// whatever its plan starts.
->>>>>>> disk
     pub fn reissue(&mut self, started: &mut Vec<DiskRequest>) {
         let again = |io| match io {
             Io::Started(request) => Io::Waiting(request),
@@ -395,16 +313,7 @@ impl Plan {
         for (id, mut entry) in entries.into_iter().filter(|(_, entry)| entry.io != Io::Finished) {
             entry.io = io(entry.io);
             entry.gate = Gate::Open;
-<<<<<<< HEAD
-            entry.unfinished = self.entries.values().filter(|earlier| earlier.precedes(&entry)).count();
-            entry.unacked = self
-                .entries
-                .values()
-                .filter(|earlier| earlier.is_settled_before(&entry))
-                .count();
-=======
             entry.blockers = self.blockers(&entry);
->>>>>>> disk
             entry.start(started);
             self.entries.insert(id, entry);
         }
@@ -424,12 +333,6 @@ impl Plan {
         self.entries.len() < self.limits.requests && bytes <= self.limits.bytes.saturating_sub(self.bytes)
     }
 
-<<<<<<< HEAD
-    fn after(&mut self, id: u64) -> impl Iterator<Item = &mut Entry> {
-        self.entries
-            .range_mut((Bound::Excluded(id), Bound::Unbounded))
-            .map(|(_, entry)| entry)
-=======
     /// How many of the accepted requests hold `later` back.
     fn blockers(&self, later: &Entry) -> usize {
         self.entries
@@ -446,7 +349,6 @@ impl Plan {
                 later.start(started);
             }
         }
->>>>>>> disk
     }
 }
 

@@ -167,8 +167,6 @@ fn a_backup_starts_nothing_and_reissues_what_the_log_did_not_finish() {
 }
 
 #[test]
-<<<<<<< HEAD
-=======
 fn what_a_backup_did_not_really_start_is_issued_again() {
     let mut bench = Bench::new();
     assert_eq!(bench.submit(read(0, 0..1), Gate::Open), [0]);
@@ -177,7 +175,6 @@ fn what_a_backup_did_not_really_start_is_issued_again() {
 }
 
 #[test]
->>>>>>> disk
 fn a_primary_alone_goes_on_where_it_was() {
     let mut bench = Bench::new();
     assert_eq!(bench.submit(read(0, 0..1), Gate::Open), [0]);
@@ -199,15 +196,12 @@ fn bounds_hold_on_both_sides() {
     let mut plan = Plan::new(limits);
     let mut started = Vec::new();
     assert!(plan.has_room(4 * SECTOR) && !plan.has_room(4 * SECTOR + 1));
-<<<<<<< HEAD
-=======
     let too_large = PlanError::TooLarge {
         id: 0,
         bytes: 5 * SECTOR,
         limit: 4 * SECTOR,
     };
     assert_eq!(plan.submit(write(0, 0..5), Gate::Open, &mut started), Err(too_large));
->>>>>>> disk
     plan.submit(write(0, 0..3), Gate::Open, &mut started).unwrap();
     let full = PlanError::Full {
         requests: 1,
