@@ -101,6 +101,18 @@ impl Backup {
         }
     }
 
+    /// The generation under which this backup was made.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.config.generation
+    }
+
+    /// Whether heartbeats may still be sent under that generation (PROTOCOL 11).
+    #[must_use]
+    pub fn may_speak(&self) -> bool {
+        matches!(self.phase, Phase::Joining { .. } | Phase::Following)
+    }
+
     /// How protected the guest is, as seen from here.
     #[must_use]
     pub fn protection(&self) -> Protection {

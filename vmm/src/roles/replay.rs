@@ -160,6 +160,16 @@ impl<C: Cpu> Replayer<C> {
         Ok(())
     }
 
+    /// Starts from a state record instead of from boot.
+    ///
+    /// # Errors
+    /// If the record does not fit the machine.
+    pub fn load(&mut self, record: &[u8]) -> Result<(), ReplayError> {
+        self.machine.load(record).map_err(ReplayError::Machine)?;
+        self.last_good = self.machine.at().exit;
+        Ok(())
+    }
+
     /// How the recorded life ended, once that entry has been executed.
     #[must_use]
     pub fn ended(&self) -> Option<&EndReason> {

@@ -11,11 +11,24 @@ use crate::cli::{GuestArgs, HostArgs};
 use crate::devices::{DiskAccess, DiskConfig, NicConfig, PlatformConfig};
 use crate::hypervisor::DeliveryMode;
 use crate::hypervisor::kvm::{CpuProfile, KvmCpu};
+use crate::hypervisor::selftest::{Capabilities, Verdict};
 use crate::machine::config::{MACHINE_VERSION, MachineConfig};
 use crate::machine::{Machine, allocate_memory};
 
 /// First bytes of a MAC address drawn for a card that was given none: locally administered, as QEMU's.
 const MAC_PREFIX: [u8; 3] = [0x52, 0x54, 0x00];
+
+/// What this host's KVM can do, as the start-up self-test finds it.
+///
+/// # Errors
+/// If it cannot run guests so that they can be replayed; the first reason, and what to do.
+pub fn capabilities() -> Result<Capabilities, Failure> {
+    let capabilities = Capabilities::at_startup();
+    match capabilities.checks.iter().find(|check| check.verdict == Verdict::Failed) {
+        None => Ok(capabilities),
+        Some(check) => Err(Failure::new(format!("{}. {} `ftvm doctor` tells more.", check.reason, check.remedy))),
+    }
+}
 
 /// 64 random bits from the host.
 ///
@@ -96,10 +109,11 @@ pub fn configure(
 ///
 /// # Errors
 /// If KVM or the image refuses.
-pub fn boot(config: &MachineConfig, kernel: &Kernel) -> Result<Machine<KvmCpu>, Failure> {
+pub fn boot(config: &MachineConfig, kernel: &Kernel, host: &Capabilities) -> Result<Machine<KvmCpu>, Failure> {
     let memory = allocate_memory(config.memory).map_err(Failure::new)?;
     let entry = kernel.load(config, &memory).map_err(Failure::new)?;
     let mut cpu = KvmCpu::new(&memory, &config.profile).map_err(Failure::new)?;
+    cpu.set_page_table_refresh(host.page_table_refresh());
     cpu.set_entry(&entry).map_err(Failure::new)?;
     Machine::new(config, memory, cpu).map_err(Failure::new)
 }
@@ -108,9 +122,10 @@ pub fn boot(config: &MachineConfig, kernel: &Kernel) -> Result<Machine<KvmCpu>, 
 ///
 /// # Errors
 /// If KVM refuses.
-pub fn empty(config: &MachineConfig) -> Result<Machine<KvmCpu>, Failure> {
+pub fn empty(config: &MachineConfig, host: &Capabilities) -> Result<Machine<KvmCpu>, Failure> {
     let memory = allocate_memory(config.memory).map_err(Failure::new)?;
-    let cpu = KvmCpu::new(&memory, &config.profile).map_err(Failure::new)?;
+    let mut cpu = KvmCpu::new(&memory, &config.profile).map_err(Failure::new)?;
+    cpu.set_page_table_refresh(host.page_table_refresh());
     Machine::new(config, memory, cpu).map_err(Failure::new)
 }
 

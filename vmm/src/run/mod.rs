@@ -1,10 +1,17 @@
 //! What the subcommands do: shells around the pure cores, with the sockets, files, threads and clocks.
 
+pub mod accept;
 pub mod events;
+pub mod follow;
 pub mod guest;
+pub mod heartbeat;
+pub mod lead;
+pub mod link;
 pub mod outside;
+pub mod pair;
 pub mod record;
 pub mod replay;
+pub mod vcpu;
 
 use std::process::ExitCode;
 
@@ -33,7 +40,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Record(args) => record::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Guests(args) => guest::list(args.json),
-        Command::Run(_) | Command::Demo(_) | Command::Doctor(_) => Err(Failure::new("not yet")),
+        Command::Run(args) => pair::run(&args),
+        Command::Demo(_) | Command::Doctor(_) => Err(Failure::new("not yet")),
     };
     match result {
         Ok(code) => ExitCode::from(code),

@@ -33,6 +33,12 @@ impl OutsideError {
     fn from(error: impl std::fmt::Display) -> Self {
         OutsideError(error.to_string())
     }
+
+    /// The vCPU thread does not listen any more.
+    #[must_use]
+    pub fn gone() -> Self {
+        OutsideError("the vCPU thread is gone".to_owned())
+    }
 }
 
 /// Kills this process if a shared-disk write is still in flight when the lease ends (PROTOCOL 14).
@@ -62,9 +68,8 @@ impl Disk for FencedDisk {
             }
         }
         let status = match status {
-            shared_disk::image::Status::Ok => DiskStatus::Ok,
-            shared_disk::image::Status::IoError => DiskStatus::IoError,
-            shared_disk::image::Status::Unsupported => DiskStatus::Unsupported,
+            shared_disk::image::IoStatus::Ok => DiskStatus::Ok,
+            shared_disk::image::IoStatus::IoError => DiskStatus::IoError,
         };
         (status, data)
     }

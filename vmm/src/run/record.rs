@@ -73,12 +73,12 @@ impl Sink for FileSink {
 /// A sentence for the user.
 pub fn run(args: &RecordArgs) -> Result<u8, Failure> {
     let kernel = guest::kernel(&args.guest)?;
-    let delivery = crate::hypervisor::DeliveryMode::None;
+    let capabilities = guest::capabilities()?;
     let (sender, queue) = event_queue();
     let mut outside = Outside::open(&args.host, Life::First, Inbound::Forward, Duration::ZERO, &sender).map_err(Failure::new)?;
     let sizes = outside.open_disks().map_err(Failure::new)?;
-    let config = guest::configure(&args.guest, &args.host, &kernel, &sizes, delivery)?;
-    let machine = guest::boot(&config, &kernel)?;
+    let config = guest::configure(&args.guest, &args.host, &kernel, &sizes, capabilities.best_delivery())?;
+    let machine = guest::boot(&config, &kernel, &capabilities)?;
     let log = create_log(args, &config)?;
     outside.listen().map_err(Failure::new)?;
     watch_signals(&sender, args.seconds.map(Duration::from_secs))?;

@@ -10,7 +10,9 @@ use logging_channel::file::{LogError, LogReader, Verify};
 use super::{Failure, guest};
 use crate::boot::Kernel;
 use crate::cli::ReplayArgs;
+use crate::hypervisor::DeliveryMode;
 use crate::hypervisor::kvm::KvmCpu;
+use crate::hypervisor::selftest::Capabilities;
 use crate::machine::config::MachineConfig;
 use crate::output::Emission;
 use crate::roles::replay::{Divergence, ReplayError, Replayer, describe_end};
@@ -44,8 +46,10 @@ pub fn run(args: &ReplayArgs) -> Result<u8, Failure> {
     let config: MachineConfig = codec::from_bytes(&log.header().config, MAX_CONFIG).map_err(Failure::new)?;
     config.validate().map_err(Failure::new)?;
     config.profile.check_supported().map_err(Failure::new)?;
+    let capabilities = guest::capabilities()?;
+    check_delivery(&config, &capabilities)?;
     let kernel = Kernel::open_recorded(&config.kernel, args.kernel.as_deref()).map_err(Failure::new)?;
-    let mut machine = guest::boot(&config, &kernel)?;
+    let mut machine = guest::boot(&config, &kernel, &capabilities)?;
     if log.header().verify == Verify::Exit {
         machine.keep_trail();
     }
@@ -57,6 +61,16 @@ pub fn run(args: &ReplayArgs) -> Result<u8, Failure> {
         compare_ending(&log, &mut replayer, hash, &mut outcome);
     }
     Ok(report(args, &log, &mut replayer, hash, &outcome, begun.elapsed()))
+}
+
+/// The interrupt delivery mode decides which exits are numbered: this host must have the recorded one (PROTOCOL 21).
+fn check_delivery(config: &MachineConfig, host: &Capabilities) -> Result<(), Failure> {
+    let needed = config.profile.delivery;
+    if needed == DeliveryMode::None || host.delivery_modes.contains(&needed) {
+        return Ok(());
+    }
+    let text = format!("the log was recorded with interrupt delivery '{}', which this host's KVM cannot replay", needed.name());
+    Err(Failure::new(format!("{text}; replay it on a host like the one that recorded it")))
 }
 
 /// Feeds the replayer until the log ends, is damaged, or the histories part.
