@@ -93,3 +93,89 @@ impl I8042 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::testing::contract::{self, Subject, own_state};
+    use crate::devices::testing::{Seeded, Surroundings};
+
+    /// Sends a command with its parameters and returns what the controller answers.
+    fn command(controller: &mut I8042, command: u8, parameters: &[u8]) -> Option<u8> {
+        let mut around = Surroundings::new();
+        controller.write(COMMAND, command, &mut around.env());
+        for &parameter in parameters {
+            controller.write(DATA, parameter, &mut around.env());
+        }
+        assert_eq!(around.effects, []);
+        (controller.read(COMMAND) & STATUS_OUTPUT_FULL != 0).then(|| controller.read(DATA))
+    }
+
+    #[test]
+    fn a_probe_gets_its_answers() {
+        let mut controller = I8042::new();
+        assert_eq!(controller.read(COMMAND), 0, "idle");
+        assert_eq!(controller.read(DATA), 0);
+        assert_eq!(command(&mut controller, SELF_TEST, &[]), Some(SELF_TEST_PASSED));
+        assert_eq!(command(&mut controller, READ_CONFIGURATION, &[]), Some(CONFIGURATION));
+        assert_eq!(command(&mut controller, WRITE_CONFIGURATION, &[0x65]), None);
+        assert_eq!(command(&mut controller, READ_CONFIGURATION, &[]), Some(0x65));
+        assert_eq!(command(&mut controller, TEST_KEYBOARD_PORT, &[]), Some(TEST_PASSED));
+        assert_eq!(
+            command(&mut controller, TEST_MOUSE_PORT, &[]),
+            Some(TEST_FAILED),
+            "there is no mouse"
+        );
+        assert_eq!(command(&mut controller, MOUSE_LOOPBACK, &[0x5A]), Some(0x5A));
+        assert_eq!(
+            command(&mut controller, 0xAE, &[0xF2]),
+            None,
+            "nor a keyboard that would answer"
+        );
+        assert_eq!(controller.read(COMMAND), 0);
+    }
+
+    #[test]
+    fn the_reset_pulse_is_an_effect() {
+        let mut around = Surroundings::new();
+        I8042::new().write(COMMAND, PULSE_RESET, &mut around.env());
+        assert_eq!(around.effects, [Effect::Reset]);
+        I8042::new().write(DATA, PULSE_RESET, &mut around.env());
+        assert_eq!(around.effects.len(), 1, "as data it is nothing");
+    }
+
+    struct I8042Subject;
+
+    impl Subject for I8042Subject {
+        type Device = I8042;
+        type Guest = ();
+
+        own_state!(I8042::new());
+
+        fn step(controller: &mut I8042, (): &mut (), around: &mut Surroundings, random: &mut Seeded) -> Vec<u8> {
+            let port = random.pick(&[DATA, COMMAND]);
+            if random.once_in(2) {
+                return vec![controller.read(port)];
+            }
+            let commands = [
+                READ_CONFIGURATION,
+                WRITE_CONFIGURATION,
+                SELF_TEST,
+                MOUSE_LOOPBACK,
+                PULSE_RESET,
+                0x77,
+            ];
+            controller.write(port, random.pick(&commands), &mut around.env());
+            Vec::new()
+        }
+
+        fn observe(_: &I8042) -> String {
+            String::new()
+        }
+    }
+
+    #[test]
+    fn keeps_the_contract() {
+        contract::check::<I8042Subject>();
+    }
+}

@@ -4,6 +4,8 @@
 //! returns: interrupt lines, effects, guest memory. Unclaimed reads are all ones and unclaimed writes are ignored, as on
 //! a PC. Ports are bytes; a wider access to a byte-wide device is split into accesses to consecutive ports.
 
+#[cfg(test)]
+mod contract;
 mod state;
 #[cfg(test)]
 mod tests;
