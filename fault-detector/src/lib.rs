@@ -5,3 +5,4 @@
 //! integers.
 
 pub mod detector;
+pub mod heartbeat;

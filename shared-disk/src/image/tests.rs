@@ -57,6 +57,49 @@ fn what_is_written_is_on_the_disk_and_is_read_back() {
 }
 
 #[test]
+fn only_direct_images_bypass_the_page_cache() {
+    let (_folder, path) = file(4096);
+    for (caching, expected) in [(Caching::Direct, true), (Caching::Buffered, false)] {
+        let flags = rustix::fs::fcntl_getfl(&open(&path, caching).file).unwrap();
+        assert_eq!(flags.contains(OFlags::DIRECT), expected);
+    }
+}
+
+#[test]
+fn only_what_is_aligned_in_every_way_goes_without_a_bounce_buffer() {
+    let (_folder, path) = file(16384);
+    let image = with_large_sectors(&path);
+    let mut memory = Bounce::new(8192, 4096);
+    let bytes = memory.bytes();
+    assert!(image.is_aligned(4096, bytes) && image.is_aligned(0, &bytes[..4096]));
+    assert!(!image.is_aligned(512, bytes) && !image.is_aligned(0, &bytes[..512]));
+    assert!(!image.is_aligned(0, &bytes[512..512 + 4096]));
+}
+
+#[test]
+fn no_piece_outgrows_the_bounce_buffer() {
+    let (_folder, path) = file(8192);
+    let image = with_large_sectors(&path);
+    for (offset, len) in [
+        (0, 512),
+        (512, BOUNCE_BYTES),
+        (4096, 3 * BOUNCE_BYTES),
+        (1536, 2 * BOUNCE_BYTES - 512),
+    ] {
+        let mut next = 0;
+        for (at, part) in image.pieces(offset, len) {
+            assert_eq!((part.start, at), (next, offset + widen(next)));
+            assert!(
+                range_len(&image.widened(at, part.len()).0) <= BOUNCE_BYTES,
+                "{offset} {len}"
+            );
+            next = part.end;
+        }
+        assert_eq!(next, len);
+    }
+}
+
+#[test]
 fn a_transfer_must_lie_on_the_disk_and_on_sectors() {
     let (_folder, path) = file(8192);
     for image in [
