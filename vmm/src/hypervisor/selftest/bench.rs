@@ -118,6 +118,7 @@ impl Bench {
     ) -> Result<(), CpuError> {
         // The previous program may have stopped at an exit; its answer no longer matters.
         while self.cpu.complete()?.is_some() {}
+        self.guest.free_task_segment();
         self.cpu
             .set_entry(&TinyGuest::entry(program, privilege, interrupts, arguments))
     }
