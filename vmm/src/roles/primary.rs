@@ -207,9 +207,20 @@ impl Primary {
 
     /// The guest's log goes on.
     pub fn log(&mut self, now: u64, entries: Vec<LogEntry>, actions: &mut Vec<Action>) {
-        if matches!(self.phase, Phase::Paired(_)) {
+        if let Phase::Paired(pair) = &mut self.phase {
+            // The backup may answer the end before the vCPU thread has said it here.
+            if let Some(LogEntry::End { reason, .. }) = entries.last() {
+                self.ended = Some(reason.clone());
+                pair.ended = Some(now);
+            }
             self.send_log(now, entries, actions);
         }
+    }
+
+    /// How the guest's life ended, if it has.
+    #[must_use]
+    pub fn guest_end(&self) -> Option<&EndReason> {
+        self.ended.as_ref()
     }
 
     /// Something leaves the guest: it waits here for its turn.
@@ -221,7 +232,7 @@ impl Primary {
     pub fn guest_ended(&mut self, now: u64, reason: EndReason, actions: &mut Vec<Action>) {
         self.ended = Some(reason);
         match &mut self.phase {
-            Phase::Paired(pair) => pair.ended = Some(now),
+            Phase::Paired(pair) => pair.ended = pair.ended.or(Some(now)),
             Phase::Joining { .. } => {
                 actions.push(Action::Close);
                 self.phase = Phase::Alone;

@@ -68,7 +68,8 @@ struct Leading {
     first_output: Option<Beginning>,
     protection: Protection,
     over: Option<(u8, String)>,
-    clean: bool,
+    /// Whether the vCPU thread still has something to say.
+    listening: bool,
 }
 
 impl Lead {
@@ -95,7 +96,7 @@ impl Lead {
             done: VecDeque::new(),
             first_output: Some(beginning),
             over: None,
-            clean: false,
+            listening: true,
         };
         while leading.over.is_none() {
             let mut actions = Vec::new();
@@ -144,7 +145,7 @@ impl Leading {
     /// Whether the vCPU thread is listened to; if not, its queue fills and it stops (PROTOCOL 9).
     fn takes_more(&self) -> bool {
         let queued = self.connection.as_ref().map_or(0, Connection::queued);
-        self.lead.core.has_room() && queued < OUTBOUND_BYTES
+        self.listening && self.lead.core.has_room() && queued < OUTBOUND_BYTES
     }
 
     fn link_event(&mut self, event: LinkEvent, actions: &mut Vec<Action>) {
@@ -205,7 +206,7 @@ impl Leading {
                 self.lead.core.state_saved(now, &record, mark, actions);
             }
             Some(FromGuest::Ended(Ok(reason))) => {
-                self.clean = true;
+                self.listening = false;
                 self.lead.core.guest_ended(now, reason, actions);
             }
             Some(FromGuest::Ended(Err(why))) => self.over = Some((EXIT_HOST_FAILED, why)),
@@ -283,7 +284,7 @@ impl Leading {
         if let Some(connection) = self.connection.take() {
             connection.close(LAST_WORDS).await;
         }
-        if self.clean && code != crate::roles::event::EXIT_LOST {
+        if self.lead.core.guest_end().is_some() && code != crate::roles::event::EXIT_LOST {
             let (arbiter, me) = (Arc::clone(&self.lead.arbiter), self.lead.me);
             let ended = tokio::time::timeout(Duration::from_secs(2), tokio::task::spawn_blocking(move || arbiter.end(me.0)));
             match ended.await {

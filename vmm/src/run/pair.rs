@@ -39,6 +39,14 @@ use crate::roles::primary::{Primary, PrimaryConfig, Writes};
 /// Most bytes of a machine configuration from a peer.
 const MAX_CONFIG: usize = 1 << 20;
 
+/// A backup may be started before its primary: it tries for about half a minute.
+const PATIENT: Backoff = Backoff {
+    first: Duration::from_millis(50),
+    most: Duration::from_millis(500),
+    attempts: 64,
+    each: Duration::from_secs(2),
+};
+
 /// `ftvm run`
 ///
 /// # Errors
@@ -229,7 +237,7 @@ async fn join_primary(
     arbiter: &Arc<SharedDirectory>,
     host: &Capabilities,
 ) -> Result<(TcpFrames, Welcome, MachineConfig), Failure> {
-    let mut frames = connect(&peer.to_string(), Backoff::default()).await.map_err(Failure::new)?;
+    let mut frames = connect(&peer.to_string(), PATIENT).await.map_err(Failure::new)?;
     let hello = Join {
         version: PROTOCOL_VERSION,
         incarnation: me,
