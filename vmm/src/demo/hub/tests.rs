@@ -118,6 +118,15 @@ fn a_cut_cable_loses_both_directions_silently() {
     b.send(a.mac, 1);
     c.send(EVERYBODY, 2);
     assert_eq!(a.receive(), 2);
+    let limit = Instant::now() + PATIENCE;
+    while hub.counts(b.port).dropped < 2 {
+        assert!(
+            Instant::now() < limit,
+            "both frames are lost and counted: {:?}",
+            hub.counts(b.port)
+        );
+        std::thread::yield_now();
+    }
     hub.set_cable(b.port, Cable::Plugged);
     b.expect_nothing_before(&c, 3);
     assert_eq!(a.receive(), 3);
