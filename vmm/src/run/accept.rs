@@ -1,6 +1,6 @@
 //! The door at which backups join: handshakes run here, beside the link.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use logging_channel::entry::{Generation, Incarnation};
@@ -31,6 +31,8 @@ pub struct Offers {
     pub lease: Duration,
     pub patience: Duration,
     pub host: String,
+    /// Nonces written and not yet removed.
+    pub nonces: Mutex<Vec<String>>,
 }
 
 impl Offers {
@@ -41,6 +43,7 @@ impl Offers {
             tokio::select! {
                 changed = allowed.changed() => if changed.is_err() { return },
                 joined = accept_backup(&self.listener, HANDSHAKE_TIMEOUT, || self.offer()), if open => {
+                    self.remove_nonces();
                     if link.send(LinkEvent::Joined(Box::new(joined))).await.is_err() || allowed.changed().await.is_err() {
                         return;
                     }
@@ -54,6 +57,14 @@ impl Offers {
         }
     }
 
+    fn remove_nonces(&self) {
+        for name in self.nonces.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            if let Err(error) = self.arbiter.remove_nonce(&name) {
+                tracing::debug!("nonce {name} stays behind: {error}");
+            }
+        }
+    }
+
     /// A fresh nonce on the shared storage: a share that is not shared is found at the join (PROTOCOL 10).
     fn offer(&self) -> Offer {
         let nonce = super::guest::random_u128().unwrap_or(1).to_le_bytes().to_vec();
@@ -61,6 +72,7 @@ impl Offers {
         if let Err(error) = self.arbiter.write_nonce(&nonce_name, &nonce) {
             tracing::warn!("the backup that joins cannot be checked: {error}");
         }
+        self.nonces.lock().unwrap_or_else(PoisonError::into_inner).push(nonce_name.clone());
         Offer {
             welcome: Welcome {
                 version: PROTOCOL_VERSION,

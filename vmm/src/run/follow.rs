@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use logging_channel::clock::boottime_ns;
 use logging_channel::entry::{EndReason, Generation, Incarnation, Input, LogEntry, Position};
+use logging_channel::message::Heartbeat;
 use logging_channel::transport::TcpFrames;
 use shared_disk::arbiter::SharedDirectory;
 use shared_disk::request::DiskRequest;
@@ -71,6 +72,7 @@ pub struct Follow {
     pub reporter: Reporter,
     pub arbiter: Arc<SharedDirectory>,
     pub heartbeats: Heartbeats,
+    pub heard: mpsc::Receiver<Heartbeat>,
 }
 
 /// How following ended.
@@ -164,7 +166,6 @@ impl Follow {
     pub async fn run(mut self, frames: TcpFrames, follower: &mut Follower) -> Followed {
         let (link, mut events) = link_events();
         let connection = Connection::start(frames, &link);
-        let mut heard = self.heartbeats.take_received();
         let mut tick = tokio::time::interval(self.detection / 8);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut generation = self.core.generation();
@@ -182,9 +183,9 @@ impl Follow {
             tokio::select! {
                 event = events.recv() => if let Some(event) = event { self.link_event(event, &mut actions) },
                 report = follower.reports.recv() => self.report(report, &mut actions),
-                heartbeat = heard.recv() => if let Some(heartbeat) = heartbeat {
+                Some(heartbeat) = self.heard.recv() => {
                     self.core.heartbeat(boottime_ns(), &heartbeat, &mut actions);
-                },
+                }
                 () = lease_over => self.core.tick(boottime_ns(), &mut actions),
                 _ = tick.tick() => {
                     // Whatever arrived while this process slept is evidence, and comes before the verdict (PROTOCOL 15).

@@ -27,12 +27,18 @@ pub struct Heartbeats {
     peer: Arc<Mutex<Option<SocketAddr>>>,
     encoder: FrameEncoder,
     next: Heartbeat,
-    received: Option<mpsc::Receiver<Heartbeat>>,
     task: JoinHandle<()>,
 }
 
+/// The channel at which heartbeats arrive.
+#[must_use]
+pub fn heard() -> (mpsc::Sender<Heartbeat>, mpsc::Receiver<Heartbeat>) {
+    mpsc::channel(RECEIVED)
+}
+
 impl Heartbeats {
-    /// Binds `local` and hears heartbeats of `guest`. Where to send: `peer`, or wherever the last valid one came from.
+    /// Binds `local` and tells `heard` of heartbeats of `guest`. Where to send: `peer`, or wherever the last valid one
+    /// came from.
     ///
     /// # Errors
     /// If the address cannot be bound.
@@ -42,33 +48,14 @@ impl Heartbeats {
         guest: u128,
         generation: Generation,
         me: Incarnation,
+        heard: mpsc::Sender<Heartbeat>,
     ) -> Result<Self, Failure> {
         let socket = UdpSocket::bind(local).await;
         let socket = Arc::new(socket.map_err(|e| Failure::new(format!("heartbeats at UDP {local}: {e}")))?);
         let peer = Arc::new(Mutex::new(peer));
-        let (sender, received) = mpsc::channel(RECEIVED);
-        let task = tokio::spawn(hear(Arc::clone(&socket), Arc::clone(&peer), guest, me, sender));
+        let task = tokio::spawn(hear(Arc::clone(&socket), Arc::clone(&peer), guest, me, heard));
         let next = Heartbeat { guest, generation, incarnation: me, number: 0, sent_ns: 0, echo_ns: 0 };
-        Ok(Heartbeats { socket, peer, encoder: FrameEncoder::new(), next, received: Some(received), task })
-    }
-
-    /// What arrives, to be read by one task.
-    ///
-    /// # Panics
-    /// If taken twice.
-    pub fn take_received(&mut self) -> mpsc::Receiver<Heartbeat> {
-        self.received.take().expect("one reader")
-    }
-
-    /// For a backup that goes live: what arrives is read anew, by its next life.
-    #[must_use]
-    pub fn leading(mut self) -> Self {
-        self.task.abort();
-        let (sender, received) = mpsc::channel(RECEIVED);
-        let Heartbeat { guest, incarnation, .. } = self.next;
-        self.task = tokio::spawn(hear(Arc::clone(&self.socket), Arc::clone(&self.peer), guest, incarnation, sender));
-        self.received = Some(received);
-        self
+        Ok(Heartbeats { socket, peer, encoder: FrameEncoder::new(), next, task })
     }
 
     /// The generation to be stamped from now on.

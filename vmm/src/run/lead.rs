@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use logging_channel::clock::boottime_ns;
-use logging_channel::entry::{Incarnation, Position};
+use logging_channel::entry::{Generation, Incarnation, Position};
 use logging_channel::message::Heartbeat;
 use shared_disk::arbiter::SharedDirectory;
 use shared_disk::plan::Gate;
@@ -44,7 +44,11 @@ pub struct Lead {
     pub arbiter: Arc<SharedDirectory>,
     pub events: EventSender,
     pub offers: Option<Offers>,
-    pub heartbeats: Option<Heartbeats>,
+    /// At the door, and, after going live, towards the old primary: a revenant must hear of the new generation.
+    pub heartbeats: Vec<Heartbeats>,
+    pub heard: mpsc::Receiver<Heartbeat>,
+    /// What joining backups are told.
+    pub generation: watch::Sender<Generation>,
     pub macs: Vec<[u8; 6]>,
 }
 
@@ -81,8 +85,7 @@ impl Lead {
         let (link, mut events) = super::link::link_events();
         let allowed = watch::Sender::new(true);
         let accepting = self.offers.take().map(|offers| tokio::spawn(offers.serve(link.clone(), allowed.subscribe())));
-        let mut heartbeats = self.heartbeats.take();
-        let mut heard = heartbeats.as_mut().map(Heartbeats::take_received);
+        let mut heartbeats = std::mem::take(&mut self.heartbeats);
         let mut tick = tokio::time::interval(self.detection / 8);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut announce = tokio::time::interval(ANNOUNCEMENTS.1);
@@ -104,11 +107,8 @@ impl Lead {
             tokio::select! {
                 event = events.recv() => if let Some(event) = event { leading.link_event(event, &mut actions) },
                 batch = leading.guest.batches.recv(), if takes_more => leading.from_guest(batch, &mut actions)?,
-                heartbeat = async { heard.as_mut()?.recv().await }, if heard.is_some() => {
-                    match heartbeat {
-                        Some(heartbeat) => leading.heartbeat(&heartbeat, &mut actions),
-                        None => heard = None,
-                    }
+                Some(heartbeat) = leading.lead.heard.recv() => {
+                    leading.lead.core.heartbeat(boottime_ns(), &heartbeat, &mut actions);
                 }
                 _ = tick.tick() => {
                     // Whatever arrived while this process slept is evidence, and comes before the verdict (PROTOCOL 15).
@@ -116,7 +116,7 @@ impl Lead {
                         leading.link_event(event, &mut actions);
                     }
                     leading.lead.core.tick(boottime_ns(), &mut actions);
-                    if let Some(heartbeats) = &mut heartbeats {
+                    for heartbeats in &mut heartbeats {
                         heartbeats.set_generation(leading.lead.core.generation());
                         if let Some(sent_ns) = heartbeats.send().await {
                             leading.lead.core.heartbeat_sent(sent_ns);
@@ -172,16 +172,13 @@ impl Leading {
             }
             LinkEvent::Claimed(outcome) => {
                 self.lead.core.claimed(now, &outcome, actions);
+                self.lead.generation.send_replace(self.lead.core.generation());
                 if self.lead.core.covered(Position::default()) {
                     self.lead.outside.release_all();
                 }
             }
             LinkEvent::StorageSilent(why) => actions.push(Action::Report(Event::StorageUnreachable { why })),
         }
-    }
-
-    fn heartbeat(&mut self, heartbeat: &Heartbeat, actions: &mut Vec<Action>) {
-        self.lead.core.heartbeat(boottime_ns(), heartbeat, actions);
     }
 
     fn from_guest(&mut self, message: Option<FromGuest>, actions: &mut Vec<Action>) -> Result<(), OutsideError> {

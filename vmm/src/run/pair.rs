@@ -1,23 +1,23 @@
 //! `ftvm run`: a guest as one side of a pair.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use logging_channel::codec;
 use logging_channel::entry::{Generation, Incarnation};
-use logging_channel::message::{Join, PROTOCOL_VERSION, Welcome};
+use logging_channel::message::{Heartbeat, Join, PROTOCOL_VERSION, Welcome};
 use logging_channel::session::{HANDSHAKE_TIMEOUT, JoinClient, join};
 use logging_channel::transport::{Backoff, TcpFrames, connect};
 use shared_disk::arbiter::SharedDirectory;
 use shared_disk::plan::Gate;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::accept::{Offers, host_name, nanos};
 use super::events::Reporter;
 use super::follow::{Follow, Followed, Follower, FromFollower, Horizon, ToFollower, start_follower};
-use super::heartbeat::Heartbeats;
+use super::heartbeat::{Heartbeats, heard};
 use super::lead::{Beginning, Lead};
 use super::outside::Outside;
 use super::record::watch_signals;
@@ -93,7 +93,7 @@ async fn primary(args: &RunArgs) -> Result<u8, Failure> {
         lease: Duration::from_millis(args.lease),
         patience: Duration::from_millis(args.guest.patience),
     };
-    let door = Door::open(args.listen, &terms, &arbiter, &config).await?;
+    let door = Door::closed(generation).open(args.listen, &terms, &arbiter, &config).await?;
     let (sink, stream) = pair_sink();
     let life = Life { sink, queue, events: events.clone(), clock: new_clock(), patience: terms.patience };
     let thread = std::thread::Builder::new().name("vcpu".to_owned());
@@ -125,30 +125,42 @@ impl Terms {
 }
 
 /// Where backups join and heartbeats arrive.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Door {
     offers: Option<Offers>,
-    heartbeats: Option<Heartbeats>,
+    heartbeats: Vec<Heartbeats>,
+    hearing: mpsc::Sender<Heartbeat>,
+    heard: mpsc::Receiver<Heartbeat>,
+    generation: watch::Sender<Generation>,
 }
 
 impl Door {
+    fn closed(generation: Generation) -> Self {
+        let (hearing, heard) = heard();
+        Door { offers: None, heartbeats: Vec::new(), hearing, heard, generation: watch::Sender::new(generation) }
+    }
+
+    /// Opens it at `listen`, if that was asked for.
     async fn open(
+        mut self,
         listen: Option<SocketAddr>,
         terms: &Terms,
         arbiter: &Arc<SharedDirectory>,
         config: &MachineConfig,
     ) -> Result<Self, Failure> {
-        let Some(listen) = listen else { return Ok(Door::default()) };
+        let Some(listen) = listen else { return Ok(self) };
         let listener = TcpListener::bind(listen).await;
         let listener = listener.map_err(|e| Failure::new(format!("--listen {listen}: {e}")))?;
         let address = listener.local_addr().map_err(Failure::new)?;
-        let heartbeats = Heartbeats::start(address, None, terms.guest, terms.generation, terms.me).await?;
+        let hearing = self.hearing.clone();
+        let heartbeats = Heartbeats::start(address, None, terms.guest, terms.generation, terms.me, hearing).await?;
+        self.heartbeats.push(heartbeats);
         tracing::info!("backups may join at {address}");
-        let offers = Offers {
+        self.offers = Some(Offers {
             listener,
             arbiter: Arc::clone(arbiter),
             guest: terms.guest,
-            generation: watch::channel(terms.generation).1,
+            generation: self.generation.subscribe(),
             owner: terms.me,
             config: config.clone(),
             encoded: codec::to_bytes(config).map_err(Failure::new)?,
@@ -156,8 +168,9 @@ impl Door {
             lease: terms.lease,
             patience: terms.patience,
             host: host_name(),
-        };
-        Ok(Door { offers: Some(offers), heartbeats: Some(heartbeats) })
+            nonces: Mutex::default(),
+        });
+        Ok(self)
     }
 }
 
@@ -184,6 +197,8 @@ async fn lead(
         events,
         offers: door.offers,
         heartbeats: door.heartbeats,
+        heard: door.heard,
+        generation: door.generation,
         macs: config.platform.nics.iter().map(|nic| nic.mac).collect(),
     };
     lead.run(stream, beginning).await.map_err(Failure::new)
@@ -208,8 +223,10 @@ async fn backup(args: &RunArgs) -> Result<u8, Failure> {
     let outside = Outside::open(&args.host, console::Life::Continued, Inbound::Keep, 2 * terms.detection, &events);
     let outside = outside.map_err(Failure::new)?;
     let mut follower = start_follower(guest::empty(&config, &capabilities)?)?;
-    let local = SocketAddr::new(args.listen.map_or(peer.ip(), |listen| listen.ip()), 0);
-    let heartbeats = Heartbeats::start(local, Some(peer), terms.guest, terms.generation, me).await?;
+    let any = if peer.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
+    let (hearing, heard) = heard();
+    let local = SocketAddr::new(any, 0);
+    let heartbeats = Heartbeats::start(local, Some(peer), terms.guest, terms.generation, me, hearing).await?;
     let core = BackupConfig {
         me,
         guest: terms.guest,
@@ -219,7 +236,7 @@ async fn backup(args: &RunArgs) -> Result<u8, Failure> {
     };
     let core = Backup::new(core, logging_channel::clock::boottime_ns());
     let owner = welcome.owner;
-    let follow = Follow { core, me, owner, detection: terms.detection, reporter, arbiter, heartbeats };
+    let follow = Follow { core, me, owner, detection: terms.detection, reporter, arbiter, heartbeats, heard };
     match follow.run(frames, &mut follower).await {
         Followed::Ended(code) => Ok(code),
         Followed::GoLive(generation, follow) => {
@@ -313,11 +330,12 @@ async fn go_live(
     watch_signals(&events, None)?;
     tracing::debug!(reissued, reemitted, "resumed");
     let core = Primary::new(terms.core(), terms.generation);
-    let mut door = Door::open(args.listen, &terms, &arbiter, config).await.unwrap_or_else(|failure| {
+    let door = Door::closed(terms.generation).open(args.listen, &terms, &arbiter, config).await;
+    let mut door = door.unwrap_or_else(|failure| {
         tracing::warn!("no backup can join: {failure}");
-        Door::default()
+        Door::closed(terms.generation)
     });
-    door.heartbeats = Some(heartbeats.leading());
+    door.heartbeats.push(heartbeats);
     lead(core, terms, outside, reporter, arbiter, events, door, config, stream, Beginning::WentLive).await
 }
 
