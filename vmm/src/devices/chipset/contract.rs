@@ -25,7 +25,7 @@ const PORTS: &[u16] = &[
     0x3FC, 0x3FD, 0x3FE, 0x3FF, 0x4D0, 0x4D1, 0x604, 0x608, 0x60B, 0xCF8, 0xCF9, 0xCFB, 0xCFC, 0xCFE,
 ];
 
-fn config() -> PlatformConfig {
+pub(super) fn config() -> PlatformConfig {
     let nic = |last| NicConfig {
         mac: [2, 0, 0, 0, 0, last],
     };
@@ -45,7 +45,7 @@ fn config() -> PlatformConfig {
 
 /// The guest's memory of what it has set up: rings by slot.
 #[derive(Clone, Default)]
-struct Guest {
+pub(super) struct Guest {
     rings: Vec<Vec<Ring>>,
 }
 
@@ -186,7 +186,7 @@ fn restored(state: &ChipsetState) -> Chipset {
     chipset
 }
 
-struct ChipsetSubject;
+pub(super) struct ChipsetSubject;
 
 impl Subject for ChipsetSubject {
     type Device = Chipset;

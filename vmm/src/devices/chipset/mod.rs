@@ -6,6 +6,8 @@
 
 #[cfg(test)]
 mod contract;
+#[cfg(test)]
+mod damaged;
 mod state;
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,9 @@ use super::MAX_DATA;
 use crate::devices::chipset::BadState;
 use crate::devices::virtio::Buffer;
 
+/// No disk gets that far, so counting on never overflows.
+const MAX_ID: u64 = 1 << 63;
+
 /// Who waits for a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Reply {
@@ -36,6 +39,9 @@ pub(super) fn data_len(op: &DiskOp) -> u64 {
 pub(super) fn check(list: &[Outstanding], number: u8, next_id: u64, max: usize) -> Result<(), BadState> {
     if list.len() > max {
         return Err(BadState::new("outstanding disk requests", "at most 128", list.len()));
+    }
+    if next_id > MAX_ID {
+        return Err(BadState::new("the next disk request's number", "at most 2^63", next_id));
     }
     let ids = list.iter().map(|outstanding| outstanding.request.id).chain([next_id]);
     if !ids.is_sorted_by(|earlier, later| earlier < later) {
