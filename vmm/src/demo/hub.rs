@@ -262,13 +262,10 @@ enum Owner {
 
 fn run(shared: &Shared) -> Result<(), Errno> {
     let mut switch = Switch::default();
-    let mut ports = Vec::new();
     // One byte more than fits, so that a frame that was cut is noticed.
     let mut buffer = [0; MAX_FRAME + 1];
     while !shared.ending.load(Ordering::Acquire) {
-        if ports.len() != shared.ports().len() {
-            ports.clone_from(&shared.ports());
-        }
+        let ports = shared.ports().clone();
         for (number, port) in readable(&ports, &shared.changed)? {
             for _ in 0..BATCH {
                 let len = match port.socket.recv(&mut buffer) {
@@ -277,6 +274,8 @@ fn run(shared: &Shared) -> Result<(), Errno> {
                     Err(errno) => return Err(errno),
                 };
                 if port.admit(&buffer[..len]) {
+                    // As they are now: a port that was added before the frame was sent must not miss it.
+                    let ports = shared.ports().clone();
                     forward(&mut switch, &ports, number, &buffer[..len]);
                 }
             }

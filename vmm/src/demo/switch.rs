@@ -92,6 +92,7 @@ mod tests {
         assert_eq!(switch.route(0, &frame(EVERYBODY, EVERYBODY)), Route::Flood);
         assert_eq!(switch.route(1, &frame(EVERYBODY, A)), Route::Flood);
         assert_eq!(switch.route(1, &frame([1, 0, 0x5E, 0, 0, 1], A)), Route::Flood);
+        assert_eq!(switch.ports.keys().copied().collect::<Vec<_>>(), [A]);
     }
 
     #[test]

@@ -29,7 +29,12 @@ impl Gate {
 
     fn pass(&self) {
         let closed = self.closed.lock().expect("lock");
-        drop(self.opened.wait_while(closed, |closed| *closed).expect("lock"));
+        // Bounded, so that a test that fails with the gate closed ends.
+        drop(
+            self.opened
+                .wait_timeout_while(closed, PATIENCE, |closed| *closed)
+                .expect("lock"),
+        );
     }
 }
 

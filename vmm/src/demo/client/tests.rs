@@ -291,7 +291,7 @@ fn a_reset_connection_is_not_a_surviving_one() {
 #[test]
 fn a_silent_server_is_given_up_in_time() {
     let net = net(usize::MAX);
-    let silence = Duration::from_millis(200);
+    let silence = Duration::from_millis(500);
     let client = Client::start(ClientConfig {
         silence,
         ..config(&net)
@@ -301,7 +301,8 @@ fn a_silent_server_is_given_up_in_time() {
     let begun = Instant::now();
     net.orders.send(Order::Hush).expect("the server listens");
     until_ended(&client);
-    assert!(begun.elapsed() >= silence);
+    // The last answer may be a little older than the order.
+    assert!(begun.elapsed() >= silence / 2);
     assert_eq!(client.finish().expect("reports").ending, Ending::Silent);
 }
 
