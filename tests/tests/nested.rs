@@ -2,8 +2,9 @@
 //! or hangs in it fails here.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,7 @@ kvm_test! {
 kvm_test! {
     programs = ["redis-cli", "bash"], timeout = 60, memory = 1024, files = ["/etc/debian_version"];
     fn kvm_tests_get_what_they_need() {
-        let redis = std::process::Command::new("redis-cli").arg("--version").output().expect("redis-cli");
+        let redis = Command::new("redis-cli").arg("--version").output().expect("redis-cli");
         assert!(String::from_utf8_lossy(&redis.stdout).starts_with("redis-cli"), "{redis:?}");
         assert!(Path::new("/etc/debian_version").exists());
     }
@@ -173,4 +174,66 @@ fn nested_host_refuses_settings_out_of_range() {
     assert!(refused(|run| run.command = vec!["no-such-program".into()]).contains("no-such-program"));
     assert!(refused(|run| run.modules.push("no_such_module".into())).contains("no_such_module"));
     assert!(refused(|run| run.programs.push("no-such-tool".into())).contains("tests/install-deps"));
+}
+
+fn nested_host(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nested-host"));
+    command.arg("run").args(arguments).stdin(Stdio::null());
+    command
+}
+
+#[test]
+fn nested_host_program_tells_how_it_ended() {
+    let _turn = nested::take_turn().unwrap();
+    let script = "echo spoken; sleep 600";
+    let timed_out = nested_host(&["--json", "--timeout", "1", "--", "sh", "-c", script])
+        .output()
+        .unwrap();
+    assert_eq!(timed_out.status.code(), Some(124));
+    let summary: serde_json::Value = serde_json::from_slice(&timed_out.stdout).expect("stdout is JSON alone");
+    assert_eq!(summary["ended"], "timeout");
+    assert!(String::from_utf8_lossy(&timed_out.stderr).starts_with("spoken\n"));
+    let broken = nested_host(&["--", "no-such-program"]).output().unwrap();
+    assert_eq!((broken.status.code(), broken.stdout.len()), (Some(125), 0));
+    assert!(String::from_utf8_lossy(&broken.stderr).contains("no-such-program is not on this machine"));
+}
+
+#[test]
+fn nested_emulator_ends_with_its_parent() {
+    let _turn = nested::take_turn().unwrap();
+    let mut host = nested_host(&["--", "sh", "-c", "echo up; sleep 600"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut up = [0; 3];
+    host.stdout
+        .take()
+        .unwrap()
+        .read_exact(&mut up)
+        .expect("the command starts");
+    let emulator = child_of(host.id()).expect("QEMU is its child");
+    host.kill().unwrap();
+    host.wait().unwrap();
+    let began = Instant::now();
+    let status = Path::new("/proc").join(&emulator).join("status");
+    // A zombie has ended too; whether it is reaped is up to the machine's first process.
+    while fs::read_to_string(&status).is_ok_and(|text| !text.contains("State:\tZ")) {
+        assert!(
+            began.elapsed() < Duration::from_secs(30),
+            "QEMU, process {emulator}, outlived its parent"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The process whose parent is `parent`.
+fn child_of(parent: u32) -> Option<String> {
+    let parent_line = format!("PPid:\t{parent}");
+    fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .find(|process| {
+            let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+            process.bytes().all(|b| b.is_ascii_digit()) && status.lines().any(|line| line == parent_line)
+        })
 }
