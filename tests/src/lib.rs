@@ -7,6 +7,7 @@
 
 pub mod kvm;
 pub mod nested;
+pub mod pair;
 
 use std::env;
 use std::path::{Path, PathBuf};

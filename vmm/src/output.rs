@@ -19,7 +19,11 @@ pub enum Emission {
     /// An Ethernet frame.
     Frame { nic: u8, bytes: Vec<u8> },
     /// Console bytes; `position` counts the bytes written to that port before, so that a file holds each exactly once.
-    Console { port: ConsolePort, position: u64, bytes: Vec<u8> },
+    Console {
+        port: ConsolePort,
+        position: u64,
+        bytes: Vec<u8>,
+    },
     /// A disk request. Writes and flushes to a shared disk are outputs; reads are not.
     Disk(DiskRequest),
     /// virtio-rng asks for host entropy: not an output.
@@ -42,7 +46,10 @@ impl Emission {
     pub fn weight(&self) -> usize {
         let payload = match self {
             Emission::Frame { bytes, .. } | Emission::Console { bytes, .. } => bytes.len(),
-            Emission::Disk(DiskRequest { op: DiskOp::Write { data, .. }, .. }) => data.len(),
+            Emission::Disk(DiskRequest {
+                op: DiskOp::Write { data, .. },
+                ..
+            }) => data.len(),
             Emission::Disk(_) | Emission::WantEntropy { .. } => 0,
         };
         payload + size_of::<Output>()
@@ -98,7 +105,11 @@ pub struct OutputQueue {
 impl OutputQueue {
     /// Appends; order is the guest's.
     pub fn push(&mut self, output: Output) {
-        debug_assert!(self.queue.back().is_none_or(|last| last.at <= output.at && last.seq <= output.seq));
+        debug_assert!(
+            self.queue
+                .back()
+                .is_none_or(|last| last.at <= output.at && last.seq <= output.seq)
+        );
         self.bytes += output.emission.weight();
         self.queue.push_back(output);
     }
@@ -156,8 +167,16 @@ mod tests {
     use super::*;
 
     fn output(exit: u64, k: u32, seq: u64) -> Output {
-        let emission = Emission::Console { port: ConsolePort::Serial, position: 10 * seq, bytes: vec![0; 10] };
-        Output { at: Position { exit: ExitSeq(exit), k }, seq: OutputSeq(seq), emission }
+        let emission = Emission::Console {
+            port: ConsolePort::Serial,
+            position: 10 * seq,
+            bytes: vec![0; 10],
+        };
+        Output {
+            at: Position { exit: ExitSeq(exit), k },
+            seq: OutputSeq(seq),
+            emission,
+        }
     }
 
     #[test]
@@ -167,9 +186,19 @@ mod tests {
         queue.push(output(5, 2, 1));
         assert_eq!(queue.pop_covered(None), None);
         assert_eq!(queue.pop_covered(Some(Position { exit: ExitSeq(4), k: 9 })), None);
-        assert_eq!(queue.pop_covered(Some(Position { exit: ExitSeq(5), k: 1 })).map(|o| o.seq), Some(OutputSeq(0)));
+        assert_eq!(
+            queue
+                .pop_covered(Some(Position { exit: ExitSeq(5), k: 1 }))
+                .map(|o| o.seq),
+            Some(OutputSeq(0))
+        );
         assert_eq!(queue.pop_covered(Some(Position { exit: ExitSeq(5), k: 1 })), None);
-        assert_eq!(queue.pop_covered(Some(Position { exit: ExitSeq(5), k: 2 })).map(|o| o.seq), Some(OutputSeq(1)));
+        assert_eq!(
+            queue
+                .pop_covered(Some(Position { exit: ExitSeq(5), k: 2 }))
+                .map(|o| o.seq),
+            Some(OutputSeq(1))
+        );
         assert_eq!((queue.len(), queue.bytes()), (0, 0));
     }
 

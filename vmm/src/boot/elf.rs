@@ -27,12 +27,25 @@ pub(super) fn load(
     config: &MachineConfig,
     memory: &GuestMemory,
 ) -> Result<EntryState, BootError> {
-    let too_big =
-        |what: String| BootError::Memory { name: name.to_owned(), memory: config.memory, what };
-    let loaded = Elf::load(memory, None, &mut Cursor::new(image), Some(GuestAddress(abi::IMAGE_BASE)))
-        .map_err(|e| BootError::Image { name: name.to_owned(), what: format!("no bootable 64-bit ELF: {e}") })?;
+    let too_big = |what: String| BootError::Memory {
+        name: name.to_owned(),
+        memory: config.memory,
+        what,
+    };
+    let loaded = Elf::load(
+        memory,
+        None,
+        &mut Cursor::new(image),
+        Some(GuestAddress(abi::IMAGE_BASE)),
+    )
+    .map_err(|e| BootError::Image {
+        name: name.to_owned(),
+        what: format!("no bootable 64-bit ELF: {e}"),
+    })?;
     let write = |addr: u64, bytes: &[u8]| {
-        memory.write_slice(bytes, GuestAddress(addr)).map_err(|e| too_big(e.to_string()))
+        memory
+            .write_slice(bytes, GuestAddress(addr))
+            .map_err(|e| too_big(e.to_string()))
     };
     for (index, descriptor) in abi::GDT.iter().enumerate() {
         write(abi::GDT_ADDR + 8 * index as u64, &descriptor.to_le_bytes())?;
@@ -51,8 +64,17 @@ pub(super) fn load(
     write(abi::CMDLINE_ADDR, config.cmdline.as_bytes())?;
     let info = abi::BootInfo::new(config.memory, config.seed, config.cmdline.len() as u64);
     write(abi::BOOT_INFO_ADDR, &info.to_bytes())?;
-    let gdt = DescriptorTable { base: abi::GDT_ADDR, limit: GDT_LIMIT };
-    let mut entry = EntryState::long_mode(loaded.kernel_load.raw_value(), abi::STACK_TOP, pml4, gdt, abi::BOOT_INFO_ADDR);
+    let gdt = DescriptorTable {
+        base: abi::GDT_ADDR,
+        limit: GDT_LIMIT,
+    };
+    let mut entry = EntryState::long_mode(
+        loaded.kernel_load.raw_value(),
+        abi::STACK_TOP,
+        pml4,
+        gdt,
+        abi::BOOT_INFO_ADDR,
+    );
     entry.registers[RDI] = abi::BOOT_INFO_ADDR;
     Ok(entry)
 }

@@ -30,7 +30,11 @@ pub enum BootError {
     Image { name: String, what: String },
     /// The image is another one than the log or the configuration was made with.
     #[error("kernel image {name} has SHA-256 {found}, but {expected} was recorded: give the same image with --kernel")]
-    Different { name: String, expected: String, found: String },
+    Different {
+        name: String,
+        expected: String,
+        found: String,
+    },
     /// Guest memory cannot hold it.
     #[error("kernel image {name} does not fit {} MiB of memory: {what}", memory >> 20)]
     Memory { name: String, memory: u64, what: String },
@@ -54,14 +58,26 @@ impl Kernel {
                 Some(guest) => guest.image.to_vec(),
                 None => {
                     let known = guest_images::all().iter().map(|guest| guest.name).collect();
-                    return Err(BootError::UnknownGuest { name: guest.to_owned(), known });
+                    return Err(BootError::UnknownGuest {
+                        name: guest.to_owned(),
+                        known,
+                    });
                 }
             }
         } else {
-            read_image(Path::new(name)).map_err(|source| BootError::Read { path: name.to_owned(), source })?
+            read_image(Path::new(name)).map_err(|source| BootError::Read {
+                path: name.to_owned(),
+                source,
+            })?
         };
         let sha256 = Sha256::digest(&image).into();
-        Ok(Kernel { id: KernelId { name: name.to_owned(), sha256 }, image })
+        Ok(Kernel {
+            id: KernelId {
+                name: name.to_owned(),
+                sha256,
+            },
+            image,
+        })
     }
 
     /// As [`Kernel::open`], and insists on the content that `id` names.
@@ -92,7 +108,9 @@ impl Kernel {
 fn read_image(path: &Path) -> std::io::Result<Vec<u8>> {
     let size = std::fs::metadata(path)?.len();
     if size > MAX_IMAGE {
-        return Err(std::io::Error::other(format!("{size} bytes, at most {MAX_IMAGE} are read")));
+        return Err(std::io::Error::other(format!(
+            "{size} bytes, at most {MAX_IMAGE} are read"
+        )));
     }
     std::fs::read(path)
 }

@@ -9,7 +9,10 @@ fn key_values<'a>(text: &'a str, known: &[&str]) -> Result<BTreeMap<&'a str, &'a
     let mut found = BTreeMap::new();
     for part in text.split(',') {
         let (key, value) = part.split_once('=').ok_or_else(|| {
-            format!("'{part}' is not of the form key=value; known keys: {}", known.join(", "))
+            format!(
+                "'{part}' is not of the form key=value; known keys: {}",
+                known.join(", ")
+            )
         })?;
         if !known.contains(&key) {
             return Err(format!("unknown key '{key}'; known keys: {}", known.join(", ")));
@@ -46,7 +49,9 @@ impl FromStr for MemorySize {
             _ => (number, 0),
         };
         let bytes = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift));
-        bytes.map(MemorySize).ok_or_else(|| format!("'{text}' is no memory size; write 256M or 1G"))
+        bytes
+            .map(MemorySize)
+            .ok_or_else(|| format!("'{text}' is no memory size; write 256M or 1G"))
     }
 }
 
@@ -95,10 +100,16 @@ impl FromStr for NetOption {
         let keys = key_values(text, &["tap", "dgram", "remote", "mac"])?;
         let target = match (keys.get("tap"), keys.get("dgram"), keys.get("remote")) {
             (Some(name), None, None) => NetTarget::Tap((*name).to_owned()),
-            (None, Some(local), Some(remote)) => NetTarget::Dgram { local: local.into(), remote: remote.into() },
+            (None, Some(local), Some(remote)) => NetTarget::Dgram {
+                local: local.into(),
+                remote: remote.into(),
+            },
             _ => return Err("either tap=NAME or dgram=OWN_SOCKET,remote=OTHER_SOCKET is needed".to_owned()),
         };
-        Ok(NetOption { target, mac: keys.get("mac").map(|mac| parse_mac(mac)).transpose()? })
+        Ok(NetOption {
+            target,
+            mac: keys.get("mac").map(|mac| parse_mac(mac)).transpose()?,
+        })
     }
 }
 
@@ -110,7 +121,11 @@ fn parse_mac(text: &str) -> Result<[u8; 6], String> {
         let part = parts.next().filter(|part| part.len() == 2).ok_or_else(wrong)?;
         *byte = u8::from_str_radix(part, 16).map_err(|_| wrong())?;
     }
-    if parts.next().is_some() || mac[0] & 1 != 0 { Err(wrong()) } else { Ok(mac) }
+    if parts.next().is_some() || mac[0] & 1 != 0 {
+        Err(wrong())
+    } else {
+        Ok(mac)
+    }
 }
 
 #[cfg(test)]
@@ -130,8 +145,21 @@ mod tests {
     #[test]
     fn disks() {
         let disk: DiskOption = "path=/a/b,readonly=on".parse().unwrap();
-        assert_eq!(disk, DiskOption { path: "/a/b".into(), readonly: true, direct: true });
-        for text in ["/a/b", "readonly=on", "path=a,size=3", "path=a,path=b", "path=a,direct=yes"] {
+        assert_eq!(
+            disk,
+            DiskOption {
+                path: "/a/b".into(),
+                readonly: true,
+                direct: true
+            }
+        );
+        for text in [
+            "/a/b",
+            "readonly=on",
+            "path=a,size=3",
+            "path=a,path=b",
+            "path=a,direct=yes",
+        ] {
             assert!(text.parse::<DiskOption>().is_err(), "{text}");
         }
     }
@@ -141,8 +169,20 @@ mod tests {
         let net: NetOption = "tap=tap0,mac=52:54:00:12:34:56".parse().unwrap();
         assert_eq!(net.mac, Some([0x52, 0x54, 0, 0x12, 0x34, 0x56]));
         let net: NetOption = "dgram=/x,remote=/y".parse().unwrap();
-        assert_eq!(net.target, NetTarget::Dgram { local: "/x".into(), remote: "/y".into() });
-        for text in ["tap=a,dgram=b", "dgram=/x", "mac=52:54:00:12:34:56", "tap=a,mac=53:54:00:12:34:56", "tap=a,mac=1:2"] {
+        assert_eq!(
+            net.target,
+            NetTarget::Dgram {
+                local: "/x".into(),
+                remote: "/y".into()
+            }
+        );
+        for text in [
+            "tap=a,dgram=b",
+            "dgram=/x",
+            "mac=52:54:00:12:34:56",
+            "tap=a,mac=53:54:00:12:34:56",
+            "tap=a,mac=1:2",
+        ] {
             assert!(text.parse::<NetOption>().is_err(), "{text}");
         }
     }

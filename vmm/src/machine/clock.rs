@@ -29,7 +29,8 @@ impl VirtualClock {
     /// The smallest value that may be logged next.
     #[must_use]
     pub fn floor(&self) -> u64 {
-        self.logged.max(self.handed_out.saturating_add(u64::from(self.handed_out > self.logged)))
+        self.logged
+            .max(self.handed_out.saturating_add(u64::from(self.handed_out > self.logged)))
     }
 
     /// Takes over a logged value. `false`, and no change, if time would run backwards.
@@ -45,7 +46,10 @@ impl VirtualClock {
 
     /// A clock value without a log entry: moves a little with each call, never backwards, never far ahead.
     pub fn derive(&mut self) -> u64 {
-        let next = self.handed_out.saturating_add(DERIVED_STEP).min(self.logged.saturating_add(DERIVED_CAP));
+        let next = self
+            .handed_out
+            .saturating_add(DERIVED_STEP)
+            .min(self.logged.saturating_add(DERIVED_CAP));
         self.handed_out = self.handed_out.max(next);
         self.handed_out
     }

@@ -43,7 +43,10 @@ impl MachineConfig {
     /// A sentence naming the field, what was expected and what was found.
     pub fn validate(&self) -> Result<(), String> {
         if self.version != MACHINE_VERSION {
-            return Err(format!("machine configuration version {MACHINE_VERSION} expected, {} found", self.version));
+            return Err(format!(
+                "machine configuration version {MACHINE_VERSION} expected, {} found",
+                self.version
+            ));
         }
         if !(MIN_MEMORY..=MAX_MEMORY).contains(&self.memory) || self.memory % (2 << 20) != 0 {
             return Err(format!(

@@ -59,7 +59,10 @@ pub enum MachineError {
     MarkDiffers(Box<MarkDifference>),
     /// An exit's check byte differs from the recorded one.
     #[error("registers, access or outputs at exit {} differ from the recorded ones", exit.0)]
-    CheckDiffers { exit: ExitSeq, registers: Box<RegisterFile> },
+    CheckDiffers {
+        exit: ExitSeq,
+        registers: Box<RegisterFile>,
+    },
     /// The configuration cannot be built.
     #[error("{0}")]
     Config(String),
@@ -83,9 +86,17 @@ pub struct MarkDifference {
 impl std::fmt::Display for MarkDifference {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let side = |(at, digest, outputs): (Position, Digest, OutputSeq)| {
-            format!("digest {:016x} with {} outputs at exit {}.{}", digest.0, outputs.0, at.exit.0, at.k)
+            format!(
+                "digest {:016x} with {} outputs at exit {}.{}",
+                digest.0, outputs.0, at.exit.0, at.k
+            )
         };
-        write!(f, "the log has {}, the replay {}", side(self.expected), side(self.found))
+        write!(
+            f,
+            "the log has {}, the replay {}",
+            side(self.expected),
+            side(self.found)
+        )
     }
 }
 
@@ -287,14 +298,24 @@ impl<C: Cpu> Machine<C> {
     /// # Panics
     /// If the machine is not settled at an exit: that is a caller's bug.
     pub fn apply(&mut self, input: &Input) -> Result<(), MachineError> {
-        assert_eq!(self.phase, Phase::Settled, "inputs are applied only at a completed exit");
+        assert_eq!(
+            self.phase,
+            Phase::Settled,
+            "inputs are applied only at a completed exit"
+        );
         self.at.k += 1;
         if let Input::Clock(time) = input {
             self.set_clock(*time)?;
         }
         let at = self.at;
-        let mut env = Env { memory: &self.memory, now: self.clock.now(), effects: &mut self.effects };
-        self.chipset.apply(input, &mut env).map_err(|source| MachineError::Apply { at, source })?;
+        let mut env = Env {
+            memory: &self.memory,
+            now: self.clock.now(),
+            effects: &mut self.effects,
+        };
+        self.chipset
+            .apply(input, &mut env)
+            .map_err(|source| MachineError::Apply { at, source })?;
         self.emit();
         if self.halted && self.chipset.interrupt_pending() && self.cpu.can_interrupt() {
             self.halted = false;
@@ -347,21 +368,44 @@ impl<C: Cpu> Machine<C> {
             Exit::Terminal(terminal) => return Ok(self.end(terminal_reason(terminal, &self.cpu.registers()))),
             _ => {}
         }
-        self.at = Position { exit: ExitSeq(self.at.exit.0 + 1), k: 0 };
+        self.at = Position {
+            exit: ExitSeq(self.at.exit.0 + 1),
+            k: 0,
+        };
         self.phase = Phase::AtExit;
         let registers = self.cpu.registers();
         fold_exit(&mut self.digest, exit, &registers);
         match exit {
             Exit::PortRead { port, size, .. } => {
-                self.clock_if_needed(Access::Port { port, dir: Direction::Read }, time)?;
-                let mut env = Env { memory: &self.memory, now: self.clock.now(), effects: &mut self.effects };
+                self.clock_if_needed(
+                    Access::Port {
+                        port,
+                        dir: Direction::Read,
+                    },
+                    time,
+                )?;
+                let mut env = Env {
+                    memory: &self.memory,
+                    now: self.clock.now(),
+                    effects: &mut self.effects,
+                };
                 for item in self.cpu.data().chunks_exact_mut(usize::from(size)) {
                     self.chipset.port_read(port, item, &mut env);
                 }
             }
             Exit::PortWrite { port, size, .. } => {
-                self.clock_if_needed(Access::Port { port, dir: Direction::Write }, time)?;
-                let mut env = Env { memory: &self.memory, now: self.clock.now(), effects: &mut self.effects };
+                self.clock_if_needed(
+                    Access::Port {
+                        port,
+                        dir: Direction::Write,
+                    },
+                    time,
+                )?;
+                let mut env = Env {
+                    memory: &self.memory,
+                    now: self.clock.now(),
+                    effects: &mut self.effects,
+                };
                 let data = self.cpu.data();
                 self.digest.fold_bytes(data);
                 for item in data.chunks_exact(usize::from(size)) {
@@ -369,13 +413,33 @@ impl<C: Cpu> Machine<C> {
                 }
             }
             Exit::MmioRead { addr, .. } => {
-                self.clock_if_needed(Access::Mmio { addr, dir: Direction::Read }, time)?;
-                let mut env = Env { memory: &self.memory, now: self.clock.now(), effects: &mut self.effects };
+                self.clock_if_needed(
+                    Access::Mmio {
+                        addr,
+                        dir: Direction::Read,
+                    },
+                    time,
+                )?;
+                let mut env = Env {
+                    memory: &self.memory,
+                    now: self.clock.now(),
+                    effects: &mut self.effects,
+                };
                 self.chipset.mmio_read(addr, self.cpu.data(), &mut env);
             }
             Exit::MmioWrite { addr, .. } => {
-                self.clock_if_needed(Access::Mmio { addr, dir: Direction::Write }, time)?;
-                let mut env = Env { memory: &self.memory, now: self.clock.now(), effects: &mut self.effects };
+                self.clock_if_needed(
+                    Access::Mmio {
+                        addr,
+                        dir: Direction::Write,
+                    },
+                    time,
+                )?;
+                let mut env = Env {
+                    memory: &self.memory,
+                    now: self.clock.now(),
+                    effects: &mut self.effects,
+                };
                 let data = self.cpu.data();
                 self.digest.fold_bytes(data);
                 self.chipset.mmio_write(addr, data, &mut env);
@@ -394,7 +458,13 @@ impl<C: Cpu> Machine<C> {
         }
         self.emit();
         if let Some(trail) = &mut self.trail {
-            trail.push(self.at.exit, trail::Step { check: self.digest.check(), registers });
+            trail.push(
+                self.at.exit,
+                trail::Step {
+                    check: self.digest.check(),
+                    registers,
+                },
+            );
         }
         Ok(match &self.ended {
             Some(reason) => Step::Ended(reason.clone()),
@@ -412,7 +482,9 @@ impl<C: Cpu> Machine<C> {
         if self.clock.set(time) {
             return Ok(());
         }
-        Err(MachineError::Divergence(format!("the clock would run backwards: at least {floor} ns expected, {time} found")))
+        Err(MachineError::Divergence(format!(
+            "the clock would run backwards: at least {floor} ns expected, {time} found"
+        )))
     }
 
     fn clock_if_needed(&mut self, access: Access, time: &mut dyn TimeSource) -> Result<(), MachineError> {
@@ -423,8 +495,14 @@ impl<C: Cpu> Machine<C> {
         self.at.k += 1;
         self.set_clock(now)?;
         let at = self.at;
-        let mut env = Env { memory: &self.memory, now, effects: &mut self.effects };
-        self.chipset.apply(&Input::Clock(now), &mut env).map_err(|source| MachineError::Apply { at, source })
+        let mut env = Env {
+            memory: &self.memory,
+            now,
+            effects: &mut self.effects,
+        };
+        self.chipset
+            .apply(&Input::Clock(now), &mut env)
+            .map_err(|source| MachineError::Apply { at, source })
     }
 
     /// Gives what devices want to do outside its number and its place.
@@ -454,7 +532,11 @@ impl<C: Cpu> Machine<C> {
             if emission.is_output() {
                 self.outputs.0 += 1;
             }
-            self.emitted.push(Output { at: self.at, seq, emission });
+            self.emitted.push(Output {
+                at: self.at,
+                seq,
+                emission,
+            });
         }
     }
 }
@@ -483,7 +565,11 @@ fn fold_exit(digest: &mut Digest, exit: Exit, registers: &RegisterFile) {
             _ => false,
         };
         if !ignored {
-            digest.fold(if index == RFLAGS { value & !RFLAGS_IGNORED } else { *value });
+            digest.fold(if index == RFLAGS {
+                value & !RFLAGS_IGNORED
+            } else {
+                *value
+            });
         }
     }
 }
@@ -494,7 +580,12 @@ fn terminal_reason(terminal: Terminal, registers: &RegisterFile) -> EndReason {
         Terminal::Shutdown => format!("triple fault at RIP {rip:#x}"),
         Terminal::SystemEvent { kind } => format!("KVM system event {kind} at RIP {rip:#x}"),
         Terminal::InternalError { suberror, len, bytes } => {
-            let shown = bytes.iter().take(usize::from(len)).map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(" ");
+            let shown = bytes
+                .iter()
+                .take(usize::from(len))
+                .map(|b| format!("{b:02x}"))
+                .collect::<Vec<_>>()
+                .join(" ");
             format!("KVM internal error {suberror} at RIP {rip:#x}, instruction bytes: {shown}")
         }
         Terminal::FailEntry { reason } => format!("KVM could not enter the guest: hardware reason {reason:#x}"),

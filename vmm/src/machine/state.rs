@@ -75,7 +75,10 @@ impl<C: Cpu> Machine<C> {
         self.cpu.harvest_dirty(&mut pages)?;
         let record = self.encode(&pages)?;
         self.digest.fold_bytes(&record);
-        Ok(Checkpoint::Taken { record, pages: pages.len() })
+        Ok(Checkpoint::Taken {
+            record,
+            pages: pages.len(),
+        })
     }
 
     /// Resets the dirty log at an exit, where a backup at the same exit has the same memory.
@@ -126,7 +129,10 @@ impl<C: Cpu> Machine<C> {
     /// If the record is damaged, belongs elsewhere, or the hypervisor refuses it.
     pub fn apply_checkpoint(&mut self, record: &[u8]) -> Result<(), MachineError> {
         let state = self.decode(record)?;
-        let expected = Position { exit: self.at.exit, k: self.at.k + 1 };
+        let expected = Position {
+            exit: self.at.exit,
+            k: self.at.k + 1,
+        };
         if state.at != expected || state.digest != self.digest || state.outputs != self.outputs {
             return Err(MachineError::Divergence(format!(
                 "a checkpoint for exit {}.{} (digest {:016x}, {} outputs) meets a machine at exit {}.{} (digest {:016x}, {} \
@@ -143,7 +149,9 @@ impl<C: Cpu> Machine<C> {
         }
         // An access of the last exit may still be pending in KVM, and would be completed over the new registers.
         if let Some(exit) = self.cpu.complete()? {
-            return Err(MachineError::Divergence(format!("a checkpoint stands where the guest makes a further exit, {exit:?}")));
+            return Err(MachineError::Divergence(format!(
+                "a checkpoint stands where the guest makes a further exit, {exit:?}"
+            )));
         }
         self.at = expected;
         self.digest.fold_bytes(record);
@@ -194,7 +202,10 @@ impl<C: Cpu> Machine<C> {
             halted: self.halted,
             cpu: self.cpu.save()?,
             chipset: self.chipset.save(),
-            pages: Pages { numbers: numbers.to_vec(), bytes: serde_bytes::ByteBuf::from(bytes) },
+            pages: Pages {
+                numbers: numbers.to_vec(),
+                bytes: serde_bytes::ByteBuf::from(bytes),
+            },
         };
         codec::to_bytes(&state).map_err(|e| MachineError::State(e.to_string()))
     }
@@ -204,7 +215,10 @@ impl<C: Cpu> Machine<C> {
         let state: StateRecord<C::State> =
             codec::from_bytes(record, limit).map_err(|e| MachineError::State(e.to_string()))?;
         if state.version != MACHINE_VERSION {
-            return Err(MachineError::State(format!("version {MACHINE_VERSION} expected, {} found", state.version)));
+            return Err(MachineError::State(format!(
+                "version {MACHINE_VERSION} expected, {} found",
+                state.version
+            )));
         }
         let Pages { numbers, bytes } = &state.pages;
         if bytes.len() != numbers.len() * PAGE || numbers.iter().any(|number| *number >= self.page_count()) {
@@ -226,7 +240,9 @@ impl<C: Cpu> Machine<C> {
                 .map_err(|e| MachineError::State(format!("page {number}: {e}")))?;
         }
         self.cpu.restore(&state.cpu)?;
-        self.chipset.restore(&state.chipset).map_err(|e| MachineError::State(e.to_string()))?;
+        self.chipset
+            .restore(&state.chipset)
+            .map_err(|e| MachineError::State(e.to_string()))?;
         self.clock = state.clock;
         self.console = state.console;
         self.halted = state.halted;

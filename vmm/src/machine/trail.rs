@@ -84,7 +84,10 @@ mod tests {
     use super::*;
 
     fn step(check: u8) -> Step {
-        Step { check, registers: [u64::from(check); 18] }
+        Step {
+            check,
+            registers: [u64::from(check); 18],
+        }
     }
 
     #[test]
@@ -105,7 +108,10 @@ mod tests {
             trail.push(ExitSeq(n), step(0));
         }
         assert_eq!(trail.len(), TRAIL_EXITS);
-        assert_eq!(trail.take().map(|(from, bytes)| (from, bytes.len())), Some((ExitSeq(6), TRAIL_EXITS)));
+        assert_eq!(
+            trail.take().map(|(from, bytes)| (from, bytes.len())),
+            Some((ExitSeq(6), TRAIL_EXITS))
+        );
         assert!(trail.is_empty());
     }
 }

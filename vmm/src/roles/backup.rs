@@ -91,10 +91,17 @@ impl Backup {
     /// A backup that has passed the handshake.
     #[must_use]
     pub fn new(config: BackupConfig, now: u64) -> Self {
-        let detector = Config { detection_ns: config.detection_ns, role: Role::Backup };
+        let detector = Config {
+            detection_ns: config.detection_ns,
+            role: Role::Backup,
+        };
         Backup {
             config,
-            phase: Phase::Joining { state: Assembler::new(MAX_RECORD), loaded: false, last: now },
+            phase: Phase::Joining {
+                state: Assembler::new(MAX_RECORD),
+                loaded: false,
+                last: now,
+            },
             inbox: None,
             detector: Detector::new(detector, now),
             lease: LeaseWait::new(config.lease_ns, DRIFT_PPM),
@@ -158,7 +165,10 @@ impl Backup {
             return;
         }
         if !matches!(self.phase, Phase::Claiming(_)) {
-            actions.push(Action::Send(Message::Diverged { at, what: what.to_owned() }));
+            actions.push(Action::Send(Message::Diverged {
+                at,
+                what: what.to_owned(),
+            }));
         }
         self.give_up(format!("diverged: {what}"), actions);
     }
@@ -180,7 +190,10 @@ impl Backup {
     pub fn closed(&mut self, now: u64, why: &str, actions: &mut Vec<Action>) {
         match &self.phase {
             Phase::Joining { .. } => {
-                self.give_up(format!("the primary went away before this backup was complete: {why}"), actions);
+                self.give_up(
+                    format!("the primary went away before this backup was complete: {why}"),
+                    actions,
+                );
             }
             Phase::Following => self.suspect(now, format!("connection to the primary: {why}"), actions),
             Phase::Ending | Phase::Claiming(_) | Phase::Over => {}
@@ -209,7 +222,10 @@ impl Backup {
     pub fn tick(&mut self, now: u64, actions: &mut Vec<Action>) {
         match &mut self.phase {
             Phase::Joining { last, .. } if now.saturating_sub(*last) > JOIN_SILENCE => {
-                let why = format!("the primary sent nothing for {} s during the join", JOIN_SILENCE / 1_000_000_000);
+                let why = format!(
+                    "the primary sent nothing for {} s during the join",
+                    JOIN_SILENCE / 1_000_000_000
+                );
                 self.give_up(why, actions);
             }
             Phase::Following => match self.detector.step(now) {
@@ -232,12 +248,17 @@ impl Backup {
 
     /// The storage has answered.
     pub fn claimed(&mut self, now: u64, outcome: &Outcome, actions: &mut Vec<Action>) {
-        let Phase::Claiming(claim) = &mut self.phase else { return };
+        let Phase::Claiming(claim) = &mut self.phase else {
+            return;
+        };
         match outcome {
             Outcome::Won { generation } => {
                 claim.won = Some(Generation(*generation));
                 let took_ns = now.saturating_sub(claim.since);
-                actions.push(Action::Report(Event::ClaimWon { generation: *generation, took_ns }));
+                actions.push(Action::Report(Event::ClaimWon {
+                    generation: *generation,
+                    took_ns,
+                }));
                 self.advance(now, actions);
             }
             Outcome::Lost { .. } => {
@@ -251,18 +272,26 @@ impl Backup {
 
     /// Everything delivered before the drain was asked for is executed.
     pub fn drained(&mut self, now: u64, actions: &mut Vec<Action>) {
-        let Phase::Claiming(claim) = &mut self.phase else { return };
+        let Phase::Claiming(claim) = &mut self.phase else {
+            return;
+        };
         claim.drained = true;
-        actions.push(Action::Report(Event::Drained { took_ns: now.saturating_sub(claim.since) }));
+        actions.push(Action::Report(Event::Drained {
+            took_ns: now.saturating_sub(claim.since),
+        }));
         self.advance(now, actions);
     }
 
     fn advance(&mut self, now: u64, actions: &mut Vec<Action>) {
         let over_at = self.lease.over_at();
-        let Phase::Claiming(claim) = &mut self.phase else { return };
+        let Phase::Claiming(claim) = &mut self.phase else {
+            return;
+        };
         if !claim.lease_over && now >= over_at {
             claim.lease_over = true;
-            actions.push(Action::Report(Event::LeaseOver { waited_ns: now.saturating_sub(claim.since) }));
+            actions.push(Action::Report(Event::LeaseOver {
+                waited_ns: now.saturating_sub(claim.since),
+            }));
         }
         if let (true, true, Some(generation)) = (claim.lease_over, claim.drained, claim.won) {
             self.phase = Phase::Over;
@@ -271,34 +300,62 @@ impl Backup {
     }
 
     fn state(&mut self, now: u64, chunk: Chunk, actions: &mut Vec<Action>) {
-        let Phase::Joining { state, loaded: loaded @ false, last } = &mut self.phase else {
+        let Phase::Joining {
+            state,
+            loaded: loaded @ false,
+            last,
+        } = &mut self.phase
+        else {
             return self.give_up("a state record came after the state was complete".to_owned(), actions);
         };
         *last = now;
         match state.add(chunk) {
             Ok(Some(record)) => {
                 *loaded = true;
-                actions.push(Action::Report(Event::StateRecord { bytes: record.len() as u64 }));
+                actions.push(Action::Report(Event::StateRecord {
+                    bytes: record.len() as u64,
+                }));
                 actions.push(Action::Load(record));
             }
             Ok(None) => {}
             Err(error) => return self.give_up(format!("state record: {error}"), actions),
         }
         // A sign of life; nothing is acked, and nothing echoed.
-        actions.push(Action::Send(Message::Ack(Ack { incarnation: self.config.me, ..Ack::default() })));
+        actions.push(Action::Send(Message::Ack(Ack {
+            incarnation: self.config.me,
+            ..Ack::default()
+        })));
     }
 
     fn grant(&mut self, now: u64, grant: &Grant, actions: &mut Vec<Action>) {
         let Phase::Joining { loaded: true, .. } = &self.phase else {
             return self.give_up("a grant came before the state was complete".to_owned(), actions);
         };
-        let BackupConfig { me, generation, detection_ns, .. } = self.config;
+        let BackupConfig {
+            me,
+            generation,
+            detection_ns,
+            ..
+        } = self.config;
         if grant.incarnation != me || grant.generation != generation {
             return self.give_up("the grant is for another backup or generation".to_owned(), actions);
         }
         self.phase = Phase::Following;
-        self.inbox = Some(Inbox::new(me, generation, grant.at, grant.outputs, INBOX_BYTES, MAX_RECORD));
-        self.detector = Detector::new(Config { detection_ns, role: Role::Backup }, now);
+        self.inbox = Some(Inbox::new(
+            me,
+            generation,
+            grant.at,
+            grant.outputs,
+            INBOX_BYTES,
+            MAX_RECORD,
+        ));
+        self.detector = Detector::new(
+            Config {
+                detection_ns,
+                role: Role::Backup,
+            },
+            now,
+        );
         actions.push(Action::Report(Event::State {
             protection: Protection::Protected,
             why: format!("following from exit {}", grant.at.exit.0),
@@ -339,9 +396,14 @@ impl Backup {
         if let Some(discarded) = self.inbox.as_mut().and_then(Inbox::close) {
             tracing::info!(?discarded, "an incomplete checkpoint is discarded (PROTOCOL 4)");
         }
-        self.phase = Phase::Claiming(Claim { since: now, ..Claim::default() });
+        self.phase = Phase::Claiming(Claim {
+            since: now,
+            ..Claim::default()
+        });
         actions.push(Action::Report(Event::Suspected { reason }));
-        actions.push(Action::Report(Event::ClaimAsked { generation: self.config.generation.0 + 1 }));
+        actions.push(Action::Report(Event::ClaimAsked {
+            generation: self.config.generation.0 + 1,
+        }));
         actions.push(Action::Claim(self.config.generation));
         actions.push(Action::Drain);
         self.advance(now, actions);
@@ -349,6 +411,9 @@ impl Backup {
 
     fn give_up(&mut self, why: String, actions: &mut Vec<Action>) {
         self.phase = Phase::Over;
-        actions.push(Action::End { code: EXIT_NOT_ENTITLED, why });
+        actions.push(Action::End {
+            code: EXIT_NOT_ENTITLED,
+            why,
+        });
     }
 }

@@ -18,14 +18,19 @@ impl LiveClock {
     /// Virtual time is `virtual_ns` at `host`, and runs on from there.
     #[must_use]
     pub fn starting(virtual_ns: u64, host: Instant) -> Self {
-        LiveClock { host, virtual_ns, last_tick: virtual_ns }
+        LiveClock {
+            host,
+            virtual_ns,
+            last_tick: virtual_ns,
+        }
     }
 
     /// Virtual time at host time `now`, before the limit on leaps.
     #[must_use]
     pub fn at(&self, now: Instant) -> u64 {
         let elapsed = now.saturating_duration_since(self.host).as_nanos();
-        self.virtual_ns.saturating_add(u64::try_from(elapsed).unwrap_or(u64::MAX))
+        self.virtual_ns
+            .saturating_add(u64::try_from(elapsed).unwrap_or(u64::MAX))
     }
 
     /// Virtual time at host time `now` to be given to the guest; at least `floor`. `ticking` says that a timer is armed
@@ -33,7 +38,11 @@ impl LiveClock {
     #[must_use]
     pub fn reading(&self, now: Instant, floor: u64, ticking: bool) -> u64 {
         let time = self.at(now);
-        let limit = if ticking { self.last_tick.saturating_add(LEAP) } else { u64::MAX };
+        let limit = if ticking {
+            self.last_tick.saturating_add(LEAP)
+        } else {
+            u64::MAX
+        };
         time.min(limit).max(floor)
     }
 

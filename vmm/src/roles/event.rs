@@ -48,7 +48,11 @@ pub enum Event {
     /// Everything received has been replayed.
     Drained { took_ns: u64 },
     /// This side is live.
-    WentLive { generation: u64, reissued: u64, reemitted: u64 },
+    WentLive {
+        generation: u64,
+        reissued: u64,
+        reemitted: u64,
+    },
     /// The first frame of the new life has left.
     FirstOutput,
     /// This side ends.

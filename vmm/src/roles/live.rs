@@ -132,7 +132,10 @@ impl<S: Sink> TimeSource for Recording<'_, S> {
         }
         *self.inputs += 1;
         if self.sink.logging() {
-            self.sink.log(LogEntry::Input { at: at.exit, input: Input::Clock(time) })?;
+            self.sink.log(LogEntry::Input {
+                at: at.exit,
+                input: Input::Clock(time),
+            })?;
             *self.logged += 1;
         }
         Ok(time)
@@ -191,7 +194,13 @@ impl<C: Cpu, S: Sink> Live<C, S> {
         // What a backup applied last may still have left outputs, and a new life begins by taking what waits.
         let mut ended = self.after_exit()?;
         while ended.is_none() {
-            self.watched.enter(self.machine.chipset().next_deadline().map(|at| self.clock.host_time(at)), self.unflushed);
+            self.watched.enter(
+                self.machine
+                    .chipset()
+                    .next_deadline()
+                    .map(|at| self.clock.host_time(at)),
+                self.unflushed,
+            );
             let step = with_time!(self, run_to_exit)?;
             self.watched.leave();
             ended = match step {
@@ -207,7 +216,11 @@ impl<C: Cpu, S: Sink> Live<C, S> {
     }
 
     fn after_exit(&mut self) -> Result<Option<EndReason>, MachineError> {
-        if self.config.max_exits.is_some_and(|most| self.machine.at().exit.0 >= most) {
+        if self
+            .config
+            .max_exits
+            .is_some_and(|most| self.machine.at().exit.0 >= most)
+        {
             self.stopping.get_or_insert(EndReason::Limit);
         }
         self.collect_checks(TRAIL_EXITS)?;
@@ -232,7 +245,11 @@ impl<C: Cpu, S: Sink> Live<C, S> {
         }
         self.flush()?;
         if self.stopping.is_none() && !self.input_due(Instant::now()) {
-            let deadline = self.machine.chipset().next_deadline().map(|at| self.clock.host_time(at));
+            let deadline = self
+                .machine
+                .chipset()
+                .next_deadline()
+                .map(|at| self.clock.host_time(at));
             self.first = self.events.recv_deadline(deadline);
         }
         self.after_exit()
@@ -242,7 +259,9 @@ impl<C: Cpu, S: Sink> Live<C, S> {
         self.totals.kicks += 1;
         self.flush()?;
         let now = Instant::now();
-        let Some(since) = self.waiting_since(now) else { return Ok(None) };
+        let Some(since) = self.waiting_since(now) else {
+            return Ok(None);
+        };
         if now.saturating_duration_since(since) < self.config.patience {
             return Ok(None);
         }
@@ -272,13 +291,22 @@ impl<C: Cpu, S: Sink> Live<C, S> {
     fn input_due(&self, now: Instant) -> bool {
         self.first.is_some()
             || self.events.oldest_pending().is_some()
-            || self.machine.chipset().next_deadline().is_some_and(|at| self.clock.at(now) >= at)
+            || self
+                .machine
+                .chipset()
+                .next_deadline()
+                .is_some_and(|at| self.clock.at(now) >= at)
             || self.console.iter().any(|backlog| !backlog.is_empty())
     }
 
     /// Since when an input has been waiting for an exit.
     fn waiting_since(&self, now: Instant) -> Option<Instant> {
-        let deadline = self.machine.chipset().next_deadline().map(|at| self.clock.host_time(at)).filter(|at| *at <= now);
+        let deadline = self
+            .machine
+            .chipset()
+            .next_deadline()
+            .map(|at| self.clock.host_time(at))
+            .filter(|at| *at <= now);
         [self.events.oldest_pending(), deadline].into_iter().flatten().min()
     }
 
@@ -293,7 +321,9 @@ impl<C: Cpu, S: Sink> Live<C, S> {
             }
         }
         for _ in 0..EVENTS_PER_EXIT {
-            let Some(event) = self.first.take().or_else(|| self.events.try_recv()) else { break };
+            let Some(event) = self.first.take().or_else(|| self.events.try_recv()) else {
+                break;
+            };
             match event {
                 HostEvent::Frame { nic, bytes } if self.machine.chipset().net_rx_ready(nic) => {
                     self.input(Input::NetRx { nic, frame: bytes })?;
@@ -322,14 +352,21 @@ impl<C: Cpu, S: Sink> Live<C, S> {
         let room = self.machine.chipset().console_rx_room(port);
         let backlog = &mut self.console[port as usize];
         let bytes: Vec<u8> = backlog.drain(..room.min(backlog.len())).collect();
-        if bytes.is_empty() { Ok(()) } else { self.input(Input::ConsoleRx { port, bytes }) }
+        if bytes.is_empty() {
+            Ok(())
+        } else {
+            self.input(Input::ConsoleRx { port, bytes })
+        }
     }
 
     fn input(&mut self, input: Input) -> Result<(), MachineError> {
         self.totals.inputs += 1;
         self.machine.apply(&input)?;
         if self.sink.logging() {
-            self.sink.log(LogEntry::Input { at: self.machine.at().exit, input })?;
+            self.sink.log(LogEntry::Input {
+                at: self.machine.at().exit,
+                input,
+            })?;
             self.unflushed += 1;
         }
         Ok(())
@@ -404,7 +441,10 @@ impl<C: Cpu, S: Sink> Live<C, S> {
         if self.sink.logging() {
             let mark = self.mark();
             self.sink.log(LogEntry::Mark(mark))?;
-            self.sink.log(LogEntry::End { at: self.machine.at(), reason: reason.clone() })?;
+            self.sink.log(LogEntry::End {
+                at: self.machine.at(),
+                reason: reason.clone(),
+            })?;
         }
         for output in self.machine.drain_outputs() {
             self.sink.output(output)?;

@@ -41,16 +41,20 @@ impl Default for Watched {
 
 impl Watched {
     fn nanos(&self, at: Instant) -> u64 {
-        u64::try_from(at.saturating_duration_since(self.epoch).as_nanos()).unwrap_or(u64::MAX).max(1)
+        u64::try_from(at.saturating_duration_since(self.epoch).as_nanos())
+            .unwrap_or(u64::MAX)
+            .max(1)
     }
 
     /// The guest is about to run; its next timer is due at `deadline`, and `unflushed` entries wait.
     pub fn enter(&self, deadline: Option<Instant>, unflushed: usize) {
-        self.deadline.store(deadline.map_or(0, |at| self.nanos(at)), Ordering::Relaxed);
+        self.deadline
+            .store(deadline.map_or(0, |at| self.nanos(at)), Ordering::Relaxed);
         if unflushed == 0 {
             self.unflushed_since.store(0, Ordering::Relaxed);
         } else if self.unflushed_since.load(Ordering::Relaxed) == 0 {
-            self.unflushed_since.store(self.nanos(Instant::now()), Ordering::Relaxed);
+            self.unflushed_since
+                .store(self.nanos(Instant::now()), Ordering::Relaxed);
         }
         self.in_guest.store(true, Ordering::Release);
     }
@@ -109,7 +113,11 @@ impl Monitor {
                 }
             })
             .expect("a thread for the patience monitor");
-        Monitor { stop, thread: handle.thread().clone(), handle: Some(handle) }
+        Monitor {
+            stop,
+            thread: handle.thread().clone(),
+            handle: Some(handle),
+        }
     }
 }
 

@@ -4,8 +4,8 @@
 //! [`Action`]s. The shell (`run::lead`) has the sockets. Each rule of PROTOCOL is named where it is kept.
 
 use fault_detector::detector::{Config, Detector, Role, Verdict};
-use logging_channel::codec::data_bytes;
 use logging_channel::chunk;
+use logging_channel::codec::data_bytes;
 use logging_channel::entry::{EndReason, Generation, Incarnation, LogEntry, Mark, OutputSeq, Position};
 use logging_channel::flow::{AckTracker, Lease};
 use logging_channel::message::{Ack, Grant, Heartbeat, Message};
@@ -187,8 +187,13 @@ impl Primary {
             outputs: mark.outputs,
         };
         actions.push(Action::Send(Message::Grant(grant)));
-        actions.push(Action::Report(Event::StateRecord { bytes: record.len() as u64 }));
-        let detector = Config { detection_ns: self.config.detection_ns, role: Role::Primary };
+        actions.push(Action::Report(Event::StateRecord {
+            bytes: record.len() as u64,
+        }));
+        let detector = Config {
+            detection_ns: self.config.detection_ns,
+            role: Role::Primary,
+        };
         self.phase = Phase::Paired(Box::new(Pair {
             backup,
             tracker: AckTracker::new(backup, mark.at, mark.outputs),
@@ -329,7 +334,10 @@ impl Primary {
     /// A side with a higher generation exists (PROTOCOL 11).
     pub fn superseded(&mut self, by: Generation, actions: &mut Vec<Action>) {
         self.phase = Phase::Over;
-        let why = format!("generation {} is live, this side is generation {}", by.0, self.generation.0);
+        let why = format!(
+            "generation {} is live, this side is generation {}",
+            by.0, self.generation.0
+        );
         actions.push(Action::End { code: EXIT_LOST, why });
     }
 
@@ -343,7 +351,9 @@ impl Primary {
             Phase::Paired(pair) => {
                 let verdict = pair.detector.step(now);
                 let silence = now.saturating_sub(pair.last_ack);
-                if pair.level && let Verdict::Lost(reason) = verdict {
+                if pair.level
+                    && let Verdict::Lost(reason) = verdict
+                {
                     return self.suspect(now, reason.to_string(), actions);
                 }
                 if !pair.level && silence > JOIN_SILENCE {
@@ -369,13 +379,19 @@ impl Primary {
                 self.generation = Generation(*generation);
                 self.phase = Phase::Alone;
                 let took_ns = now.saturating_sub(since);
-                actions.push(Action::Report(Event::ClaimWon { generation: *generation, took_ns }));
+                actions.push(Action::Report(Event::ClaimWon {
+                    generation: *generation,
+                    took_ns,
+                }));
                 self.report_state("the backup is lost; running on alone", actions);
                 self.check_end(now, actions);
             }
             Outcome::Lost { generation, .. } => {
                 self.phase = Phase::Over;
-                let why = format!("the test-and-set for generation {} was lost: the backup is live", self.generation.0 + 1);
+                let why = format!(
+                    "the test-and-set for generation {} was lost: the backup is live",
+                    self.generation.0 + 1
+                );
                 tracing::debug!(found = generation, "lost");
                 actions.push(Action::End { code: EXIT_LOST, why });
             }
@@ -396,7 +412,10 @@ impl Primary {
         if !pair.level {
             // Until here the backup was taking the state; from here on silence counts.
             pair.level = true;
-            let config = Config { detection_ns: self.config.detection_ns, role: Role::Primary };
+            let config = Config {
+                detection_ns: self.config.detection_ns,
+                role: Role::Primary,
+            };
             pair.detector = Detector::new(config, now);
             self.report_state("the backup holds everything", actions);
         }
@@ -439,7 +458,9 @@ impl Primary {
         actions.push(Action::StopLogging);
         actions.push(Action::Close);
         actions.push(Action::Report(Event::Suspected { reason }));
-        actions.push(Action::Report(Event::ClaimAsked { generation: self.generation.0 + 1 }));
+        actions.push(Action::Report(Event::ClaimAsked {
+            generation: self.generation.0 + 1,
+        }));
         actions.push(Action::Claim(self.generation));
     }
 
@@ -475,7 +496,10 @@ impl Primary {
     }
 
     fn report_state(&self, why: &str, actions: &mut Vec<Action>) {
-        actions.push(Action::Report(Event::State { protection: self.protection(), why: why.to_owned() }));
+        actions.push(Action::Report(Event::State {
+            protection: self.protection(),
+            why: why.to_owned(),
+        }));
     }
 }
 
@@ -483,7 +507,9 @@ impl Pair {
     fn send_frame(&mut self, now: u64, entries: Vec<LogEntry>, bytes: usize, actions: &mut Vec<Action>) {
         let number = self.next_frame;
         self.next_frame += 1;
-        self.tracker.sent(number, bytes, &entries, now).expect("the vCPU thread logs in order");
+        self.tracker
+            .sent(number, bytes, &entries, now)
+            .expect("the vCPU thread logs in order");
         self.detector.mark_sent(now, number);
         actions.push(Action::Send(Message::Log { number, entries }));
     }

@@ -7,9 +7,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use logging_channel::chunk::Assembler;
-use logging_channel::entry::{
-    EndReason, ExitSeq, Input, LogEntry, Mark, Position, REGISTER_NAMES, RegisterFile,
-};
+use logging_channel::entry::{EndReason, ExitSeq, Input, LogEntry, Mark, Position, REGISTER_NAMES, RegisterFile};
 use serde::Serialize;
 
 use crate::hypervisor::Cpu;
@@ -43,7 +41,11 @@ pub struct Divergence {
 impl std::fmt::Display for Divergence {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if self.exact {
-            writeln!(f, "diverged at exit {}, RIP {:#x}: {}", self.at_exit, self.registers[16], self.what)?;
+            writeln!(
+                f,
+                "diverged at exit {}, RIP {:#x}: {}",
+                self.at_exit, self.registers[16], self.what
+            )?;
         } else {
             writeln!(
                 f,
@@ -100,7 +102,10 @@ struct FromLog<'a> {
 impl TimeSource for FromLog<'_> {
     fn read(&mut self, at: Position, _floor: u64) -> Result<u64, MachineError> {
         match self.pending.front() {
-            Some(LogEntry::Input { at: exit, input: Input::Clock(time) }) if *exit == at.exit => {
+            Some(LogEntry::Input {
+                at: exit,
+                input: Input::Clock(time),
+            }) if *exit == at.exit => {
                 let time = *time;
                 self.pending.pop_front();
                 *self.inputs += 1;
@@ -217,7 +222,9 @@ impl<C: Cpu> Replayer<C> {
         if self.inputs > before {
             return Ok(()); // the exit itself took it: a clock reading
         }
-        let Some(LogEntry::Input { input, .. }) = self.pending.pop_front() else { unreachable!("looked at before") };
+        let Some(LogEntry::Input { input, .. }) = self.pending.pop_front() else {
+            unreachable!("looked at before")
+        };
         self.settle_at(at, &input)?;
         self.machine.apply(&input)?;
         self.inputs += 1;
@@ -226,12 +233,18 @@ impl<C: Cpu> Replayer<C> {
     }
 
     fn settle_at(&mut self, at: ExitSeq, input: &Input) -> Result<(), MachineError> {
-        let mut time = FromLog { pending: &mut self.pending, inputs: &mut self.inputs };
+        let mut time = FromLog {
+            pending: &mut self.pending,
+            inputs: &mut self.inputs,
+        };
         self.machine.settle(&mut time)?;
         if self.machine.at().exit != at {
             return Err(MachineError::Divergence(format!(
                 "the log applies {} at exit {}, which here is followed by a further exit of the same instruction",
-                describe(&LogEntry::Input { at, input: input.clone() }),
+                describe(&LogEntry::Input {
+                    at,
+                    input: input.clone()
+                }),
                 at.0
             )));
         }
@@ -247,7 +260,11 @@ impl<C: Cpu> Replayer<C> {
                 Ok(())
             }
             LogEntry::Checkpoint { at, chunk } => {
-                if let Some(record) = self.checkpoint.add(chunk).map_err(|e| MachineError::State(e.to_string()))? {
+                if let Some(record) = self
+                    .checkpoint
+                    .add(chunk)
+                    .map_err(|e| MachineError::State(e.to_string()))?
+                {
                     self.run_to(at.exit)?;
                     self.machine.apply_checkpoint(&record)?;
                     self.checkpoints += 1;
@@ -278,7 +295,10 @@ impl<C: Cpu> Replayer<C> {
         }
         self.last_exit = Instant::now();
         while self.machine.at().exit < exit {
-            let mut time = FromLog { pending: &mut self.pending, inputs: &mut self.inputs };
+            let mut time = FromLog {
+                pending: &mut self.pending,
+                inputs: &mut self.inputs,
+            };
             let step = self.machine.run_to_exit(&mut time)?;
             self.collect();
             match step {
@@ -327,15 +347,25 @@ impl<C: Cpu> Replayer<C> {
     }
 
     fn compare_checks(&mut self, from: ExitSeq, checks: &[u8]) -> Result<(), MachineError> {
-        let Some(trail) = self.machine.trail() else { return Ok(()) };
-        trail.compare(from, checks).map_err(|(exit, registers)| MachineError::CheckDiffers { exit, registers: Box::new(registers) })
+        let Some(trail) = self.machine.trail() else {
+            return Ok(());
+        };
+        trail
+            .compare(from, checks)
+            .map_err(|(exit, registers)| MachineError::CheckDiffers {
+                exit,
+                registers: Box::new(registers),
+            })
     }
 
     fn compare_end(&mut self, at: Position, reason: &EndReason) -> Result<(), MachineError> {
         if matches!(reason, EndReason::Stopped | EndReason::Limit) {
             return Ok(());
         }
-        let mut time = FromLog { pending: &mut self.pending, inputs: &mut self.inputs };
+        let mut time = FromLog {
+            pending: &mut self.pending,
+            inputs: &mut self.inputs,
+        };
         let step = self.machine.run_to_exit(&mut time)?;
         self.collect();
         match step {
@@ -404,4 +434,3 @@ pub fn describe_end(reason: &EndReason) -> String {
         EndReason::Halted => "halted with interrupts off".to_owned(),
     }
 }
-

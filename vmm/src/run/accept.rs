@@ -72,7 +72,10 @@ impl Offers {
         if let Err(error) = self.arbiter.write_nonce(&nonce_name, &nonce) {
             tracing::warn!("the backup that joins cannot be checked: {error}");
         }
-        self.nonces.lock().unwrap_or_else(PoisonError::into_inner).push(nonce_name.clone());
+        self.nonces
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(nonce_name.clone());
         Offer {
             welcome: Welcome {
                 version: PROTOCOL_VERSION,

@@ -25,7 +25,10 @@ impl Reporter {
             let file = OpenOptions::new().create(true).append(true).open(path);
             file.map_err(|e| Failure::new(format!("--events {}: {e}", path.display())))
         };
-        Ok(Reporter { role, file: path.map(open).transpose()? })
+        Ok(Reporter {
+            role,
+            file: path.map(open).transpose()?,
+        })
     }
 
     /// The process changes its role.
@@ -35,7 +38,10 @@ impl Reporter {
 
     /// Reports one event, with the time.
     pub fn report(&mut self, event: Event) {
-        let stamped = Stamped { at_ns: boottime_ns(), event };
+        let stamped = Stamped {
+            at_ns: boottime_ns(),
+            event,
+        };
         match &stamped.event {
             Event::Suspected { .. } | Event::StorageUnreachable { .. } | Event::Ending { .. } => {
                 tracing::warn!("{}: {}", self.role, in_words(&stamped.event));
@@ -69,7 +75,11 @@ fn in_words(event: &Event) -> String {
         Event::StorageUnreachable { why } => format!("waiting, outputs held: {why}"),
         Event::LeaseOver { waited_ns } => format!("lease outwaited after {:.1} ms", ms(*waited_ns)),
         Event::Drained { took_ns } => format!("log drained after {:.1} ms", ms(*took_ns)),
-        Event::WentLive { generation, reissued, reemitted } => format!(
+        Event::WentLive {
+            generation,
+            reissued,
+            reemitted,
+        } => format!(
             "LIVE as generation {generation}: {reissued} disk requests issued again, {reemitted} outputs emitted again"
         ),
         Event::FirstOutput => "first output of the new life".to_owned(),

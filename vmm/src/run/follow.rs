@@ -13,11 +13,11 @@ use shared_disk::arbiter::SharedDirectory;
 use shared_disk::request::DiskRequest;
 use tokio::sync::mpsc;
 
+use super::Failure;
 use super::events::Reporter;
 use super::heartbeat::Heartbeats;
 use super::link::{Connection, LinkEvent, claim, link_events};
 use super::vcpu::{Life, live};
-use super::Failure;
 use crate::hypervisor::Cpu;
 use crate::machine::Machine;
 use crate::output::Output;
@@ -47,7 +47,10 @@ pub enum ToFollower {
 pub enum FromFollower {
     Executed(Position),
     Drained,
-    Diverged { at: Position, what: String },
+    Diverged {
+        at: Position,
+        what: String,
+    },
     Ended(EndReason),
     /// At the horizon: what the new life must do first.
     AtHorizon(Box<Horizon>),
@@ -101,8 +104,14 @@ pub fn start_follower<C: Cpu + 'static>(machine: Machine<C>) -> Result<Follower,
     let (orders, received) = crossbeam_channel::unbounded();
     let (told, reports) = mpsc::unbounded_channel();
     let thread = std::thread::Builder::new().name("vcpu".to_owned());
-    let thread = thread.spawn(move || follow(machine, &received, &told)).map_err(Failure::new)?;
-    Ok(Follower { orders, reports, thread })
+    let thread = thread
+        .spawn(move || follow(machine, &received, &told))
+        .map_err(Failure::new)?;
+    Ok(Follower {
+        orders,
+        reports,
+        thread,
+    })
 }
 
 fn follow<C: Cpu>(
@@ -118,7 +127,13 @@ fn follow<C: Cpu>(
             ToFollower::Load(record) => replayer.load(&record),
             ToFollower::Entries(entries) => {
                 for entry in entries {
-                    if matches!(entry, LogEntry::Input { input: Input::Clock(_), .. }) {
+                    if matches!(
+                        entry,
+                        LogEntry::Input {
+                            input: Input::Clock(_),
+                            ..
+                        }
+                    ) {
                         last_clock = Instant::now();
                     }
                     replayer.feed(entry);
@@ -147,12 +162,14 @@ fn follow<C: Cpu>(
                 Some(reason) => FromFollower::Ended(reason.clone()),
                 None => FromFollower::Executed(replayer.machine().at()),
             },
-            Err(ReplayError::Diverged(divergence)) => {
-                FromFollower::Diverged { at: replayer.machine().at(), what: divergence.to_string() }
-            }
-            Err(ReplayError::Machine(error)) => {
-                FromFollower::Diverged { at: replayer.machine().at(), what: error.to_string() }
-            }
+            Err(ReplayError::Diverged(divergence)) => FromFollower::Diverged {
+                at: replayer.machine().at(),
+                what: divergence.to_string(),
+            },
+            Err(ReplayError::Machine(error)) => FromFollower::Diverged {
+                at: replayer.machine().at(),
+                what: error.to_string(),
+            },
         };
         // If the link is gone, so is the process.
         if reports.send(report).is_err() {
@@ -170,7 +187,9 @@ impl Follow {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut generation = self.core.generation();
         self.heartbeats.set_generation(generation);
-        self.reporter.report(Event::Following { generation: generation.0 });
+        self.reporter.report(Event::Following {
+            generation: generation.0,
+        });
         loop {
             let mut actions = Vec::new();
             let lease = self.core.lease_ends();
@@ -238,7 +257,9 @@ impl Follow {
             Some(FromFollower::Diverged { at, what }) => self.core.diverged(at, &what, actions),
             Some(FromFollower::Ended(reason)) => self.core.guest_ended(&reason, actions),
             Some(FromFollower::AtHorizon(_)) => {} // only after GoLive, which is read elsewhere
-            None => self.core.diverged(Position::default(), "the vCPU thread ended without a word", actions),
+            None => self
+                .core
+                .diverged(Position::default(), "the vCPU thread ended without a word", actions),
         }
     }
 }

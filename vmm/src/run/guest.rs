@@ -24,9 +24,16 @@ const MAC_PREFIX: [u8; 3] = [0x52, 0x54, 0x00];
 /// If it cannot run guests so that they can be replayed; the first reason, and what to do.
 pub fn capabilities() -> Result<Capabilities, Failure> {
     let capabilities = Capabilities::at_startup();
-    match capabilities.checks.iter().find(|check| check.verdict == Verdict::Failed) {
+    match capabilities
+        .checks
+        .iter()
+        .find(|check| check.verdict == Verdict::Failed)
+    {
         None => Ok(capabilities),
-        Some(check) => Err(Failure::new(format!("{}. {} `ftvm doctor` tells more.", check.reason, check.remedy))),
+        Some(check) => Err(Failure::new(format!(
+            "{}. {} `ftvm doctor` tells more.",
+            check.reason, check.remedy
+        ))),
     }
 }
 
@@ -35,7 +42,9 @@ pub fn capabilities() -> Result<Capabilities, Failure> {
 /// # Errors
 /// If the host has none to give.
 pub fn random_u64() -> Result<u64, Failure> {
-    OsRng.try_next_u64().map_err(|e| Failure::new(format!("the host gives no random bytes: {e}")))
+    OsRng
+        .try_next_u64()
+        .map_err(|e| Failure::new(format!("the host gives no random bytes: {e}")))
 }
 
 /// 128 random bits from the host, never 0.
@@ -59,7 +68,10 @@ pub fn unix_ns() -> u64 {
 /// If none was named, or it cannot be read.
 pub fn kernel(args: &GuestArgs) -> Result<Kernel, Failure> {
     let Some(name) = &args.kernel else {
-        return Err(Failure { code: 2, text: "--kernel IMAGE is needed; `ftvm guests` lists what is built in".to_owned() });
+        return Err(Failure {
+            code: 2,
+            text: "--kernel IMAGE is needed; `ftvm guests` lists what is built in".to_owned(),
+        });
     };
     Kernel::open(name).map_err(Failure::new)
 }
@@ -78,14 +90,25 @@ pub fn configure(
     let mut nics = Vec::new();
     for net in &host.nets {
         let [.., a, b, c] = random_u64()?.to_le_bytes();
-        let mac = net.mac.unwrap_or([MAC_PREFIX[0], MAC_PREFIX[1], MAC_PREFIX[2], a, b, c]);
+        let mac = net
+            .mac
+            .unwrap_or([MAC_PREFIX[0], MAC_PREFIX[1], MAC_PREFIX[2], a, b, c]);
         nics.push(NicConfig { mac });
     }
-    let disks = host.disks.iter().zip(disk_sizes).enumerate().map(|(index, (option, size))| DiskConfig {
-        sectors: size / 512,
-        access: if option.readonly { DiskAccess::ReadOnly } else { DiskAccess::ReadWrite },
-        serial: format!("ftvm{index}"),
-    });
+    let disks = host
+        .disks
+        .iter()
+        .zip(disk_sizes)
+        .enumerate()
+        .map(|(index, (option, size))| DiskConfig {
+            sectors: size / 512,
+            access: if option.readonly {
+                DiskAccess::ReadOnly
+            } else {
+                DiskAccess::ReadWrite
+            },
+            serial: format!("ftvm{index}"),
+        });
     let config = MachineConfig {
         version: MACHINE_VERSION,
         memory: args.memory.0,
@@ -143,7 +166,12 @@ pub fn list(json: bool) -> Result<u8, Failure> {
         println!("{}", serde_json::Value::Array(list));
     } else {
         for guest in guests {
-            println!("builtin:{:<8} {:>8} bytes  {}", guest.name, guest.image.len(), guest.about);
+            println!(
+                "builtin:{:<8} {:>8} bytes  {}",
+                guest.name,
+                guest.image.len(),
+                guest.about
+            );
         }
     }
     Ok(0)

@@ -54,8 +54,21 @@ impl Heartbeats {
         let socket = Arc::new(socket.map_err(|e| Failure::new(format!("heartbeats at UDP {local}: {e}")))?);
         let peer = Arc::new(Mutex::new(peer));
         let task = tokio::spawn(hear(Arc::clone(&socket), Arc::clone(&peer), guest, me, heard));
-        let next = Heartbeat { guest, generation, incarnation: me, number: 0, sent_ns: 0, echo_ns: 0 };
-        Ok(Heartbeats { socket, peer, encoder: FrameEncoder::new(), next, task })
+        let next = Heartbeat {
+            guest,
+            generation,
+            incarnation: me,
+            number: 0,
+            sent_ns: 0,
+            echo_ns: 0,
+        };
+        Ok(Heartbeats {
+            socket,
+            peer,
+            encoder: FrameEncoder::new(),
+            next,
+            task,
+        })
     }
 
     /// The generation to be stamped from now on.
@@ -91,7 +104,9 @@ async fn hear(
     let mut buffer = [0; DATAGRAM];
     loop {
         // An error here is a peer's closed port (ICMP): nothing to act on.
-        let Ok((len, from)) = socket.recv_from(&mut buffer).await else { continue };
+        let Ok((len, from)) = socket.recv_from(&mut buffer).await else {
+            continue;
+        };
         let Ok(heartbeat) = decode_heartbeat(&buffer[..len]) else {
             tracing::debug!("a datagram from {from} is no heartbeat");
             continue;

@@ -84,12 +84,19 @@ impl Lead {
     pub async fn run(mut self, guest: GuestStream, beginning: Beginning) -> Result<u8, OutsideError> {
         let (link, mut events) = super::link::link_events();
         let allowed = watch::Sender::new(true);
-        let accepting = self.offers.take().map(|offers| tokio::spawn(offers.serve(link.clone(), allowed.subscribe())));
+        let accepting = self
+            .offers
+            .take()
+            .map(|offers| tokio::spawn(offers.serve(link.clone(), allowed.subscribe())));
         let mut heartbeats = std::mem::take(&mut self.heartbeats);
         let mut tick = tokio::time::interval(self.detection / 8);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut announce = tokio::time::interval(ANNOUNCEMENTS.1);
-        let mut announcements = if beginning == Beginning::WentLive { ANNOUNCEMENTS.0 } else { 0 };
+        let mut announcements = if beginning == Beginning::WentLive {
+            ANNOUNCEMENTS.0
+        } else {
+            0
+        };
         let mut leading = Leading {
             protection: self.core.protection(),
             lead: self,
@@ -231,7 +238,13 @@ impl Leading {
                 }
                 Action::StopLogging => self.guest.logging.store(false, Ordering::Release),
                 Action::Claim(generation) => {
-                    claim(&self.lead.arbiter, generation, self.lead.me, self.lead.me, self.link.clone());
+                    claim(
+                        &self.lead.arbiter,
+                        generation,
+                        self.lead.me,
+                        self.lead.me,
+                        self.link.clone(),
+                    );
                 }
                 Action::Report(event) => self.lead.reporter.report(event),
                 Action::End { code, why } => self.over = Some((code, why)),
@@ -240,7 +253,9 @@ impl Leading {
         let protection = self.lead.core.protection();
         if protection != self.protection {
             self.protection = protection;
-            self.lead.outside.extend_fence(self.lead.core.may_write(boottime_ns()))?;
+            self.lead
+                .outside
+                .extend_fence(self.lead.core.may_write(boottime_ns()))?;
         }
         Ok(())
     }
@@ -271,7 +286,9 @@ impl Leading {
         if self.lead.outside.has_ready() {
             let core = &self.lead.core;
             self.lead.outside.start_ready(|| core.may_write(boottime_ns()))?;
-            self.lead.outside.extend_fence(self.lead.core.may_write(boottime_ns()))?;
+            self.lead
+                .outside
+                .extend_fence(self.lead.core.may_write(boottime_ns()))?;
         }
         Ok(())
     }
@@ -283,7 +300,10 @@ impl Leading {
         }
         if self.lead.core.guest_end().is_some() && code != crate::roles::event::EXIT_LOST {
             let (arbiter, me) = (Arc::clone(&self.lead.arbiter), self.lead.me);
-            let ended = tokio::time::timeout(Duration::from_secs(2), tokio::task::spawn_blocking(move || arbiter.end(me.0)));
+            let ended = tokio::time::timeout(
+                Duration::from_secs(2),
+                tokio::task::spawn_blocking(move || arbiter.end(me.0)),
+            );
             match ended.await {
                 Ok(Ok(Ok(()))) => {}
                 Ok(Ok(Err(error))) => tracing::warn!("the guest's end could not be noted: {error}"),
@@ -294,4 +314,3 @@ impl Leading {
         Ok(code)
     }
 }
-

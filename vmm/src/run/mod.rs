@@ -29,7 +29,10 @@ impl Failure {
     /// An error with exit code 1.
     #[must_use]
     pub fn new(text: impl std::fmt::Display) -> Self {
-        Failure { code: 1, text: text.to_string() }
+        Failure {
+            code: 1,
+            text: text.to_string(),
+        }
     }
 }
 

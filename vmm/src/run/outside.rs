@@ -120,15 +120,24 @@ impl Outside {
         for (index, net) in host.nets.iter().enumerate() {
             let config = match &net.target {
                 NetTarget::Tap(name) => NetConfig::Tap { name: name.clone() },
-                NetTarget::Dgram { local, remote } => NetConfig::Dgram { local: local.clone(), remote: remote.clone() },
+                NetTarget::Dgram { local, remote } => NetConfig::Dgram {
+                    local: local.clone(),
+                    remote: remote.clone(),
+                },
             };
             let backend = Arc::new(NetBackend::open(&config).map_err(OutsideError::from)?);
             let nic = u8::try_from(index).map_err(OutsideError::from)?;
             let reader = spawn_reader(Arc::clone(&backend), nic, inbound, keep, events.clone());
-            nics.push(Nic { backend, reader: reader.map_err(OutsideError::from)? });
+            nics.push(Nic {
+                backend,
+                reader: reader.map_err(OutsideError::from)?,
+            });
         }
         let mut consoles = BTreeMap::new();
-        let targets = [(ConsolePort::Serial, Some(&host.console)), (ConsolePort::Virtio, host.virtio_console.as_ref())];
+        let targets = [
+            (ConsolePort::Serial, Some(&host.console)),
+            (ConsolePort::Virtio, host.virtio_console.as_ref()),
+        ];
         for (port, target) in targets {
             if let Some(target) = target {
                 let console = Console::open(target, port, life).map_err(OutsideError::from)?;
@@ -138,7 +147,13 @@ impl Outside {
                 consoles.insert(port, console);
             }
         }
-        Ok(Outside { nics, consoles, disk_options: host.disks.clone(), disks: None, events: events.clone() })
+        Ok(Outside {
+            nics,
+            consoles,
+            disk_options: host.disks.clone(),
+            disks: None,
+            events: events.clone(),
+        })
     }
 
     /// Opens the disks: only a side that is live has them open (PROTOCOL 8). Returns their sizes in bytes.
@@ -150,15 +165,31 @@ impl Outside {
         let fence = Arc::new(Mutex::new(Fence { guard, writes: 0 }));
         let mut disks: Vec<Arc<dyn Disk>> = Vec::new();
         for option in &self.disk_options {
-            let access = if option.readonly { Access::ReadOnly } else { Access::ReadWrite };
-            let caching = if option.direct { Caching::Direct } else { Caching::Buffered };
+            let access = if option.readonly {
+                Access::ReadOnly
+            } else {
+                Access::ReadWrite
+            };
+            let caching = if option.direct {
+                Caching::Direct
+            } else {
+                Caching::Buffered
+            };
             let image = Image::open(&option.path, access, caching).map_err(OutsideError::from)?;
-            disks.push(Arc::new(FencedDisk { image, fence: Arc::clone(&fence) }));
+            disks.push(Arc::new(FencedDisk {
+                image,
+                fence: Arc::clone(&fence),
+            }));
         }
         let sizes = disks.iter().map(|disk| disk.size()).collect();
         let pool = DiskPool::start(&disks, &self.events).map_err(OutsideError::from)?;
         let plans = disks.iter().map(|_| Plan::new(Limits::default())).collect();
-        self.disks = Some(Disks { pool, plans, fence, ready: Vec::new() });
+        self.disks = Some(Disks {
+            pool,
+            plans,
+            fence,
+            ready: Vec::new(),
+        });
         Ok(sizes)
     }
 
@@ -198,11 +229,15 @@ impl Outside {
         match emission {
             Emission::Disk(request) => {
                 let gate = if emission.is_output() { gate } else { Gate::Open };
-                self.with_plan(request.disk, |plan, started| plan.submit(request.clone(), gate, started))
+                self.with_plan(request.disk, |plan, started| {
+                    plan.submit(request.clone(), gate, started)
+                })
             }
             Emission::WantEntropy { len } => {
                 let bytes = host_entropy(*len).map_err(OutsideError::from)?;
-                self.events.answer(HostEvent::Entropy(bytes)).map_err(OutsideError::from)
+                self.events
+                    .answer(HostEvent::Entropy(bytes))
+                    .map_err(OutsideError::from)
             }
             Emission::Frame { .. } | Emission::Console { .. } => Ok(()),
         }
@@ -314,7 +349,9 @@ impl Outside {
             plans.get_mut(usize::from(disk)).map(|plan| (plan, ready))
         });
         let Some((plan, ready)) = plan else {
-            return Err(OutsideError(format!("the guest uses disk {disk}, which this host was not given: add --disk")));
+            return Err(OutsideError(format!(
+                "the guest uses disk {disk}, which this host was not given: add --disk"
+            )));
         };
         call(plan, ready).map_err(OutsideError::from)
     }

@@ -53,12 +53,22 @@ const PATIENT: Backoff = Backoff {
 /// A sentence for the user.
 pub fn run(args: &RunArgs) -> Result<u8, Failure> {
     if args.lease > args.detection {
-        let text = format!("--lease {} ms must not exceed --detection {} ms", args.lease, args.detection);
+        let text = format!(
+            "--lease {} ms must not exceed --detection {} ms",
+            args.lease, args.detection
+        );
         return Err(Failure { code: 2, text });
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
     let runtime = runtime.map_err(Failure::new)?;
-    let code = if args.primary { runtime.block_on(primary(args)) } else { runtime.block_on(backup(args)) };
+    let code = if args.primary {
+        runtime.block_on(primary(args))
+    } else {
+        runtime.block_on(backup(args))
+    };
     runtime.shutdown_timeout(Duration::from_millis(100));
     code
 }
@@ -82,7 +92,9 @@ async fn primary(args: &RunArgs) -> Result<u8, Failure> {
     let config = guest::configure(&args.guest, &args.host, &kernel, &sizes, capabilities.best_delivery())?;
     let machine = guest::boot(&config, &kernel, &capabilities)?;
     let generation = Generation(arbiter.start(me.0).map_err(Failure::new)?);
-    reporter.report(Event::Leading { generation: generation.0 });
+    reporter.report(Event::Leading {
+        generation: generation.0,
+    });
     outside.listen().map_err(Failure::new)?;
     watch_signals(&events, None)?;
     let terms = Terms {
@@ -93,13 +105,33 @@ async fn primary(args: &RunArgs) -> Result<u8, Failure> {
         lease: Duration::from_millis(args.lease),
         patience: Duration::from_millis(args.guest.patience),
     };
-    let door = Door::closed(generation).open(args.listen, &terms, &arbiter, &config).await?;
+    let door = Door::closed(generation)
+        .open(args.listen, &terms, &arbiter, &config)
+        .await?;
     let (sink, stream) = pair_sink();
-    let life = Life { sink, queue, events: events.clone(), clock: new_clock(), patience: terms.patience };
+    let life = Life {
+        sink,
+        queue,
+        events: events.clone(),
+        clock: new_clock(),
+        patience: terms.patience,
+    };
     let thread = std::thread::Builder::new().name("vcpu".to_owned());
     thread.spawn(move || live(machine, life)).map_err(Failure::new)?;
     let core = Primary::new(terms.core(), generation);
-    lead(core, terms, outside, reporter, arbiter, events, door, &config, stream, Beginning::Started).await
+    lead(
+        core,
+        terms,
+        outside,
+        reporter,
+        arbiter,
+        events,
+        door,
+        &config,
+        stream,
+        Beginning::Started,
+    )
+    .await
 }
 
 /// What a pair has agreed on.
@@ -137,7 +169,13 @@ struct Door {
 impl Door {
     fn closed(generation: Generation) -> Self {
         let (hearing, heard) = heard();
-        Door { offers: None, heartbeats: Vec::new(), hearing, heard, generation: watch::Sender::new(generation) }
+        Door {
+            offers: None,
+            heartbeats: Vec::new(),
+            hearing,
+            heard,
+            generation: watch::Sender::new(generation),
+        }
     }
 
     /// Opens it at `listen`, if that was asked for.
@@ -220,10 +258,20 @@ async fn backup(args: &RunArgs) -> Result<u8, Failure> {
         lease: Duration::from_nanos(welcome.lease_ns),
         patience: Duration::from_nanos(welcome.patience_ns),
     };
-    let outside = Outside::open(&args.host, console::Life::Continued, Inbound::Keep, 2 * terms.detection, &events);
+    let outside = Outside::open(
+        &args.host,
+        console::Life::Continued,
+        Inbound::Keep,
+        2 * terms.detection,
+        &events,
+    );
     let outside = outside.map_err(Failure::new)?;
     let mut follower = start_follower(guest::empty(&config, &capabilities)?)?;
-    let any = if peer.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
+    let any = if peer.is_ipv4() {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+    } else {
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+    };
     let (hearing, heard) = heard();
     let local = SocketAddr::new(any, 0);
     let heartbeats = Heartbeats::start(local, Some(peer), terms.guest, terms.generation, me, hearing).await?;
@@ -236,7 +284,16 @@ async fn backup(args: &RunArgs) -> Result<u8, Failure> {
     };
     let core = Backup::new(core, logging_channel::clock::boottime_ns());
     let owner = welcome.owner;
-    let follow = Follow { core, me, owner, detection: terms.detection, reporter, arbiter, heartbeats, heard };
+    let follow = Follow {
+        core,
+        me,
+        owner,
+        detection: terms.detection,
+        reporter,
+        arbiter,
+        heartbeats,
+        heard,
+    };
     match follow.run(frames, &mut follower).await {
         Followed::Ended(code) => Ok(code),
         Followed::GoLive(generation, follow) => {
@@ -269,7 +326,10 @@ async fn join_primary(
         read.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
     };
     let welcome = join(&mut frames, &mut client, HANDSHAKE_TIMEOUT, prove).await;
-    let welcome = welcome.map_err(|e| Failure { code: crate::roles::event::EXIT_NOT_ENTITLED, text: e.to_string() })?;
+    let welcome = welcome.map_err(|e| Failure {
+        code: crate::roles::event::EXIT_NOT_ENTITLED,
+        text: e.to_string(),
+    })?;
     let config = codec::from_bytes(&welcome.config, MAX_CONFIG).map_err(Failure::new)?;
     Ok((frames, welcome, config))
 }
@@ -277,14 +337,19 @@ async fn join_primary(
 /// The delivery modes this host can replay; `none` needs nothing of a host.
 fn modes(host: &Capabilities) -> Vec<String> {
     let own = host.delivery_modes.iter().filter(|mode| **mode != DeliveryMode::None);
-    own.chain([&DeliveryMode::None]).map(|mode| mode.name().to_owned()).collect()
+    own.chain([&DeliveryMode::None])
+        .map(|mode| mode.name().to_owned())
+        .collect()
 }
 
 /// Whether this host, with the devices it was given, can carry the guest on; if not, the reason for the primary too.
 fn acceptable(args: &RunArgs, welcome: &Welcome) -> Result<(), String> {
     let config: MachineConfig = codec::from_bytes(&welcome.config, MAX_CONFIG).map_err(|e| e.to_string())?;
     config.validate()?;
-    config.profile.check_supported().map_err(|e| format!("the backup's CPU: {e}"))?;
+    config
+        .profile
+        .check_supported()
+        .map_err(|e| format!("the backup's CPU: {e}"))?;
     let counts = [
         ("--disk", args.host.disks.len(), config.platform.disks.len()),
         ("--net", args.host.nets.len(), config.platform.nics.len()),
@@ -311,12 +376,26 @@ async fn go_live(
     (events, queue): (EventSender, EventQueue),
     config: &MachineConfig,
 ) -> Result<u8, Failure> {
-    let Follow { mut reporter, arbiter, heartbeats, .. } = follow;
+    let Follow {
+        mut reporter,
+        arbiter,
+        heartbeats,
+        ..
+    } = follow;
     reporter.role("primary");
     let (sink, stream) = pair_sink();
-    let life = Life { sink, queue, events: events.clone(), clock: new_clock(), patience: terms.patience };
+    let life = Life {
+        sink,
+        queue,
+        events: events.clone(),
+        clock: new_clock(),
+        patience: terms.patience,
+    };
     let gone = || Failure::new("the vCPU thread is gone");
-    follower.orders.send(ToFollower::GoLive(Box::new(life))).map_err(|_| gone())?;
+    follower
+        .orders
+        .send(ToFollower::GoLive(Box::new(life)))
+        .map_err(|_| gone())?;
     let horizon = loop {
         match follower.reports.recv().await.ok_or_else(gone)? {
             FromFollower::AtHorizon(horizon) => break horizon,
@@ -330,13 +409,27 @@ async fn go_live(
     watch_signals(&events, None)?;
     tracing::debug!(reissued, reemitted, "resumed");
     let core = Primary::new(terms.core(), terms.generation);
-    let door = Door::closed(terms.generation).open(args.listen, &terms, &arbiter, config).await;
+    let door = Door::closed(terms.generation)
+        .open(args.listen, &terms, &arbiter, config)
+        .await;
     let mut door = door.unwrap_or_else(|failure| {
         tracing::warn!("no backup can join: {failure}");
         Door::closed(terms.generation)
     });
     door.heartbeats.push(heartbeats);
-    lead(core, terms, outside, reporter, arbiter, events, door, config, stream, Beginning::WentLive).await
+    lead(
+        core,
+        terms,
+        outside,
+        reporter,
+        arbiter,
+        events,
+        door,
+        config,
+        stream,
+        Beginning::WentLive,
+    )
+    .await
 }
 
 fn resume(
@@ -347,7 +440,9 @@ fn resume(
 ) -> Result<(u64, u64), Failure> {
     let reissued = horizon.requests.len() as u64;
     for request in horizon.requests {
-        outside.accept(&Emission::Disk(request), Gate::Open).map_err(Failure::new)?;
+        outside
+            .accept(&Emission::Disk(request), Gate::Open)
+            .map_err(Failure::new)?;
     }
     outside.start_ready(|| Writes::Freely).map_err(Failure::new)?;
     let mut reemitted = 0;
@@ -358,9 +453,15 @@ fn resume(
         }
     }
     if let Some(len) = horizon.entropy {
-        outside.accept(&Emission::WantEntropy { len }, Gate::Open).map_err(Failure::new)?;
+        outside
+            .accept(&Emission::WantEntropy { len }, Gate::Open)
+            .map_err(Failure::new)?;
     }
-    reporter.report(Event::WentLive { generation: generation.0, reissued, reemitted });
+    reporter.report(Event::WentLive {
+        generation: generation.0,
+        reissued,
+        reemitted,
+    });
     if reemitted > 0 {
         reporter.report(Event::FirstOutput);
     }

@@ -56,7 +56,10 @@ impl Sink for FileSink {
     }
 
     fn disk_done(&mut self, disk: u8, id: u64, _at: Position) {
-        let done = self.outside.finished(disk, id).and_then(|()| self.outside.acked(disk, id));
+        let done = self
+            .outside
+            .finished(disk, id)
+            .and_then(|()| self.outside.acked(disk, id));
         if let Err(error) = done {
             tracing::error!("{error}");
         }
@@ -75,7 +78,8 @@ pub fn run(args: &RecordArgs) -> Result<u8, Failure> {
     let kernel = guest::kernel(&args.guest)?;
     let capabilities = guest::capabilities()?;
     let (sender, queue) = event_queue();
-    let mut outside = Outside::open(&args.host, Life::First, Inbound::Forward, Duration::ZERO, &sender).map_err(Failure::new)?;
+    let mut outside =
+        Outside::open(&args.host, Life::First, Inbound::Forward, Duration::ZERO, &sender).map_err(Failure::new)?;
     let sizes = outside.open_disks().map_err(Failure::new)?;
     let config = guest::configure(&args.guest, &args.host, &kernel, &sizes, capabilities.best_delivery())?;
     let machine = guest::boot(&config, &kernel, &capabilities)?;
@@ -104,7 +108,14 @@ pub fn run(args: &RecordArgs) -> Result<u8, Failure> {
     };
     let memory_hash = ending.memory_hash;
     let trailer = log.finish(ending).map_err(Failure::new)?;
-    report(args, &reason, &totals, machine.at().exit.0, trailer.log_bytes, memory_hash);
+    report(
+        args,
+        &reason,
+        &totals,
+        machine.at().exit.0,
+        trailer.log_bytes,
+        memory_hash,
+    );
     Ok(code)
 }
 
@@ -121,7 +132,11 @@ fn create_log(args: &RecordArgs, config: &crate::machine::config::MachineConfig)
         config: codec::to_bytes(config).map_err(Failure::new)?,
         state: None,
     };
-    let existing = if args.overwrite { Existing::Replace } else { Existing::Refuse };
+    let existing = if args.overwrite {
+        Existing::Replace
+    } else {
+        Existing::Refuse
+    };
     LogWriter::create(&args.log, &header, existing).map_err(Failure::new)
 }
 
@@ -131,7 +146,10 @@ fn create_log(args: &RecordArgs, config: &crate::machine::config::MachineConfig)
 /// If the process can have no signal handlers or threads.
 pub fn watch_signals(events: &EventSender, limit: Option<Duration>) -> Result<(), Failure> {
     let events = events.clone();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::new)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Failure::new)?;
     let watch = async move {
         use tokio::signal::unix::{SignalKind, signal};
         let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
@@ -157,7 +175,14 @@ pub fn watch_signals(events: &EventSender, limit: Option<Duration>) -> Result<()
     Ok(())
 }
 
-fn report(args: &RecordArgs, reason: &EndReason, totals: &Totals, exits: u64, log_bytes: u64, memory_hash: Option<u64>) {
+fn report(
+    args: &RecordArgs,
+    reason: &EndReason,
+    totals: &Totals,
+    exits: u64,
+    log_bytes: u64,
+    memory_hash: Option<u64>,
+) {
     let hash = format!("{:016x}", memory_hash.unwrap_or_default());
     if args.json {
         let object = serde_json::json!({

@@ -69,8 +69,13 @@ fn check_delivery(config: &MachineConfig, host: &Capabilities) -> Result<(), Fai
     if needed == DeliveryMode::None || host.delivery_modes.contains(&needed) {
         return Ok(());
     }
-    let text = format!("the log was recorded with interrupt delivery '{}', which this host's KVM cannot replay", needed.name());
-    Err(Failure::new(format!("{text}; replay it on a host like the one that recorded it")))
+    let text = format!(
+        "the log was recorded with interrupt delivery '{}', which this host's KVM cannot replay",
+        needed.name()
+    );
+    Err(Failure::new(format!(
+        "{text}; replay it on a host like the one that recorded it"
+    )))
 }
 
 /// Feeds the replayer until the log ends, is damaged, or the histories part.
@@ -130,7 +135,11 @@ fn name_exit(log: &mut LogReader, replayer: &mut Replayer<KvmCpu>, divergence: &
 
 fn print_outputs(args: &ReplayArgs, replayer: &mut Replayer<KvmCpu>) {
     while let Some(output) = replayer.unreleased().pop() {
-        if let Emission::Console { port: ConsolePort::Serial | ConsolePort::Virtio, bytes, .. } = output.emission
+        if let Emission::Console {
+            port: ConsolePort::Serial | ConsolePort::Virtio,
+            bytes,
+            ..
+        } = output.emission
             && args.console
         {
             let mut out = std::io::stderr().lock();
@@ -146,11 +155,21 @@ fn compare_ending(log: &LogReader, replayer: &mut Replayer<KvmCpu>, hash: u64, o
     let machine = replayer.machine();
     let mut compare = |what: &str, recorded: String, replayed: String| {
         if recorded != replayed {
-            outcome.differences.push(format!("{what}: recorded {recorded}, replayed {replayed}"));
+            outcome
+                .differences
+                .push(format!("{what}: recorded {recorded}, replayed {replayed}"));
         }
     };
-    compare("exits", trailer.ending.exits.to_string(), machine.at().exit.0.to_string());
-    compare("digest", format!("{:016x}", trailer.ending.digest.0), format!("{:016x}", machine.digest().0));
+    compare(
+        "exits",
+        trailer.ending.exits.to_string(),
+        machine.at().exit.0.to_string(),
+    );
+    compare(
+        "digest",
+        format!("{:016x}", trailer.ending.digest.0),
+        format!("{:016x}", machine.digest().0),
+    );
     if let Some(recorded) = trailer.ending.memory_hash {
         compare("memory hash", format!("{recorded:016x}"), format!("{hash:016x}"));
     }
@@ -167,7 +186,9 @@ fn report(
     let exits = replayer.machine().at().exit.0;
     let (inputs, checkpoints) = replayer.totals();
     let diverged = outcome.divergence.is_some() || !outcome.differences.is_empty();
-    let mut end = replayer.ended().map_or_else(|| format!("log ends at exit {exits}"), describe_end);
+    let mut end = replayer
+        .ended()
+        .map_or_else(|| format!("log ends at exit {exits}"), describe_end);
     let mut code = 0;
     if let Some(damage) = &outcome.damage {
         code = EXIT_DAMAGED;
@@ -175,7 +196,10 @@ fn report(
     }
     if diverged {
         code = EXIT_DIVERGED;
-        end = outcome.divergence.as_ref().map_or_else(|| outcome.differences.join("; "), ToString::to_string);
+        end = outcome
+            .divergence
+            .as_ref()
+            .map_or_else(|| outcome.differences.join("; "), ToString::to_string);
     }
     if args.json {
         let at_exit = match &outcome.divergence {

@@ -23,7 +23,11 @@ const BATCHES: usize = 256;
 pub enum FromGuest {
     /// Log entries, then the outputs that stand at or before their last mark, then disk requests whose end the guest
     /// has been told.
-    Batch { entries: Vec<LogEntry>, outputs: Vec<Output>, done: Vec<(Position, u8, u64)> },
+    Batch {
+        entries: Vec<LogEntry>,
+        outputs: Vec<Output>,
+        done: Vec<(Position, u8, u64)>,
+    },
     /// The machine, for a joining backup.
     State { record: Vec<u8>, mark: Mark },
     /// The guest's life is over, or this host cannot go on with it.
@@ -65,7 +69,9 @@ pub fn pair_sink() -> (PairSink, GuestStream) {
 
 impl PairSink {
     fn send(&self, message: FromGuest) -> Result<(), MachineError> {
-        self.link.blocking_send(message).map_err(|_| MachineError::Log("the link has ended".to_owned()))
+        self.link
+            .blocking_send(message)
+            .map_err(|_| MachineError::Log("the link has ended".to_owned()))
     }
 }
 
@@ -119,7 +125,12 @@ pub struct Life {
 
 /// Lives on this thread until the end, and says how it was.
 pub fn live<C: Cpu>(machine: Machine<C>, life: Life) {
-    let config = LiveConfig { patience: life.patience, marks: Marks::EveryFlush, checks: false, max_exits: None };
+    let config = LiveConfig {
+        patience: life.patience,
+        marks: Marks::EveryFlush,
+        checks: false,
+        max_exits: None,
+    };
     let link = life.sink.link.clone();
     let how = match Live::new(machine, life.sink, life.queue, life.clock, config).run(life.events) {
         Ok((_, _, reason, _)) => Ok(reason),
