@@ -118,14 +118,19 @@ impl TinyGuest {
         for (descriptor, address) in SEGMENTS.into_iter().zip((GDT..).step_by(8)) {
             self.write(address, descriptor);
         }
-        let limit = (TSS_SIZE + IO_BITMAP_SIZE) as u64;
-        self.write(GDT + TSS_SELECTOR as u64, limit | TSS << 16 | 0x89 << 40);
+        self.free_task_segment();
         let mut tss = [0; TSS_SIZE + IO_BITMAP_SIZE + 1];
         tss[4..12].copy_from_slice(&TRAP_STACK.to_le_bytes());
         tss[0x66..0x68].copy_from_slice(&IO_BITMAP_OFFSET);
         // The I/O bitmap ends in a byte of ones (SDM volume 1, 19.5.2).
         tss[TSS_SIZE + IO_BITMAP_SIZE] = 0xff;
         self.write_slice(&tss, TSS);
+    }
+
+    /// Marks the task state segment available again: loading it made it busy, and a busy one cannot be loaded.
+    pub fn free_task_segment(&self) {
+        let limit = (TSS_SIZE + IO_BITMAP_SIZE) as u64;
+        self.write(GDT + TSS_SELECTOR as u64, limit | TSS << 16 | 0x89 << 40);
     }
 
     /// Maps the large page at linear address `from` to physical address `to`.
@@ -196,9 +201,9 @@ impl TinyGuest {
         self.bytes(0, len)
     }
 
-    /// Fills RAM with `bytes`, as taken by [`TinyGuest::ram`].
-    pub fn set_ram(&self, bytes: &[u8]) {
-        self.write_slice(bytes, 0);
+    /// Copies the first `len` bytes of another guest's RAM.
+    pub fn copy_from(&self, other: &TinyGuest, len: u64) {
+        self.write_slice(&other.bytes(0, usize::try_from(len).expect("usize has 64 bits")), 0);
     }
 
     /// The state in which `program` starts.
