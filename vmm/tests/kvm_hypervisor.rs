@@ -62,7 +62,7 @@ fn accesses_in_parts_are_completed_one_by_one() {
 #[test]
 fn a_vcpu_saved_at_any_kick_runs_on_in_another_vm() {
     let (_one, profile) = kvm();
-    fine(checks::save_restore(&mut bench(&profile), &profile, 60));
+    fine(checks::save_restore(&mut bench(&profile), &profile, 30));
 }
 
 #[test]
@@ -282,7 +282,7 @@ fn a_pending_exception_is_saved() {
     assert!(!here.cpu.can_interrupt(), "an interrupt now would be lost");
     assert!(!here.cpu.at_clean_boundary().unwrap());
     let state = here.cpu.save().unwrap();
-    there.guest.set_ram(&here.guest.ram());
+    there.guest.copy_from(&here.guest, TABLE);
     there.cpu.restore(&state).unwrap();
     assert!(!there.cpu.can_interrupt());
     there.expect_out(0x10).unwrap();
@@ -298,7 +298,7 @@ fn an_injected_interrupt_is_saved() {
     assert_eq!(here.next_exit().unwrap(), Exit::Hlt);
     here.cpu.interrupt(VECTOR).unwrap();
     let state = here.cpu.save().unwrap();
-    there.guest.set_ram(&here.guest.ram());
+    there.guest.copy_from(&here.guest, TABLE);
     there.cpu.restore(&state).unwrap();
     assert!(!there.cpu.can_interrupt(), "one is queued already");
     there.expect_out(0x20).unwrap();

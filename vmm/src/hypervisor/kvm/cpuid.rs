@@ -309,8 +309,7 @@ fn masked(entry: CpuidEntry) -> Option<CpuidEntry> {
             ..zero
         }),
         leaf if VERBATIM.contains(&leaf) => Some(entry),
-        // Listed though empty: outside of the list, Intel's rule is to answer with the highest basic leaf.
-        0..=MAX_BASIC | 0x8000_0000..=MAX_EXTENDED if first => Some(zero),
+        // A leaf below the maximum that is not listed reads as zero.
         _ => None,
     }
 }

@@ -17,6 +17,9 @@ const RFLAGS: u64 = 2;
 /// A task state segment without I/O bitmap ends here (SDM volume 3, 8.7).
 const TSS_LIMIT: u32 = 0x67;
 
+/// IA32_APIC_BASE: global enable. While it is set, KVM shows CPUID.APIC whatever the table says.
+const APIC_ENABLE: u64 = 1 << 11;
+
 /// Index of RSI, RSP, RIP and RFLAGS in a [`RegisterFile`].
 const RSI: usize = 4;
 const RSP: usize = 6;
@@ -65,7 +68,7 @@ impl EntryState {
         }
     }
 
-    /// Changes what decides about mode and segments; the rest of `sregs` (the APIC base) stays as KVM made it.
+    /// Changes what decides about mode and segments, and disables the local APIC, which guests do not have.
     pub(super) fn apply_to(&self, sregs: &mut kvm_sregs) {
         let null = kvm_segment {
             unusable: 1,
@@ -99,6 +102,7 @@ impl EntryState {
         sregs.gdt = self.gdt.into();
         sregs.idt = self.idt.into();
         (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (self.cr0, self.cr3, self.cr4, self.efer);
+        sregs.apic_base &= !APIC_ENABLE;
         (sregs.cr2, sregs.cr8, sregs.interrupt_bitmap) = (0, 0, [0; 4]);
     }
 }
@@ -212,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn entry_keeps_what_kvm_made_of_the_apic() {
+    fn entry_is_flat_64_bit_mode_without_an_apic() {
         let entry = EntryState::long_mode(0x20_0000, 0x8000, 0x1000, DescriptorTable { base: 0x500, limit: 31 }, 7);
         let mut sregs = kvm_sregs {
             apic_base: 0xfee0_0900,
@@ -220,7 +224,7 @@ mod tests {
             ..kvm_sregs::default()
         };
         entry.apply_to(&mut sregs);
-        assert_eq!((sregs.apic_base, sregs.cr8), (0xfee0_0900, 0));
+        assert_eq!((sregs.apic_base, sregs.cr8), (0xfee0_0100, 0));
         assert_eq!(
             (sregs.cs.selector, sregs.cs.l, sregs.cs.db, sregs.cs.type_),
             (0x10, 1, 0, 11)

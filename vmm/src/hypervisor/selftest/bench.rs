@@ -13,11 +13,12 @@ use super::programs::Program;
 use crate::hypervisor::kvm::{CpuProfile, KvmCpu};
 use crate::hypervisor::{Cpu, CpuError, Exit, Kick};
 
-/// Kicks come 100 us to 1.1 ms apart: below 100 us a software KVM starves (KVM-FACTS, "Costs").
-const SHORTEST_PAUSE: u64 = 100;
-const PAUSE_SPREAD: u64 = 1000;
+/// Microseconds between two kicks: often enough to meet a guest anywhere, rarely enough that a slow host (a kick takes up to
+/// 7.5 ms under emulation, KVM-FACTS, "Costs") gets on between them.
+const SHORTEST_PAUSE: u64 = 200;
+const PAUSE_SPREAD: u64 = 4000;
 /// No program here computes longer between two exits, even on a software KVM on a loaded machine.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A small pseudo-random sequence (xorshift64*): checks are the same each time.
 #[derive(Clone, Debug)]

@@ -97,25 +97,25 @@ fn prepare_window(bench: &mut Bench, round: u32) -> Result<(), CpuError> {
 pub fn save_restore(bench: &mut Bench, profile: &CpuProfile, times: u32) -> Result<Finding, CpuError> {
     for (program, privilege) in [(Program::Mix, Privilege::Kernel), (Program::MixSse, Privilege::User)] {
         let mut other = Bench::new(RAM, profile)?;
-        let start = Start {
+        let mut mix = Mix {
             program,
             privilege,
-            rounds: rounds_for(bench, program, privilege)?,
+            rounds: 1000,
         };
-        let expected = start.result_of(bench)?;
-        for time in 0..times {
-            start.begin(bench)?;
-            // A random number of kicks, so that the point is anywhere in the run.
-            for _ in 0..=time % 3 {
-                if bench.run_to_kick()? != Exit::Interrupted {
-                    break;
-                }
+        let mut expected = mix.result_of(bench)?;
+        let mut time = 0;
+        while time < times {
+            // A varying number of kicks, so that the point is anywhere in the run. It must be long enough for them.
+            if !mix.is_kicked(bench, 1 + time % 4)? {
+                mix.rounds *= 2;
+                expected = mix.result_of(bench)?;
+                continue;
             }
+            time += 1;
             let state = bench.cpu.save()?;
-            other.guest.set_ram(&bench.guest.ram());
+            other.guest.copy_from(&bench.guest, TABLE + 0x1_0000);
             other.cpu.restore(&state)?;
-            let found = result(&mut other)?;
-            if found != expected {
+            if mix.result(&mut other)? != expected {
                 return Ok(Some(format!(
                     "restore {time} of {program:?} came to another result than the run itself"
                 )));
@@ -130,14 +130,15 @@ pub fn save_restore(bench: &mut Bench, profile: &CpuProfile, times: u32) -> Resu
     Ok(None)
 }
 
-#[derive(Clone, Copy)]
-struct Start {
+/// A run of `Program::Mix` or `Program::MixSse`.
+#[derive(Clone, Copy, Debug)]
+struct Mix {
     program: Program,
     privilege: Privilege,
     rounds: u64,
 }
 
-impl Start {
+impl Mix {
     fn begin(&self, bench: &mut Bench) -> Result<(), CpuError> {
         bench.guest.clear(TABLE, 0x1_0000);
         bench.start(
@@ -151,40 +152,28 @@ impl Start {
         )
     }
 
+    /// Begins anew; whether so many kicks come before the end.
+    fn is_kicked(&self, bench: &mut Bench, kicks: u32) -> Result<bool, CpuError> {
+        self.begin(bench)?;
+        for _ in 0..kicks {
+            if bench.run_to_kick()? != Exit::Interrupted {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     fn result_of(&self, bench: &mut Bench) -> Result<(RegisterFile, Vec<u8>), CpuError> {
         self.begin(bench)?;
-        result(bench)
+        self.result(bench)
     }
-}
 
-/// Registers and the mixed table at the end.
-fn result(bench: &mut Bench) -> Result<(RegisterFile, Vec<u8>), CpuError> {
-    bench.expect_out(0x11)?;
-    bench.cpu.complete()?;
-    Ok((bench.cpu.registers(), bench.guest.bytes(TABLE, 0x1_0000)))
-}
-
-/// As many rounds of `program` as take some milliseconds here, so that kicks find it at work.
-fn rounds_for(bench: &mut Bench, program: Program, privilege: Privilege) -> Result<u64, CpuError> {
-    const PROBE: u64 = 500;
-    const WANTED: Duration = Duration::from_millis(6);
-    let start = Start {
-        program,
-        privilege,
-        rounds: PROBE,
-    };
-    let (quick, slow) = (time(bench, Start { rounds: 1, ..start })?, time(bench, start)?);
-    let each = slow.saturating_sub(quick).max(Duration::from_nanos(PROBE)) / u32::try_from(PROBE).expect("500");
-    Ok((WANTED.as_nanos() / each.as_nanos().max(1))
-        .try_into()
-        .unwrap_or(u64::MAX))
-}
-
-fn time(bench: &mut Bench, start: Start) -> Result<Duration, CpuError> {
-    start.begin(bench)?;
-    let began = Instant::now();
-    result(bench)?;
-    Ok(began.elapsed())
+    /// Registers and the mixed table at the end.
+    fn result(&self, bench: &mut Bench) -> Result<(RegisterFile, Vec<u8>), CpuError> {
+        bench.expect_out(0x11)?;
+        bench.cpu.complete()?;
+        Ok((bench.cpu.registers(), bench.guest.bytes(TABLE, 0x1_0000)))
+    }
 }
 
 /// Whether every page that changed between two harvests was in the second.

@@ -201,9 +201,9 @@ impl TinyGuest {
         self.bytes(0, len)
     }
 
-    /// Fills RAM with `bytes`, as taken by [`TinyGuest::ram`].
-    pub fn set_ram(&self, bytes: &[u8]) {
-        self.write_slice(bytes, 0);
+    /// Copies the first `len` bytes of another guest's RAM.
+    pub fn copy_from(&self, other: &TinyGuest, len: u64) {
+        self.write_slice(&other.bytes(0, usize::try_from(len).expect("usize has 64 bits")), 0);
     }
 
     /// The state in which `program` starts.

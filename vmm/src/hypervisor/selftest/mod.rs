@@ -128,10 +128,10 @@ const STARTUP: Effort = Effort {
     replayed_exits: 0,
 };
 const THOROUGH: Effort = Effort {
-    windows: 600,
-    restores: 24,
-    harvests: 30,
-    replayed_exits: 10_000,
+    windows: 300,
+    restores: 12,
+    harvests: 12,
+    replayed_exits: 5_000,
 };
 
 impl Capabilities {
