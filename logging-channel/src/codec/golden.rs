@@ -163,14 +163,19 @@ fn a_good_checksum_over_nonsense_is_an_error_of_its_own() {
         (FrameKind::Refuse, &[3, b'a']),
         (FrameKind::Ack, &[1]),
     ] {
-        let bytes = [sealed(kind, payload), sealed(FrameKind::Bye, &[])].concat();
-        let (frames, end) = decode_all(&bytes);
-        assert!(frames.is_empty());
-        let error = end.unwrap_err();
+        let mut decoder = FrameDecoder::new();
+        decoder.push_all(&[sealed(kind, payload), sealed(FrameKind::Bye, &[])].concat());
+        let error = decoder.next_frame().unwrap_err();
         assert!(
             matches!(&error.fault, FrameFault::Undecodable { kind: found, .. } if *found == kind),
             "{error}"
         );
+        assert_eq!(
+            decoder.next_frame().unwrap_err(),
+            error,
+            "what follows is not taken either"
+        );
+        assert_eq!(decoder.finish().unwrap_err(), error);
     }
     let (_, end) = decode_all(&sealed(FrameKind::FileTrailer, &[]));
     assert!(matches!(end.unwrap_err().fault, FrameFault::OutOfPlace { .. }));

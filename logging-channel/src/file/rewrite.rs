@@ -11,7 +11,8 @@ use crate::entry::LogEntry;
 /// faults this way. The ending is copied as it is.
 ///
 /// # Errors
-/// `from` is not whole, `to` exists or cannot be written, or the changed entries are out of order.
+/// `from` is not whole, `to` exists (or is `from` itself, whatever is asked for) or cannot be written, or the changed
+/// entries are out of order.
 pub fn rewrite(
     from: &Path,
     to: &Path,
@@ -19,6 +20,11 @@ pub fn rewrite(
     mut change: impl FnMut(LogEntry) -> Option<LogEntry>,
 ) -> Result<Trailer, LogError> {
     let mut reader = LogReader::open(from)?;
+    if let (Ok(from), Ok(canonical)) = (from.canonicalize(), to.canonicalize())
+        && from == canonical
+    {
+        return Err(LogError::Exists { path: to.into() });
+    }
     let mut writer = LogWriter::create(to, reader.header(), existing)?;
     while let Some(entry) = reader.next_entry()? {
         if let Some(entry) = change(entry) {

@@ -473,6 +473,9 @@ fn a_rewritten_log_is_whole_and_changed() {
     })
     .unwrap();
     assert_eq!((trailer.entries, trailer.ending), (2, before.ending));
+    let onto_itself = rewrite(&from, &dir.path().join("./from"), Existing::Replace, Some);
+    assert!(matches!(onto_itself, Err(LogError::Exists { .. })));
+    assert_eq!(LogReader::open(&from).unwrap().count(), 3);
     let entries: Result<Vec<_>, _> = LogReader::open(&to).unwrap().collect();
     assert_eq!(entries.unwrap(), [tick(1), planted]);
 }

@@ -74,8 +74,8 @@ impl LeaseWait {
         }
     }
 
-    /// Call *before* sending anything that echoes (an ack or a heartbeat), with this host's clock after which it may
-    /// have left.
+    /// Something that echoes (an ack or a heartbeat) is about to be sent; it is `now_ns` on this host's clock. What it
+    /// echoes was sent earlier still, so the lease it grants cannot outlast the wait that starts now.
     pub fn sent(&mut self, now_ns: u64) {
         self.last_sent_ns = self.last_sent_ns.max(Some(now_ns));
     }

@@ -4,6 +4,9 @@ use super::{SessionError, presentable};
 use crate::entry::Incarnation;
 use crate::message::{Join, Message, PROTOCOL_VERSION, Welcome};
 
+/// The most of a backup's delivery modes that a refusal lists: there are fewer than that.
+const MAX_MODES_SHOWN: usize = 16;
+
 /// What the primary has to offer a backup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offer {
@@ -108,7 +111,12 @@ impl JoinServer {
         if !join.delivery_modes.contains(&self.offer.delivery_mode) {
             return Err(SessionError::DeliveryMode {
                 needed: self.offer.delivery_mode.clone(),
-                offered: join.delivery_modes.iter().map(|mode| presentable(mode)).collect(),
+                offered: join
+                    .delivery_modes
+                    .iter()
+                    .take(MAX_MODES_SHOWN)
+                    .map(|mode| presentable(mode))
+                    .collect(),
             });
         }
         let same = join.host == self.offer.host;

@@ -1,7 +1,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
@@ -240,6 +240,15 @@ mod backup {
         assert!(attempt(2, G, grant()).is_ok());
         assert!(matches!(attempt(0, G, grant()), Err(SessionError::GrantTooEarly)));
         assert!(matches!(attempt(1, G, grant()), Err(SessionError::GrantTooEarly)));
+        // One record whole, of the next only a part: the state is the next one.
+        let mut client = proved();
+        for chunk in split(&[1]).chain(split(&[3; CHUNK_BYTES + 1]).take(1)) {
+            client.on_message(G, Message::State(chunk)).unwrap();
+        }
+        assert!(matches!(
+            client.on_message(G, Message::Grant(grant())),
+            Err(SessionError::GrantTooEarly)
+        ));
         let incarnation = PRIMARY;
         let other = attempt(2, G, Grant { incarnation, ..grant() });
         assert!(matches!(other, Err(SessionError::GrantForAnother { .. })));
@@ -416,6 +425,19 @@ mod connected {
         );
     }
 
+    #[tokio::test]
+    async fn a_stranger_may_send_less_than_a_peer() {
+        let (ours, theirs) = tokio::io::duplex(2 * HANDSHAKE_LIMIT);
+        let (mut ours, mut theirs) = (FrameStream::new(ours, "them"), FrameStream::new(theirs, "us"));
+        let host = "x".repeat(HANDSHAKE_LIMIT);
+        theirs.send(G, &Message::Join(Join { host, ..hello() })).await.unwrap();
+        let error = serve_join(&mut ours, JoinServer::new(offer()), SOON).await.unwrap_err();
+        assert!(
+            error.to_string().contains("expected at most 1048576 bytes of payload"),
+            "{error}"
+        );
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_does_not_read_its_refusal_is_left_behind() {
         let (ours, mut theirs) = tokio::io::duplex(30);
@@ -444,7 +466,7 @@ mod connected {
             accept_backup(&listener, Duration::from_secs(600), offer).await.1
         });
         let mut strangers = Vec::new();
-        for n in 0..MAX_HANDSHAKES + 3 {
+        for n in 0..2 * MAX_HANDSHAKES + 1 {
             let mut stranger = TcpStream::connect(&address).await.unwrap();
             if n % 2 == 1 {
                 stranger
@@ -454,12 +476,18 @@ mod connected {
             }
             strangers.push(stranger);
         }
+        let mut byte = [0];
+        let oldest = tokio::time::timeout(SOON, strangers[0].read(&mut byte)).await;
+        assert!(
+            matches!(oldest, Ok(Ok(0) | Err(_))),
+            "the oldest staller is dropped for the newest: {oldest:?}"
+        );
         let mut stream: TcpFrames = connect(&address, Backoff::default()).await.unwrap();
         join(&mut stream, &mut client(), SOON, good_nonce).await.unwrap();
         assert_eq!(
             tokio::time::timeout(SOON, primary).await.unwrap().unwrap().incarnation,
             BACKUP
         );
-        assert_eq!(*asked.lock().unwrap(), MAX_HANDSHAKES + 4, "a nonce for each");
+        assert_eq!(*asked.lock().unwrap(), 2 * MAX_HANDSHAKES + 2, "a nonce for each");
     }
 }
