@@ -12,7 +12,7 @@
 //! - a request whose gate is [`Gate::Held`] starts only when it is released as well (the output rule).
 //!
 //! The plan does no I/O: each call appends the requests that may start now, in their order, to a vector of the caller.
-//! One plan serves one disk. Without a backup, say [`Plan::acked`] right after [`Plan::finished`].
+//! One plan serves one disk. A side without a backup says [`Plan::acked`] when it has applied the completion.
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, Range};
@@ -30,7 +30,7 @@ pub enum Gate {
     Open,
 }
 
-/// How much may be outstanding. Data is counted until the I/O returned, requests until their completion is acked.
+/// How much may be outstanding, that is, not acked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Requests.
@@ -116,11 +116,10 @@ enum Kind {
     Flush,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Io {
-    Waiting(DiskRequest),
-    /// The request is kept: a state record for a new backup needs it (PROTOCOL 17).
-    Started(DiskRequest),
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Waiting,
+    Started,
     Finished,
 }
 
@@ -134,10 +133,12 @@ enum Until {
 
 #[derive(Clone, Debug)]
 struct Entry {
+    /// Kept until it is acked: a state record for a new backup needs it (PROTOCOL 17).
+    request: DiskRequest,
     kind: Kind,
     extent: Range<u64>,
     gate: Gate,
-    io: Io,
+    stage: Stage,
     /// Earlier requests that hold this one back.
     blockers: usize,
 }
@@ -151,10 +152,11 @@ impl Entry {
         };
         let extent = offset..offset.checked_add(len)?;
         Some(Entry {
+            request,
             kind,
             extent,
             gate,
-            io: Io::Waiting(request),
+            stage: Stage::Waiting,
             blockers: 0,
         })
     }
@@ -175,14 +177,14 @@ impl Entry {
             Kind::Write => self.overlaps(later).then_some(Until::Acked)?,
             Kind::Flush => is_write.then_some(Until::Finished)?,
         };
-        (until == Until::Acked || self.io != Io::Finished).then_some(until)
+        (until == Until::Acked || self.stage != Stage::Finished).then_some(until)
     }
 
     /// Starts the request if nothing stands in its way.
     fn start(&mut self, started: &mut Vec<DiskRequest>) {
-        if let (Gate::Open, 0, Io::Waiting(request)) = (self.gate, self.blockers, &self.io) {
-            started.push(request.clone());
-            self.io = Io::Started(request.clone());
+        if (self.gate, self.blockers, self.stage) == (Gate::Open, 0, Stage::Waiting) {
+            started.push(self.request.clone());
+            self.stage = Stage::Started;
         }
     }
 }
@@ -192,7 +194,7 @@ impl Entry {
 pub struct Plan {
     limits: Limits,
     entries: BTreeMap<u64, Entry>,
-    /// Of the entries that have not finished.
+    /// Of all entries.
     bytes: u64,
     last: Option<u64>,
 }
@@ -224,7 +226,7 @@ impl Plan {
         if let Some(last) = self.last.filter(|last| *last >= id) {
             return Err(PlanError::OutOfOrder { id, last });
         }
-        let mut entry = Entry::new(request, gate).ok_or(PlanError::Extent { id })?;
+        let entry = Entry::new(request, gate).ok_or(PlanError::Extent { id })?;
         let (requests, bytes, limits) = (self.entries.len(), self.bytes, self.limits);
         if entry.bytes() > limits.bytes {
             return Err(PlanError::TooLarge {
@@ -240,10 +242,7 @@ impl Plan {
                 limits,
             });
         }
-        entry.blockers = self.blockers(&entry);
-        entry.start(started);
-        self.bytes += entry.bytes();
-        self.entries.insert(id, entry);
+        self.insert(id, entry, started);
         self.last = Some(id);
         Ok(())
     }
@@ -266,65 +265,57 @@ impl Plan {
     /// [`PlanError::Unknown`] or [`PlanError::Finished`].
     pub fn finished(&mut self, id: u64, started: &mut Vec<DiskRequest>) -> Result<(), PlanError> {
         let entry = self.entries.get_mut(&id).ok_or(PlanError::Unknown { id })?;
-        if entry.io == Io::Finished {
+        if entry.stage == Stage::Finished {
             return Err(PlanError::Finished { id });
         }
         let unfinished = entry.clone();
-        entry.io = Io::Finished;
-        self.bytes -= unfinished.bytes();
+        entry.stage = Stage::Finished;
         self.unblock(id, &unfinished, Until::Finished, started);
         Ok(())
     }
 
-    /// The log entry with the completion of request `id` is acked by the backup; on a backup: it was received.
+    /// The log entry with the completion of request `id` is acked by the backup. On a backup: it was received; without
+    /// a backup: the completion was applied, so that [`Plan::pending`] is right when one joins.
     ///
     /// # Errors
     /// [`PlanError::Unknown`] or [`PlanError::Unfinished`].
     pub fn acked(&mut self, id: u64, started: &mut Vec<DiskRequest>) -> Result<(), PlanError> {
         let entry = self.entries.get(&id).ok_or(PlanError::Unknown { id })?;
-        if entry.io != Io::Finished {
+        if entry.stage != Stage::Finished {
             return Err(PlanError::Unfinished { id });
         }
         let entry = self.entries.remove(&id).ok_or(PlanError::Unknown { id })?;
+        self.bytes -= entry.bytes();
         self.unblock(id, &entry, Until::Acked, started);
         Ok(())
     }
 
-    /// A primary has won the test-and-set and goes on alone: every request is released and every completion counts as
-    /// acked. What was started stays so.
+    /// A primary has won the test-and-set and goes on alone: every request is released. The caller also says
+    /// [`Plan::acked`] for each completion that was applied and never will be acked.
     pub fn release_all(&mut self, started: &mut Vec<DiskRequest>) {
-        self.begin_alone(|io| io, started);
+        for entry in self.entries.values_mut() {
+            entry.gate = Gate::Open;
+            entry.start(started);
+        }
     }
 
     /// A backup goes live: every request that has no completion in the log is issued again, in order, each waiting for
     /// those it overlaps (PROTOCOL 8). Nothing the plan has started before may run on this host: a backup does no I/O,
     /// whatever its plan starts.
     pub fn reissue(&mut self, started: &mut Vec<DiskRequest>) {
-        let again = |io| match io {
-            Io::Started(request) => Io::Waiting(request),
-            io => io,
-        };
-        self.begin_alone(again, started);
-    }
-
-    /// Rebuilds the plan without gates, without what has finished, and with each I/O state as `io` maps it.
-    fn begin_alone(&mut self, io: impl Fn(Io) -> Io, started: &mut Vec<DiskRequest>) {
         let entries = std::mem::take(&mut self.entries);
-        for (id, mut entry) in entries.into_iter().filter(|(_, entry)| entry.io != Io::Finished) {
-            entry.io = io(entry.io);
-            entry.gate = Gate::Open;
-            entry.blockers = self.blockers(&entry);
-            entry.start(started);
-            self.entries.insert(id, entry);
+        self.bytes = 0;
+        for (id, mut entry) in entries.into_iter().filter(|(_, entry)| entry.stage != Stage::Finished) {
+            (entry.stage, entry.gate) = (Stage::Waiting, Gate::Open);
+            self.insert(id, entry, started);
         }
     }
 
-    /// The requests that have not finished, in order, with their data: part of the state record (PROTOCOL 17).
+    /// The requests whose completion is not acked, in order, with their data. While there is no backup these are the
+    /// requests whose completion the guest has not seen: part of the state record (PROTOCOL 17), for the new backup to
+    /// submit.
     pub fn pending(&self) -> impl Iterator<Item = &DiskRequest> {
-        self.entries.values().filter_map(|entry| match &entry.io {
-            Io::Waiting(request) | Io::Started(request) => Some(request),
-            Io::Finished => None,
-        })
+        self.entries.values().map(|entry| &entry.request)
     }
 
     /// Whether a request for `bytes` bytes (0 for a flush) would be accepted now.
@@ -333,12 +324,16 @@ impl Plan {
         self.entries.len() < self.limits.requests && bytes <= self.limits.bytes.saturating_sub(self.bytes)
     }
 
-    /// How many of the accepted requests hold `later` back.
-    fn blockers(&self, later: &Entry) -> usize {
-        self.entries
+    /// Adds the last entry so far, counting those that hold it back.
+    fn insert(&mut self, id: u64, mut entry: Entry, started: &mut Vec<DiskRequest>) {
+        let blockers = self
+            .entries
             .values()
-            .filter(|earlier| earlier.holds_back(later).is_some())
-            .count()
+            .filter(|earlier| earlier.holds_back(&entry).is_some());
+        entry.blockers = blockers.count();
+        entry.start(started);
+        self.bytes += entry.bytes();
+        self.entries.insert(id, entry);
     }
 
     /// Request `id`, as it was until now, has come as far as `until`: starts what waited for that only.

@@ -46,7 +46,7 @@ pub struct Record {
 /// Why a generation's file was not understood.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum RecordError {
-    /// More than [`RECORD_BYTES`].
+    /// Longer than any record.
     #[error("it is longer than {RECORD_BYTES} bytes")]
     TooLong,
     /// Not text.
