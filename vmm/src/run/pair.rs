@@ -56,6 +56,9 @@ pub fn run(args: &RunArgs) -> Result<u8, Failure> {
         let text = format!("--lease {} ms must not exceed --detection {} ms", args.lease, args.detection);
         return Err(Failure { code: 2, text });
     }
+    if args.die_with_parent {
+        nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).map_err(Failure::new)?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(Failure::new)?;
     let code = if args.primary { runtime.block_on(primary(args)) } else { runtime.block_on(backup(args)) };
