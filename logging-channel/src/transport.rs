@@ -185,13 +185,16 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         self.timeout = timeout;
     }
 
-    /// Sends a message. When this returns, the kernel has the whole frame.
+    /// Sends a message and returns the bytes of its frame. When this returns, the kernel has the whole frame.
     ///
     /// # Errors
     /// The message does not fit a frame (the connection stays usable); a write error or timeout (it does not).
-    pub async fn send(&mut self, generation: Generation, message: &Message) -> Result<(), TransportError> {
+    pub async fn send(&mut self, generation: Generation, message: &Message) -> Result<usize, TransportError> {
         match self.encoder.message(generation, message) {
-            Ok(frame) => write(&mut self.inner, &mut self.state, self.timeout, &self.peer, frame).await,
+            Ok(frame) => {
+                write(&mut self.inner, &mut self.state, self.timeout, &self.peer, frame).await?;
+                Ok(frame.len())
+            }
             Err(source) => Err(TransportError::Encode {
                 peer: self.peer.clone(),
                 source,
@@ -308,7 +311,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> FrameStream<R, W> {
     /// # Errors
     /// As there.
     pub async fn send(&mut self, generation: Generation, message: &Message) -> Result<(), TransportError> {
-        self.writer.send(generation, message).await
+        self.writer.send(generation, message).await.map(|_| ())
     }
 
     /// As [`FrameReader::recv`].

@@ -117,6 +117,9 @@ pub struct RunArgs {
     /// Append what happens as JSON lines to this file
     #[arg(long, value_name = "FILE")]
     pub events: Option<PathBuf>,
+    /// Be killed when the process that started this one is gone: for a demo's or test's own processes
+    #[arg(long, hide = true)]
+    pub die_with_parent: bool,
     #[command(flatten)]
     pub guest: GuestArgs,
     #[command(flatten)]
@@ -189,10 +192,10 @@ pub struct DemoArgs {
     #[arg(long, value_name = "DIR")]
     pub keep: Option<PathBuf>,
     /// Detection time in ms
-    #[arg(long, default_value_t = 500, value_name = "MS")]
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(20..=60_000), value_name = "MS")]
     pub detection: u64,
-    /// Lease in ms
-    #[arg(long, default_value_t = 300, value_name = "MS")]
+    /// Lease in ms, at most the detection time
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(10..=60_000), value_name = "MS")]
     pub lease: u64,
 }
 

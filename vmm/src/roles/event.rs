@@ -35,6 +35,9 @@ pub enum Event {
     State { protection: Protection, why: String },
     /// A state record left or arrived.
     StateRecord { bytes: u64 },
+    /// What protection costs, about every second while there is a backup: bytes of log frames given to the backup's
+    /// connection, and exits the log covers; both counted from a beginning of no meaning.
+    Traffic { log_bytes: u64, exits: u64 },
     /// The other side is taken for dead; final.
     Suspected { reason: String },
     /// The test-and-set is under way.

@@ -46,6 +46,7 @@ impl Reporter {
             Event::Suspected { .. } | Event::StorageUnreachable { .. } | Event::Ending { .. } => {
                 tracing::warn!("{}: {}", self.role, in_words(&stamped.event));
             }
+            Event::Traffic { .. } => tracing::debug!("{}: {}", self.role, in_words(&stamped.event)),
             event => tracing::info!("{}: {}", self.role, in_words(event)),
         }
         if let Some(file) = &mut self.file
@@ -69,6 +70,7 @@ fn in_words(event: &Event) -> String {
         Event::Following { generation } => format!("following generation {generation}"),
         Event::State { protection, why } => format!("{protection:?}: {why}"),
         Event::StateRecord { bytes } => format!("state record of {:.1} MiB", ms(*bytes) * 1e6 / f64::from(1 << 20)),
+        Event::Traffic { log_bytes, exits } => format!("{log_bytes} bytes of log so far, up to exit {exits}"),
         Event::Suspected { reason } => format!("the other side is taken for dead: {reason}"),
         Event::ClaimAsked { generation } => format!("asking for generation {generation}"),
         Event::ClaimWon { generation, took_ns } => format!("won generation {generation} in {:.1} ms", ms(*took_ns)),

@@ -7,7 +7,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use logging_channel::clock::boottime_ns;
+<<<<<<< HEAD
 use logging_channel::entry::{Generation, Incarnation, Position};
+=======
+use logging_channel::entry::{ExitSeq, Incarnation, LogEntry, Position};
+>>>>>>> demo
 use logging_channel::message::Heartbeat;
 use shared_disk::arbiter::SharedDirectory;
 use shared_disk::plan::Gate;
@@ -29,6 +33,9 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// RARP announcements after going live, and their interval: 5 in about 1 s (PROTOCOL 22).
 const ANNOUNCEMENTS: (u32, Duration) = (5, Duration::from_millis(200));
+
+/// Time between two reports of what the log costs.
+const TRAFFIC_EVERY: Duration = Duration::from_secs(1);
 
 /// Exit code when this host, not the guest, failed.
 const EXIT_HOST_FAILED: u8 = 1;
@@ -72,6 +79,8 @@ struct Leading {
     first_output: Option<Beginning>,
     protection: Protection,
     over: Option<(u8, String)>,
+    /// Where the log stands.
+    logged_to: ExitSeq,
     /// Whether the vCPU thread still has something to say.
     listening: bool,
 }
@@ -91,6 +100,8 @@ impl Lead {
         let mut heartbeats = std::mem::take(&mut self.heartbeats);
         let mut tick = tokio::time::interval(self.detection / 8);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut traffic = tokio::time::interval(TRAFFIC_EVERY);
+        traffic.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut announce = tokio::time::interval(ANNOUNCEMENTS.1);
         let mut announcements = if beginning == Beginning::WentLive {
             ANNOUNCEMENTS.0
@@ -106,6 +117,7 @@ impl Lead {
             done: VecDeque::new(),
             first_output: Some(beginning),
             over: None,
+            logged_to: ExitSeq(0),
             listening: true,
         };
         while leading.over.is_none() {
@@ -130,6 +142,7 @@ impl Lead {
                         }
                     }
                 }
+                _ = traffic.tick(), if leading.protection == Protection::Protected => leading.report_traffic(),
                 _ = announce.tick(), if announcements > 0 => {
                     announcements -= 1;
                     leading.lead.outside.announce(&leading.lead.macs);
@@ -192,6 +205,11 @@ impl Leading {
         let now = boottime_ns();
         match message {
             Some(FromGuest::Batch { entries, outputs, done }) => {
+                let last = entries.iter().rev().find_map(|entry| match entry {
+                    LogEntry::Mark(mark) => Some(mark.at.exit),
+                    _ => None,
+                });
+                self.logged_to = last.unwrap_or(self.logged_to);
                 self.lead.core.log(now, entries, actions);
                 for output in outputs {
                     self.lead.outside.accept(&output.emission, Gate::Held)?;
@@ -217,6 +235,13 @@ impl Leading {
             None => self.over = Some((EXIT_HOST_FAILED, "the vCPU thread ended without a word".to_owned())),
         }
         Ok(())
+    }
+
+    fn report_traffic(&mut self) {
+        if let Some(connection) = &self.connection {
+            let log_bytes = connection.logged();
+            self.lead.reporter.report(Event::Traffic { log_bytes, exits: self.logged_to.0 });
+        }
     }
 
     async fn act(&mut self, actions: Vec<Action>) -> Result<(), OutsideError> {

@@ -1,7 +1,7 @@
 //! Connections, heartbeats and the storage, as tasks that turn what happens into [`LinkEvent`]s.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use logging_channel::codec::data_bytes;
@@ -47,6 +47,7 @@ pub enum LinkEvent {
 pub struct Connection {
     outbound: mpsc::UnboundedSender<(Generation, Message)>,
     queued: Arc<AtomicUsize>,
+    logged: Arc<AtomicU64>,
     reader: JoinHandle<()>,
     writer: Option<JoinHandle<()>>,
 }
@@ -58,10 +59,12 @@ impl Connection {
         let (reader, writer) = frames.into_split();
         let (outbound, messages) = mpsc::unbounded_channel();
         let queued = Arc::new(AtomicUsize::new(0));
-        let writing = write(writer, messages, Arc::clone(&queued), events.clone());
+        let logged = Arc::new(AtomicU64::new(0));
+        let writing = write(writer, messages, Arc::clone(&queued), Arc::clone(&logged), events.clone());
         Connection {
             outbound,
             queued,
+            logged,
             reader: tokio::spawn(read(reader, events.clone())),
             writer: Some(tokio::spawn(writing)),
         }
@@ -77,6 +80,12 @@ impl Connection {
     #[must_use]
     pub fn queued(&self) -> usize {
         self.queued.load(Ordering::Acquire)
+    }
+
+    /// Bytes of log frames that the kernel has taken.
+    #[must_use]
+    pub fn logged(&self) -> u64 {
+        self.logged.load(Ordering::Acquire)
     }
 
     /// Closes after what was queued has left, waiting for that at most `limit`.
@@ -131,14 +140,21 @@ async fn write(
     mut writer: FrameWriter<OwnedWriteHalf>,
     mut messages: mpsc::UnboundedReceiver<(Generation, Message)>,
     queued: Arc<AtomicUsize>,
+    logged: Arc<AtomicU64>,
     events: mpsc::Sender<LinkEvent>,
 ) {
     while let Some((generation, message)) = messages.recv().await {
         let sent = writer.send(generation, &message).await;
         queued.fetch_sub(weight(&message), Ordering::AcqRel);
-        if let Err(error) = sent {
-            let _ = events.send(LinkEvent::Closed(error.to_string())).await;
-            return;
+        match sent {
+            Ok(bytes) if matches!(message, Message::Log { .. }) => {
+                logged.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::AcqRel);
+            }
+            Ok(_) => {}
+            Err(error) => {
+                let _ = events.send(LinkEvent::Closed(error.to_string())).await;
+                return;
+            }
         }
     }
     if let Err(error) = writer.shutdown().await {

@@ -1,6 +1,7 @@
 //! What the subcommands do: shells around the pure cores, with the sockets, files, threads and clocks.
 
 pub mod accept;
+pub mod demo;
 pub mod events;
 pub mod follow;
 pub mod guest;
@@ -44,7 +45,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Replay(args) => replay::run(&args),
         Command::Guests(args) => guest::list(args.json),
         Command::Run(args) => pair::run(&args),
-        Command::Demo(_) | Command::Doctor(_) => Err(Failure::new("not yet")),
+        Command::Demo(args) => demo::run(&args),
+        Command::Doctor(_) => Err(Failure::new("not yet")),
     };
     match result {
         Ok(code) => ExitCode::from(code),
