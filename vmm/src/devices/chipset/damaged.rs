@@ -49,7 +49,7 @@ fn damage(value: &mut Value, index: &mut usize, random: &mut Seeded) {
 #[test]
 fn a_damaged_state_is_refused_or_harmless() {
     let mut refused = 0;
-    for seed in 0..300 {
+    for seed in 0..600 {
         let mut random = Seeded::new(seed);
         let (mut chipset, mut guest) = (ChipsetSubject::build(), Guest::default());
         let mut around = Surroundings::new();
