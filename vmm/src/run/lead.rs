@@ -7,11 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use logging_channel::clock::boottime_ns;
-<<<<<<< HEAD
-use logging_channel::entry::{Generation, Incarnation, Position};
-=======
-use logging_channel::entry::{ExitSeq, Incarnation, LogEntry, Position};
->>>>>>> demo
+use logging_channel::entry::{ExitSeq, Generation, Incarnation, LogEntry, Position};
 use logging_channel::message::Heartbeat;
 use shared_disk::arbiter::SharedDirectory;
 use shared_disk::plan::Gate;
@@ -240,7 +236,10 @@ impl Leading {
     fn report_traffic(&mut self) {
         if let Some(connection) = &self.connection {
             let log_bytes = connection.logged();
-            self.lead.reporter.report(Event::Traffic { log_bytes, exits: self.logged_to.0 });
+            self.lead.reporter.report(Event::Traffic {
+                log_bytes,
+                exits: self.logged_to.0,
+            });
         }
     }
 

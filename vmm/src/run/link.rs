@@ -60,7 +60,13 @@ impl Connection {
         let (outbound, messages) = mpsc::unbounded_channel();
         let queued = Arc::new(AtomicUsize::new(0));
         let logged = Arc::new(AtomicU64::new(0));
-        let writing = write(writer, messages, Arc::clone(&queued), Arc::clone(&logged), events.clone());
+        let writing = write(
+            writer,
+            messages,
+            Arc::clone(&queued),
+            Arc::clone(&logged),
+            events.clone(),
+        );
         Connection {
             outbound,
             queued,

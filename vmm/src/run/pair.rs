@@ -59,17 +59,13 @@ pub fn run(args: &RunArgs) -> Result<u8, Failure> {
         );
         return Err(Failure { code: 2, text });
     }
-<<<<<<< HEAD
+    if args.die_with_parent {
+        nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).map_err(Failure::new)?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build();
-=======
-    if args.die_with_parent {
-        nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).map_err(Failure::new)?;
-    }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
->>>>>>> demo
     let runtime = runtime.map_err(Failure::new)?;
     let code = if args.primary {
         runtime.block_on(primary(args))
