@@ -48,7 +48,7 @@ impl MachineConfig {
                 self.version
             ));
         }
-        if !(MIN_MEMORY..=MAX_MEMORY).contains(&self.memory) || self.memory % (2 << 20) != 0 {
+        if !(MIN_MEMORY..=MAX_MEMORY).contains(&self.memory) || !self.memory.is_multiple_of(2 << 20) {
             return Err(format!(
                 "memory must be a multiple of 2 MiB from {} MiB to {} MiB, found {} bytes",
                 MIN_MEMORY >> 20,

@@ -207,8 +207,9 @@ impl<C: Cpu> Replayer<C> {
     /// Names the first differing exit, if `checks` (read ahead of the noticed divergence) show it earlier.
     pub fn refine(&mut self, from: ExitSeq, checks: &[u8], divergence: &mut Divergence) {
         if let Some(trail) = self.machine.trail()
-            && let Err((exit, registers)) = trail.compare(from, checks)
+            && let Err(found) = trail.compare(from, checks)
         {
+            let (exit, registers) = *found;
             divergence.at_exit = exit.0;
             divergence.exact = true;
             divergence.registers = registers;
@@ -350,12 +351,10 @@ impl<C: Cpu> Replayer<C> {
         let Some(trail) = self.machine.trail() else {
             return Ok(());
         };
-        trail
-            .compare(from, checks)
-            .map_err(|(exit, registers)| MachineError::CheckDiffers {
-                exit,
-                registers: Box::new(registers),
-            })
+        trail.compare(from, checks).map_err(|found| MachineError::CheckDiffers {
+            exit: found.0,
+            registers: Box::new(found.1),
+        })
     }
 
     fn compare_end(&mut self, at: Position, reason: &EndReason) -> Result<(), MachineError> {

@@ -121,7 +121,7 @@ impl Lead {
             let takes_more = leading.takes_more();
             tokio::select! {
                 event = events.recv() => if let Some(event) = event { leading.link_event(event, &mut actions) },
-                batch = leading.guest.batches.recv(), if takes_more => leading.from_guest(batch, &mut actions)?,
+                batch = leading.guest.batches.recv(), if takes_more => leading.guest_says(batch, &mut actions)?,
                 Some(heartbeat) = leading.lead.heard.recv() => {
                     leading.lead.core.heartbeat(boottime_ns(), &heartbeat, &mut actions);
                 }
@@ -197,7 +197,7 @@ impl Leading {
         }
     }
 
-    fn from_guest(&mut self, message: Option<FromGuest>, actions: &mut Vec<Action>) -> Result<(), OutsideError> {
+    fn guest_says(&mut self, message: Option<FromGuest>, actions: &mut Vec<Action>) -> Result<(), OutsideError> {
         let now = boottime_ns();
         match message {
             Some(FromGuest::Batch { entries, outputs, done }) => {

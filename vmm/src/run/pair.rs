@@ -400,9 +400,8 @@ async fn go_live(
         .send(ToFollower::GoLive(Box::new(life)))
         .map_err(|_| gone())?;
     let horizon = loop {
-        match follower.reports.recv().await.ok_or_else(gone)? {
-            FromFollower::AtHorizon(horizon) => break horizon,
-            _ => {}
+        if let FromFollower::AtHorizon(horizon) = follower.reports.recv().await.ok_or_else(gone)? {
+            break horizon;
         }
     };
     outside.open_disks().map_err(Failure::new)?;
