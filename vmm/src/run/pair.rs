@@ -321,7 +321,7 @@ async fn go_live(
         Door::default()
     });
     door.heartbeats = Some(heartbeats.leading());
-    lead(core, terms, outside, reporter, arbiter, events, door, config, stream, Beginning::WentLive).await
+    lead(core, terms, outside, reporter, arbiter, events, door, config, stream, Beginning::WentLive { reemitted }).await
 }
 
 fn resume(

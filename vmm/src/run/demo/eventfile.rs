@@ -88,7 +88,7 @@ mod tests {
         let line = serde_json::to_string(&event).expect("encodes");
         let (before, after) = line.split_at(9);
         write!(file, "{line}\n{before}").expect("writes");
-        assert_eq!(reader.read().expect("one line"), [event.clone()]);
+        assert_eq!(reader.read().expect("one line"), std::slice::from_ref(&event));
         writeln!(file, "{after}").expect("writes");
         assert_eq!(reader.read().expect("two lines"), [event.clone(), event]);
         writeln!(file, "nonsense").expect("writes");

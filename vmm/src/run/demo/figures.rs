@@ -107,7 +107,7 @@ fn rates(facts: &Facts<'_>) -> Option<(f64, f64)> {
         _ => None,
     });
     let first = reports.next()?;
-    let last = reports.last()?;
+    let last = reports.next_back()?;
     let seconds = ms(last.0.checked_sub(first.0).filter(|ns| *ns > 0)?) / 1e3;
     let rate = |from: u64, to: u64| round(count(to.saturating_sub(from)) / seconds);
     Some((rate(first.1, last.1), rate(first.2, last.2)))
