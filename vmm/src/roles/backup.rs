@@ -417,3 +417,7 @@ impl Backup {
         });
     }
 }
+
+#[cfg(test)]
+#[path = "backup_tests.rs"]
+mod tests;

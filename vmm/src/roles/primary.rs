@@ -533,3 +533,7 @@ fn name_of(message: &Message) -> &'static str {
         Message::Bye => "Bye",
     }
 }
+
+#[cfg(test)]
+#[path = "primary_tests.rs"]
+mod tests;

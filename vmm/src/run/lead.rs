@@ -60,8 +60,9 @@ pub struct Lead {
 pub enum Beginning {
     /// The guest was started here.
     Started,
-    /// It went live here: switches are to be told, the first output is to be reported.
-    WentLive,
+    /// It went live here: switches are to be told, and the first output is to be reported unless one of the old life's
+    /// was emitted again.
+    WentLive { reemitted: u64 },
 }
 
 #[derive(Debug)]
@@ -99,10 +100,10 @@ impl Lead {
         let mut traffic = tokio::time::interval(TRAFFIC_EVERY);
         traffic.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut announce = tokio::time::interval(ANNOUNCEMENTS.1);
-        let mut announcements = if beginning == Beginning::WentLive {
-            ANNOUNCEMENTS.0
-        } else {
+        let mut announcements = if beginning == Beginning::Started {
             0
+        } else {
+            ANNOUNCEMENTS.0
         };
         let mut leading = Leading {
             protection: self.core.protection(),
@@ -297,7 +298,7 @@ impl Leading {
         while let Some(output) = self.lead.core.next_release(boottime_ns()) {
             self.lead.outside.release(&output)?;
             self.lead.core.released(output.seq);
-            if self.first_output.take() == Some(Beginning::WentLive) {
+            if self.first_output.take() == Some(Beginning::WentLive { reemitted: 0 }) {
                 self.lead.reporter.report(Event::FirstOutput);
             }
         }

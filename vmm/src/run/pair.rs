@@ -429,7 +429,7 @@ async fn go_live(
         door,
         config,
         stream,
-        Beginning::WentLive,
+        Beginning::WentLive { reemitted },
     )
     .await
 }

@@ -1,11 +1,12 @@
 //! `ftvm demo`: a guest survives the death of its host, on one machine, without root.
 //!
 //! Primary and backup are two processes of this very binary; their network is a hub in this process, and the client's
-//! TCP connection runs through it. Each kill is a fresh pair in a fresh directory ([`act`]); what happened is read from
+//! TCP connection runs through it. Each kill is a fresh pair in a fresh directory ([`act`], [`cast`]); what happened is read from
 //! the pair's own `--events` and from the hub's clock ([`figures`], pure) and drawn ([`picture`], pure). Nothing here
 //! decides anything about the failover: it only watches.
 
 mod act;
+mod cast;
 mod children;
 mod eventfile;
 mod figures;

@@ -7,6 +7,9 @@ use crate::demo::timeline::{
 };
 use crate::roles::event::{Event as PairEvent, Stamped};
 
+/// How the backup names a connection that broke; what the system call said is in the log.
+const CONNECTION: &str = "connection to the primary:";
+
 /// What the client has to show.
 #[derive(Clone, Copy, Debug)]
 pub struct ClientView<'a> {
@@ -110,6 +113,9 @@ fn events(facts: &Facts<'_>, client: &ClientView<'_>, gap: Option<Window>) -> Ve
 
 fn words(event: &PairEvent) -> Option<(Who, String)> {
     Some(match event {
+        PairEvent::Suspected { reason } if reason.starts_with(CONNECTION) => {
+            (Who::Backup, "primary lost: its connection broke".to_owned())
+        }
         PairEvent::Suspected { reason } => (Who::Backup, format!("primary lost: {reason}")),
         PairEvent::ClaimWon { generation, .. } => (
             Who::Storage,
@@ -127,9 +133,9 @@ fn words(event: &PairEvent) -> Option<(Who, String)> {
             reemitted,
         } => (
             Who::Backup,
-            format!("live, generation {generation}: {reissued} disk requests, {reemitted} outputs repeated"),
+            format!("live, generation {generation}; {reemitted} outputs, {reissued} disk requests again"),
         ),
-        PairEvent::Ending { code, why } => (Who::Backup, format!("ends with code {code}: {why}")),
+        PairEvent::Ending { code, why } if *code != 0 => (Who::Backup, format!("ends with code {code}: {why}")),
         _ => return None,
     })
 }
