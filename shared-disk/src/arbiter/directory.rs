@@ -192,7 +192,7 @@ impl SharedDirectory {
     fn newest(&self) -> Result<Option<Record>, ArbiterError> {
         for _ in 0..LOOKS {
             let listed = self.listed()?.into_iter().max();
-            let newest = self.newest_from(listed.unwrap_or(1))?;
+            let newest = self.newest_from(listed)?;
             if newest.is_some() || listed.is_none() {
                 return Ok(newest);
             }
@@ -202,11 +202,11 @@ impl SharedDirectory {
         })
     }
 
-    /// The last record of those from `generation` on without a gap. A network file system may list a directory as it
-    /// was some seconds ago, so the names above the newest one listed are tried as well.
-    fn newest_from(&self, generation: u64) -> Result<Option<Record>, ArbiterError> {
+    /// The last record of those from `listed` on without a gap. A network file system may list a directory as it was
+    /// some seconds ago, so the names above the newest one listed are tried as well.
+    fn newest_from(&self, listed: Option<u64>) -> Result<Option<Record>, ArbiterError> {
         let mut newest = None;
-        let mut candidate = Some(generation);
+        let mut candidate = listed.or(Some(1));
         while let Some(record) = candidate.map_or(Ok(None), |generation| self.read_generation(generation))? {
             candidate = record.generation.checked_add(1);
             newest = Some(record);

@@ -236,7 +236,13 @@ fn a_listing_from_yesterday_is_not_believed() {
     assert_eq!(share.start(A), Ok(1));
     assert_eq!(share.claim(1, A, B), won(2));
     assert_eq!(share.claim(2, B, C), won(3));
-    for (listed, newest) in [(1, Some(3)), (2, Some(3)), (3, Some(3)), (4, None)] {
+    for (listed, newest) in [
+        (None, Some(3)),
+        (Some(1), Some(3)),
+        (Some(2), Some(3)),
+        (Some(3), Some(3)),
+        (Some(4), None),
+    ] {
         assert_eq!(
             share.newest_from(listed).unwrap().map(|record| record.generation),
             newest

@@ -16,7 +16,7 @@ mod record;
 pub use claimant::Claimant;
 pub use directory::SharedDirectory;
 pub use nonce::NONCE_BYTES;
-pub use record::{LifeState, Record, RecordError};
+pub use record::{LifeState, Record};
 
 use std::path::PathBuf;
 
