@@ -35,6 +35,10 @@ pub struct LeaseGuard {
     timer: Timer,
 }
 
+// SAFETY: a `timer_t` is the kernel's number for a timer of this process, valid in each of its threads; nix keeps it
+// as a pointer only because C does.
+unsafe impl Send for LeaseGuard {}
+
 impl LeaseGuard {
     /// Makes the process's one guard, disarmed.
     ///

@@ -36,6 +36,15 @@ pub enum HostEvent {
     Entropy(Vec<u8>),
     /// Somebody wants the guest to end (PROTOCOL 18).
     Stop(StopKind),
+    /// The link asks something of the vCPU thread.
+    Control(Control),
+}
+
+/// What the link asks of the vCPU thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// Save the machine, at its next exit, for a joining backup.
+    SaveState,
 }
 
 impl HostEvent {
@@ -47,7 +56,7 @@ impl HostEvent {
                 bytes.len()
             }
             HostEvent::DiskDone { data, .. } => data.len(),
-            HostEvent::Stop(_) => 0,
+            HostEvent::Stop(_) | HostEvent::Control(_) => 0,
         }
     }
 }
@@ -61,6 +70,8 @@ pub enum StopKind {
     Interrupt,
     /// SIGTERM.
     Terminate,
+    /// A limit the user set.
+    Limit,
 }
 
 /// What became of something that was to leave.

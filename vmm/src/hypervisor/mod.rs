@@ -4,6 +4,9 @@
 //! implements it on /dev/kvm; `scripted` on a small program, for the simulator. Everything above counts exits and never
 //! sees an ioctl. What may be numbered, when an exit must be completed, and why, is said in KVM-FACTS and at the methods.
 
+pub mod kvm;
+pub mod selftest;
+
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -80,6 +83,18 @@ pub enum DeliveryMode {
     Window,
     /// As `Window`, after one single step where the window opened right behind `sti`.
     WindowStiStep,
+}
+
+impl DeliveryMode {
+    /// The mode's name, as users and the handshake see it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            DeliveryMode::None => "none",
+            DeliveryMode::Window => "window",
+            DeliveryMode::WindowStiStep => "window+sti-step",
+        }
+    }
 }
 
 /// What a hypervisor call can answer. Text is for the user.

@@ -1,0 +1,240 @@
+//! How a guest that brings its own page tables is entered: 64-bit mode at CPL0.
+
+use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
+use logging_channel::entry::RegisterFile;
+
+/// CR0: PE, MP, ET, NE, WP, AM, PG (SDM volume 3, 2.5).
+const CR0: u64 = 0x8005_0033;
+/// CR4: PAE, OSFXSR, OSXMMEXCPT.
+const CR4: u64 = 1 << 5 | 1 << 9 | 1 << 10;
+/// EFER: SCE, LME, LMA, NXE.
+const EFER: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11;
+/// Selectors as Linux has them: kernel code and kernel data.
+const CODE_SELECTOR: u16 = 0x10;
+const DATA_SELECTOR: u16 = 0x18;
+/// Bit 1 of RFLAGS is always set; interrupts are off.
+const RFLAGS: u64 = 2;
+/// A task state segment without I/O bitmap ends here (SDM volume 3, 8.7).
+const TSS_LIMIT: u32 = 0x67;
+
+/// IA32_APIC_BASE: global enable. While it is set, KVM shows CPUID.APIC whatever the table says.
+const APIC_ENABLE: u64 = 1 << 11;
+
+/// Index of RSI, RSP, RIP and RFLAGS in a [`RegisterFile`].
+const RSI: usize = 4;
+const RSP: usize = 6;
+const RIP: usize = 16;
+const FLAGS: usize = 17;
+
+/// Base (linear address) and limit (last valid byte) of a descriptor table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DescriptorTable {
+    pub base: u64,
+    pub limit: u16,
+}
+
+/// The state in which a guest starts: 64-bit mode at CPL0, flat CS 0x10 and SS 0x18, null DS, ES, FS and GS.
+///
+/// The task register holds a busy TSS at 0 without an I/O bitmap, because VMX enters no guest without one (SDM volume 3,
+/// 27.3.1.2); the guest loads its own when it needs one. Selectors 0x10 and 0x18 of the GDT should be what they say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryState {
+    pub registers: RegisterFile,
+    pub cr0: u64,
+    pub cr3: u64,
+    pub cr4: u64,
+    pub efer: u64,
+    pub gdt: DescriptorTable,
+    pub idt: DescriptorTable,
+}
+
+impl EntryState {
+    /// Enters at `rip` with stack `rsp` and page tables at `cr3`; `argument` is in RSI (Linux: the boot parameters).
+    #[must_use]
+    pub fn long_mode(rip: u64, rsp: u64, cr3: u64, gdt: DescriptorTable, argument: u64) -> Self {
+        let mut registers = [0; 18];
+        registers[RSI] = argument;
+        registers[RSP] = rsp;
+        registers[RIP] = rip;
+        registers[FLAGS] = RFLAGS;
+        EntryState {
+            registers,
+            cr0: CR0,
+            cr3,
+            cr4: CR4,
+            efer: EFER,
+            gdt,
+            idt: DescriptorTable::default(),
+        }
+    }
+
+    /// Changes what decides about mode and segments, and disables the local APIC, which guests do not have.
+    pub(super) fn apply_to(&self, sregs: &mut kvm_sregs) {
+        let null = kvm_segment {
+            unusable: 1,
+            ..kvm_segment::default()
+        };
+        let data = kvm_segment {
+            limit: u32::MAX,
+            selector: DATA_SELECTOR,
+            type_: 3,
+            present: 1,
+            db: 1,
+            s: 1,
+            g: 1,
+            ..kvm_segment::default()
+        };
+        sregs.cs = kvm_segment {
+            selector: CODE_SELECTOR,
+            type_: 11,
+            db: 0,
+            l: 1,
+            ..data
+        };
+        sregs.ss = data;
+        (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ldt) = (null, null, null, null, null);
+        sregs.tr = kvm_segment {
+            limit: TSS_LIMIT,
+            type_: 11,
+            present: 1,
+            ..kvm_segment::default()
+        };
+        sregs.gdt = self.gdt.into();
+        sregs.idt = self.idt.into();
+        (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (self.cr0, self.cr3, self.cr4, self.efer);
+        sregs.apic_base &= !APIC_ENABLE;
+        (sregs.cr2, sregs.cr8, sregs.interrupt_bitmap) = (0, 0, [0; 4]);
+    }
+}
+
+impl From<DescriptorTable> for kvm_dtable {
+    fn from(table: DescriptorTable) -> Self {
+        kvm_dtable {
+            base: table.base,
+            limit: table.limit,
+            padding: [0; 3],
+        }
+    }
+}
+
+/// KVM's registers in the order of a [`RegisterFile`].
+pub(super) fn register_file(regs: &kvm_regs) -> RegisterFile {
+    [
+        regs.rax,
+        regs.rbx,
+        regs.rcx,
+        regs.rdx,
+        regs.rsi,
+        regs.rdi,
+        regs.rsp,
+        regs.rbp,
+        regs.r8,
+        regs.r9,
+        regs.r10,
+        regs.r11,
+        regs.r12,
+        regs.r13,
+        regs.r14,
+        regs.r15,
+        regs.rip,
+        regs.rflags,
+    ]
+}
+
+/// The way back.
+pub(super) fn kvm_registers(file: &RegisterFile) -> kvm_regs {
+    let [
+        rax,
+        rbx,
+        rcx,
+        rdx,
+        rsi,
+        rdi,
+        rsp,
+        rbp,
+        r8,
+        r9,
+        r10,
+        r11,
+        r12,
+        r13,
+        r14,
+        r15,
+        rip,
+        rflags,
+    ] = *file;
+    kvm_regs {
+        rax,
+        rbx,
+        rcx,
+        rdx,
+        rsi,
+        rdi,
+        rsp,
+        rbp,
+        r8,
+        r9,
+        r10,
+        r11,
+        r12,
+        r13,
+        r14,
+        r15,
+        rip,
+        rflags,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn register_order_is_the_schemas() {
+        let file: RegisterFile = std::array::from_fn(|index| index as u64 + 100);
+        let regs = kvm_registers(&file);
+        let by_name = [
+            regs.rax,
+            regs.rbx,
+            regs.rsi,
+            regs.rsp,
+            regs.r8,
+            regs.r15,
+            regs.rip,
+            regs.rflags,
+        ];
+        let index = |name| {
+            logging_channel::entry::REGISTER_NAMES
+                .iter()
+                .position(|have| *have == name)
+                .unwrap()
+        };
+        let expected = ["rax", "rbx", "rsi", "rsp", "r8", "r15", "rip", "rflags"].map(|name| file[index(name)]);
+        assert_eq!(by_name, expected);
+        assert_eq!(register_file(&regs), file);
+        assert_eq!([RSI, RSP, RIP, FLAGS], ["rsi", "rsp", "rip", "rflags"].map(index));
+    }
+
+    #[test]
+    fn entry_is_flat_64_bit_mode_without_an_apic() {
+        let entry = EntryState::long_mode(0x20_0000, 0x8000, 0x1000, DescriptorTable { base: 0x500, limit: 31 }, 7);
+        let mut sregs = kvm_sregs {
+            apic_base: 0xfee0_0900,
+            cr8: 9,
+            ..kvm_sregs::default()
+        };
+        entry.apply_to(&mut sregs);
+        assert_eq!((sregs.apic_base, sregs.cr8), (0xfee0_0100, 0));
+        assert_eq!(
+            (sregs.cs.selector, sregs.cs.l, sregs.cs.db, sregs.cs.type_),
+            (0x10, 1, 0, 11)
+        );
+        assert_eq!(
+            (sregs.ss.selector, sregs.ss.type_, sregs.ds.unusable, sregs.gs.selector),
+            (0x18, 3, 1, 0)
+        );
+        assert_eq!((sregs.tr.type_, sregs.tr.limit, sregs.tr.s), (11, 0x67, 0));
+        assert_eq!((sregs.gdt.base, sregs.gdt.limit), (0x500, 31));
+        assert_eq!((sregs.cr0, sregs.cr4, sregs.efer), (0x8005_0033, 0x620, 0xd01));
+    }
+}
