@@ -171,9 +171,10 @@ fn requests_in_flight_are_bounded() {
         pool.submit(request(0, id, DiskOp::Flush)).expect("accepted");
     }
     let refused = pool.submit(request(0, 5000, DiskOp::Flush));
-    assert!(matches!(refused, Err(DiskPoolError::Full { disk: 0, id: 5000 })));
-    assert_eq!(pool.in_flight(), MAX_IN_FLIGHT);
+    let in_flight = pool.in_flight();
     disk.gate.set_closed(false);
+    assert!(matches!(refused, Err(DiskPoolError::Full { disk: 0, id: 5000 })));
+    assert_eq!(in_flight, MAX_IN_FLIGHT);
     let all: BTreeSet<u64> = (0..MAX_IN_FLIGHT).map(|_| done(&queue).1).collect();
     assert_eq!(
         all.len(),

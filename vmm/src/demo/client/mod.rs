@@ -374,11 +374,7 @@ impl Run {
     fn receive(&mut self) -> Result<bool, Ending> {
         let mut buffer = [0; 4096];
         loop {
-            let socket = self.stack.socket();
-            if !socket.may_recv() && !socket.can_recv() {
-                return Err(Ending::ConnectionLost);
-            }
-            match socket.recv_slice(&mut buffer) {
+            match self.stack.socket().recv_slice(&mut buffer) {
                 Ok(0) => break,
                 Ok(len) => self.unread.extend_from_slice(&buffer[..len]),
                 Err(_) => return Err(Ending::ConnectionLost),
