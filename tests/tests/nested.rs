@@ -77,8 +77,19 @@ fn nested_files_come_out_also_after_a_timeout() {
         "the command would have run for 600 s"
     );
     let expected: String = (1..=200_000).map(|number| format!("{number}\n")).collect();
-    assert_eq!(fs::read_to_string(out.path().join("logs/lines")).unwrap(), expected);
-    assert_eq!(stdout, expected);
+    let lines = fs::read_to_string(out.path().join("logs/lines")).unwrap();
+    assert!(
+        lines == expected,
+        "{} bytes came out, not {}",
+        lines.len(),
+        expected.len()
+    );
+    assert!(
+        stdout == expected,
+        "{} bytes came from stdout, not {}",
+        stdout.len(),
+        expected.len()
+    );
 }
 
 #[test]

@@ -10,6 +10,7 @@
 
 mod channel;
 pub mod cpio;
+mod folder;
 pub mod image;
 pub mod kernel;
 pub mod modules;

@@ -5,7 +5,7 @@
 //! kernel ends it when the thread that started it ends for whatever reason: no stray emulators.
 
 use std::ffi::{OsStr, OsString};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use super::channel::Channel;
@@ -27,7 +27,7 @@ pub(super) struct Machine<'a> {
     /// The run's folder: holds the image and the channels' sockets.
     pub(super) dir: &'a Path,
     /// The bzImage.
-    pub(super) kernel: &'a Path,
+    pub(super) kernel: PathBuf,
     pub(super) processors: u32,
     pub(super) memory_mib: u32,
 }
@@ -61,7 +61,7 @@ impl Machine<'_> {
         add("-cpu", PROCESSOR.as_ref());
         add("-smp", self.processors.to_string().as_ref());
         add("-m", format!("{}M", self.memory_mib).as_ref());
-        add("-kernel", self.kernel.as_ref());
+        add("-kernel", self.kernel.as_os_str());
         add("-initrd", IMAGE.as_ref());
         add("-append", KERNEL_COMMAND_LINE.as_ref());
         add("-display", "none".as_ref());

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::Error;
 use super::channel::{self, Capture, Channel, Event, Sink};
+use super::folder::Folder;
 use super::image::{self, Image};
 use super::kernel::{Kernel, REQUIRED_MODULES};
 use super::modules;
@@ -97,6 +98,16 @@ impl Run {
         Ok(())
     }
 
+    fn machine<'a>(&self, kernel: &Kernel, dir: &'a Path) -> Result<Machine<'a>, Error> {
+        let kernel = kernel.image.canonicalize().map_err(failed("find the kernel"))?;
+        Ok(Machine {
+            dir,
+            kernel,
+            processors: self.processors,
+            memory_mib: self.memory_mib,
+        })
+    }
+
     fn write_image(&self, kernel: &Kernel, file: File) -> Result<(), Error> {
         let wanted: Vec<&str> = REQUIRED_MODULES
             .into_iter()
@@ -130,6 +141,13 @@ impl Run {
             what: "write the image".to_owned(),
             source,
         })
+    }
+}
+
+fn failed(what: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Io {
+        what: what.to_owned(),
+        source,
     }
 }
 
@@ -215,62 +233,45 @@ pub struct Running {
     said: Capture,
     timeout: Duration,
     started: Instant,
-    dir: tempfile::TempDir,
+    dir: Folder,
 }
 
 impl Running {
     pub(super) fn start(kernel: &Kernel, cache: &Path, run: &Run, streams: Streams) -> Result<Self, Error> {
         run.check()?;
-        let failed = |what: &str| {
-            let what = what.to_owned();
-            move |source| Error::Io { what, source }
-        };
         let cache = cache.canonicalize().map_err(failed("find the cache"))?;
-        let dir = tempfile::Builder::new()
-            .prefix("run-")
-            .tempdir_in(cache)
-            .map_err(failed("make the run's folder"))?;
+        let dir = Folder::new(&cache).map_err(failed("make the run's folder"))?;
         run.write_image(
             kernel,
             File::create(dir.path().join(IMAGE)).map_err(failed("create the image"))?,
         )?;
-        let console = Capture::new(CONSOLE_BYTES);
-        let said = Capture::new(CONSOLE_BYTES);
+        let (console, said) = (Capture::new(CONSOLE_BYTES), Capture::new(CONSOLE_BYTES));
         let (sender, events) = mpsc::sync_channel(channel::MAX_EVENTS);
-        let mut threads = Vec::new();
+        let out = run
+            .out
+            .clone()
+            .map_or_else(|| Sink::Writer(Box::new(io::sink())), Sink::Unpack);
         let sinks = [
             (Channel::Console, Sink::Writer(Box::new(console.clone()))),
             (Channel::Stdout, Sink::Writer(streams.stdout)),
             (Channel::Stderr, Sink::Writer(streams.stderr)),
-            (
-                Channel::Out,
-                run.out
-                    .clone()
-                    .map_or_else(|| Sink::Writer(Box::new(io::sink())), Sink::Unpack),
-            ),
+            (Channel::Out, out),
             (Channel::Control, Sink::Lines),
         ];
-        let spawn = |threads: &mut Vec<JoinHandle<()>>| -> Result<Child, Error> {
+        let mut threads = Vec::new();
+        let started = Instant::now();
+        let connect = || -> Result<Child, Error> {
             for (channel, sink) in sinks {
                 let thread = channel::serve(dir.path(), channel, sink, sender.clone());
                 threads.push(thread.map_err(failed("serve a channel"))?);
             }
-            let kernel = kernel.image.canonicalize().map_err(failed("find the kernel"))?;
-            let (processors, memory_mib) = (run.processors, run.memory_mib);
-            let mut qemu = Machine {
-                dir: dir.path(),
-                kernel: &kernel,
-                processors,
-                memory_mib,
-            }
-            .start()?;
+            let mut qemu = run.machine(kernel, dir.path())?.start()?;
             if let Some(stderr) = qemu.stderr.take() {
                 threads.push(channel::watch(stderr, said.clone(), sender).map_err(failed("start a thread"))?);
             }
             Ok(qemu)
         };
-        let started = Instant::now();
-        let qemu = spawn(&mut threads).inspect_err(|_| channel::release(dir.path()))?;
+        let qemu = connect().inspect_err(|_| channel::release(dir.path()))?;
         Ok(Self {
             qemu,
             events,
