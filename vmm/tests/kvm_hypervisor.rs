@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use vm_memory::{Bytes, GuestAddress};
 use vmm::hypervisor::kvm::{CpuProfile, KvmCpu, KvmState, PageTableRefresh};
-use vmm::hypervisor::selftest::bench::{Bench, Sequence};
+use vmm::hypervisor::selftest::bench::Bench;
 use vmm::hypervisor::selftest::checks::{self, RAM};
 use vmm::hypervisor::selftest::guest::{Arguments, Interrupts, MMIO, Privilege, TABLE, TinyGuest, VECTOR};
 use vmm::hypervisor::selftest::programs::{Label, Program};
 use vmm::hypervisor::selftest::{Capabilities, CheckName, Verdict};
+use vmm::hypervisor::sequence::Sequence;
 use vmm::hypervisor::{Cpu, CpuError, DeliveryMode, Exit, Terminal};
 
 const BOTH: [Privilege; 2] = [Privilege::Kernel, Privilege::User];

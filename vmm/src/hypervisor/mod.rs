@@ -4,8 +4,11 @@
 //! implements it on /dev/kvm; `scripted` on a small program, for the simulator. Everything above counts exits and never
 //! sees an ioctl. What may be numbered, when an exit must be completed, and why, is said in KVM-FACTS and at the methods.
 
+pub mod doctor;
 pub mod kvm;
+pub mod scripted;
 pub mod selftest;
+pub mod sequence;
 
 use std::fmt::Debug;
 use std::sync::Arc;

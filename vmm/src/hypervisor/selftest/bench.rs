@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::guest::{Arguments, Interrupts, Privilege, TinyGuest};
 use super::programs::Program;
 use crate::hypervisor::kvm::{CpuProfile, KvmCpu};
+use crate::hypervisor::sequence::Sequence;
 use crate::hypervisor::{Cpu, CpuError, Exit, Kick};
 
 /// Microseconds between two kicks: often enough to meet a guest anywhere, rarely enough that a slow host (a kick takes up to
@@ -19,25 +20,6 @@ const SHORTEST_PAUSE: u64 = 200;
 const PAUSE_SPREAD: u64 = 4000;
 /// No program here computes longer between two exits, even on a software KVM on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A small pseudo-random sequence (xorshift64*): checks are the same each time.
-#[derive(Clone, Debug)]
-pub struct Sequence(u64);
-
-impl Sequence {
-    #[must_use]
-    pub fn new(seed: u64) -> Self {
-        Sequence(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    /// The next number below `bound` (at least 1).
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) % bound
-    }
-}
 
 /// A thread that kicks a vCPU at random intervals until dropped.
 #[derive(Debug)]

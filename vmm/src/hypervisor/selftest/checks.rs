@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::bench::{Bench, Sequence};
+use super::bench::Bench;
 use super::guest::{Arguments, FREE, Interrupts, MMIO, Privilege, TABLE, VECTOR};
 use super::programs::{Label, Program};
 use crate::hypervisor::kvm::{CpuProfile, CpuidEntry, PageTableRefresh};
+use crate::hypervisor::sequence::Sequence;
 use crate::hypervisor::{Cpu, CpuError, DeliveryMode, Exit};
 use logging_channel::entry::RegisterFile;
 
