@@ -82,9 +82,19 @@ impl Screen {
             Mode::Json => serde_json::to_string(summary).map_err(Failure::new)? + "\n",
             _ if summary.kills < 2 => return Ok(()),
             mode => {
-                let title = format!("{} kills; times: the longest; again with --seed {}", summary.kills, summary.seed);
-                let style = if let Mode::Terminal(style) = mode { style } else { Style::Plain };
-                let figures = Timeline { figures: figure_line(&summary.all), ..Timeline::default() };
+                let title = format!(
+                    "{} kills; times: the longest; again with --seed {}",
+                    summary.kills, summary.seed
+                );
+                let style = if let Mode::Terminal(style) = mode {
+                    style
+                } else {
+                    Style::Plain
+                };
+                let figures = Timeline {
+                    figures: figure_line(&summary.all),
+                    ..Timeline::default()
+                };
                 format!("\n  {title}\n{}", render(&figures, style))
             }
         };
