@@ -35,6 +35,9 @@ pub enum ActError {
     /// This machine does not give what is needed.
     #[error("{0}")]
     Host(String),
+    /// The pair came apart before the kill: there was nothing to show. A machine too busy for the detection time does that.
+    #[error("the pair came apart before the kill: {what}{said}")]
+    Parted { what: String, said: String },
     /// Something did not happen, or the wrong thing did.
     #[error("{what}{said}")]
     Failed { what: String, said: String },
@@ -85,7 +88,7 @@ pub fn perform(
     cast.pass(Duration::from_millis(wait_ms), &client)?;
 
     let acked = client.progress().acked_writes;
-    cast.primary.expect_alive()?;
+    cast.expect_work(&client)?;
     let kill = Kill {
         at: Instant::now(),
         at_ns: boottime_ns(),

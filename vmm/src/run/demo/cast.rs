@@ -162,11 +162,29 @@ impl Cast<'_> {
         Client::start(config).map_err(|e| ActError::Host(e.to_string()))
     }
 
-    /// Both sides and the client are expected to be at work.
-    fn expect_work(&mut self, client: &Client) -> Result<(), ActError> {
-        self.primary.expect_alive()?;
-        self.backup.expect_alive()?;
-        self.expect_client(client)
+    /// Both sides and the client are expected to be at work, and the guest protected.
+    ///
+    /// # Errors
+    /// [`ActError::Parted`] if the pair is none any more.
+    pub fn expect_work(&mut self, client: &Client) -> Result<(), ActError> {
+        let state = self
+            .primary_events
+            .read()?
+            .iter()
+            .rev()
+            .find_map(|seen| match &seen.event {
+                Event::State { protection, why } => Some((*protection, why.clone())),
+                _ => None,
+            });
+        let what = match (state, self.primary.expect_alive(), self.backup.expect_alive()) {
+            (Some((Protection::NotProtected | Protection::Deciding, why)), ..) => why,
+            (_, Err(ActError::Failed { what, .. }), _) | (_, _, Err(ActError::Failed { what, .. })) => what,
+            _ => return self.expect_client(client),
+        };
+        Err(ActError::Parted {
+            what,
+            said: self.primary.last_words() + &self.backup.last_words(),
+        })
     }
 
     pub fn expect_client(&self, client: &Client) -> Result<(), ActError> {

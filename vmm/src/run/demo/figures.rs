@@ -132,6 +132,8 @@ fn round(value: f64) -> f64 {
 pub struct Tried {
     pub seed: u64,
     pub runs: Vec<RunFigures>,
+    /// Pairs that came apart before their kill and were replaced.
+    pub parted: u32,
     /// Why it stopped early.
     pub error: Option<String>,
 }
@@ -146,6 +148,8 @@ pub struct Summary {
     pub all: RunFigures,
     pub medians: Medians,
     pub runs: Vec<RunFigures>,
+    /// Pairs that came apart before their kill (this machine was too busy for the detection time) and were replaced.
+    pub parted: u32,
     /// `--seed` for the same kill points.
     pub seed: u64,
     pub detection_setting_ms: u64,
@@ -199,6 +203,7 @@ impl Summary {
                 drain_ms: middle(|run| run.drain_ms),
             },
             runs: runs.clone(),
+            parted: tried.parted,
             seed: tried.seed,
             detection_setting_ms: detection,
             lease_setting_ms: lease,

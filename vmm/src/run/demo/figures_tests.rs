@@ -126,6 +126,7 @@ fn runs_are_summed_up() {
     let mut tried = Tried {
         seed: 9,
         runs: vec![run(5.0, 0, 10.0), run(7.0, 2, 90.0), run(1.0, 0, 30.0)],
+        parted: 0,
         error: None,
     };
     let summary = Summary::of(&tried, 500, 300);
@@ -149,6 +150,7 @@ fn runs_are_summed_up() {
         &Tried {
             seed: 9,
             runs: vec![],
+            parted: 0,
             error: Some("no".into()),
         },
         500,
@@ -163,6 +165,7 @@ fn the_json_object_has_the_promised_keys_on_top() {
         &Tried {
             seed: 9,
             runs: vec![figures()],
+            parted: 0,
             error: None,
         },
         500,

@@ -25,13 +25,14 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// A new folder for run `number`, in `keep` if there is one, otherwise in the system's temporary directory.
+    /// A new folder for the try `attempt` (from 1) of run `number`, in `keep` if there is one, otherwise in the system's temporary directory.
     ///
     /// # Errors
     /// If it cannot be made, or `keep` has that run already.
-    pub fn create(keep: Option<&Path>, number: u32) -> Result<Folder, Failure> {
+    pub fn create(keep: Option<&Path>, number: u32, attempt: u32) -> Result<Folder, Failure> {
         let (path, life) = match keep {
-            Some(keep) => (keep.join(format!("run-{number}")), Life::Kept),
+            Some(keep) if attempt == 1 => (keep.join(format!("run-{number}")), Life::Kept),
+            Some(keep) => (keep.join(format!("run-{number}-try-{attempt}")), Life::Kept),
             None => {
                 let name = format!("ftvm-demo-{}-{:08x}", std::process::id(), guest::random_u64()? >> 32);
                 (std::env::temp_dir().join(name), Life::Temporary)

@@ -24,11 +24,15 @@ use rand::{Rng, SeedableRng};
 use super::{Failure, guest};
 use crate::cli::DemoArgs;
 use act::ActError;
-use figures::{Summary, Tried};
+use figures::{RunFigures, Summary, Tried};
+use folder::Folder;
 use screen::Screen;
 
 /// Exit code after Ctrl-C, as shells have it.
 const EXIT_INTERRUPTED: u8 = 130;
+
+/// Pairs tried for one kill: on a busy machine a side may be taken for dead before it is.
+const ATTEMPTS: u32 = 3;
 
 /// The kill comes within this many milliseconds after everything is in its steady state.
 const KILL_WITHIN_MS: u64 = 1500;
@@ -56,35 +60,16 @@ pub fn run(args: &DemoArgs) -> Result<u8, Failure> {
     let mut tried = Tried {
         seed,
         runs: Vec::new(),
+        parted: 0,
         error: None,
     };
     for number in 1..=args.kills {
         let wait_ms = random.random_range(0..KILL_WITHIN_MS);
-        let folder = folder::Folder::create(args.keep.as_deref(), number)?;
-        let result = act::perform(&folder, args, number, wait_ms, &mut screen, &interrupted);
-        match result {
-            Ok(figures) => {
-                let good = figures.is_good();
-                tried.runs.push(figures);
-                folder.remove_unless(!good);
-                if !good {
-                    tried.error = Some(format!("run {number} failed; see {}", folder.path().display()));
-                    break;
-                }
-            }
-            Err(ActError::Interrupted) => {
-                folder.remove_unless(false);
-                return Err(Failure {
-                    code: EXIT_INTERRUPTED,
-                    text: "interrupted".to_owned(),
-                });
-            }
-            Err(error) => {
-                folder.remove_unless(true);
-                tried.error = Some(format!(
-                    "run {number}: {error}\nEverything is kept in {}",
-                    folder.path().display()
-                ));
+        match perform(args, number, wait_ms, &mut tried.parted, &mut screen, &interrupted)? {
+            Ok(figures) => tried.runs.push(figures),
+            Err(Broken { figures, why }) => {
+                tried.runs.extend(figures);
+                tried.error = Some(why);
                 break;
             }
         }
@@ -94,6 +79,71 @@ pub fn run(args: &DemoArgs) -> Result<u8, Failure> {
     match tried.error {
         None => Ok(0),
         Some(text) => Err(Failure::new(text)),
+    }
+}
+
+/// A run that went wrong.
+#[derive(Debug)]
+struct Broken {
+    /// If it came to figures, these.
+    figures: Option<RunFigures>,
+    why: String,
+}
+
+/// One kill; a pair that comes apart before it is replaced and counted in `parted`. The outer error is for what is no
+/// run at all: Ctrl-C, no folder.
+fn perform(
+    args: &DemoArgs,
+    number: u32,
+    wait_ms: u64,
+    parted: &mut u32,
+    screen: &mut Screen,
+    interrupted: &AtomicBool,
+) -> Result<Result<RunFigures, Broken>, Failure> {
+    let mut attempt = 1;
+    loop {
+        let folder = Folder::create(args.keep.as_deref(), number, attempt)?;
+        let kept = || format!("Everything is kept in {}", folder.path().display());
+        match act::perform(&folder, args, number, wait_ms, screen, interrupted) {
+            Ok(figures) if figures.is_good() => {
+                folder.remove_unless(false);
+                return Ok(Ok(figures));
+            }
+            Ok(figures) => {
+                folder.remove_unless(true);
+                let why = format!("run {number} broke its promise. {}", kept());
+                return Ok(Err(Broken {
+                    figures: Some(figures),
+                    why,
+                }));
+            }
+            Err(ActError::Interrupted) => {
+                folder.remove_unless(false);
+                return Err(Failure {
+                    code: EXIT_INTERRUPTED,
+                    text: "interrupted".to_owned(),
+                });
+            }
+            Err(ActError::Parted { what, .. }) if attempt < ATTEMPTS => {
+                folder.remove_unless(false);
+                screen.stage(&format!(
+                    "the pair came apart before the kill ({what}); again with a fresh one"
+                ));
+                *parted += 1;
+                attempt += 1;
+            }
+            Err(error) => {
+                folder.remove_unless(true);
+                let advice = match error {
+                    ActError::Parted { .. } => "\nThis machine may be too busy: try --detection 2000 --lease 1000.",
+                    _ => "",
+                };
+                return Ok(Err(Broken {
+                    figures: None,
+                    why: format!("run {number}: {error}{advice}\n{}", kept()),
+                }));
+            }
+        }
     }
 }
 

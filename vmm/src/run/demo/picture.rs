@@ -234,18 +234,13 @@ pub fn figure_line(figures: &RunFigures) -> Vec<Figure> {
         "client's longest gap",
         Outcome::Neutral,
     ));
-    let rate =
-        |per_s: Option<f64>, unit: f64| per_s.map_or_else(|| "unknown".to_owned(), |n| format!("{:.1}", n / unit));
-    line.push(figure(
-        format!("{} kB/s", rate(figures.log_bytes_per_s, 1e3)),
-        "of log",
-        Outcome::Neutral,
-    ));
-    line.push(figure(
-        format!("{} k/s", rate(figures.exits_per_s, 1e3)),
-        "exits",
-        Outcome::Neutral,
-    ));
+    let rate = |per_s: Option<f64>, unit: f64, digits: usize| match per_s {
+        Some(rate) => format!("{:.digits$}", rate / unit),
+        None => "unknown".to_owned(),
+    };
+    let log_rate = rate(figures.log_bytes_per_s, 1e3, 1);
+    line.push(figure(log_rate, "kB/s of log", Outcome::Neutral));
+    line.push(figure(rate(figures.exits_per_s, 1.0, 0), "exits/s", Outcome::Neutral));
     line
 }
 

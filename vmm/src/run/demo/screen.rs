@@ -83,26 +83,19 @@ impl Screen {
             _ if summary.kills < 2 => return Ok(()),
             mode => {
                 let title = format!(
-                    "{} kills (times: the longest; --seed {} repeats them)",
+                    "{} kills; times: the longest; again with --seed {}",
                     summary.kills, summary.seed
                 );
-                let figures = figure_line(&summary.all);
                 let style = if let Mode::Terminal(style) = mode {
                     style
                 } else {
                     Style::Plain
                 };
-                format!(
-                    "\n{}",
-                    render(
-                        &Timeline {
-                            title,
-                            figures,
-                            ..Timeline::default()
-                        },
-                        style
-                    )
-                )
+                let figures = Timeline {
+                    figures: figure_line(&summary.all),
+                    ..Timeline::default()
+                };
+                format!("\n  {title}\n{}", render(&figures, style))
             }
         };
         let mut out = std::io::stdout().lock();
