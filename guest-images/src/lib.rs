@@ -25,6 +25,7 @@ static GUESTS: &[Guest] = guests! {
     "pulse": "a numbered line per 100 Hz timer tick; ticks=N (100; 0 = for ever)",
     "mix": "checks its own work at CPL0 and CPL3 amid exits and interrupts; rounds=N (200) every=N (20) pages=N (1024) stretch=N (2000000)",
     "spin": "a loop at CPL3 that never exits, under a 100 Hz timer; pages=N per lap (16) ticks=N (100) every=N ticks a line (25)",
+    "kv": "a key-value server speaking RESP2 over TCP, with an append-only file on its disk; ip=A.B.C.D/N gw=A.B.C.D port=N (6379) appendfsync=always|everysec|no",
 };
 
 /// All guests, in the order in which they should be listed.

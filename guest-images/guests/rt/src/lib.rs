@@ -60,3 +60,9 @@ fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     console::print(format_args!("{info}\n"));
     power::exit(status::PANIC)
 }
+
+/// The precompiled `alloc` library refers to it in code for unwinding, which a program that aborts never reaches.
+#[unsafe(no_mangle)]
+extern "C" fn _Unwind_Resume() -> ! {
+    power::exit(status::PANIC)
+}

@@ -60,6 +60,12 @@ impl Mmio {
         })
     }
 
+    /// Physical address of the range.
+    #[must_use]
+    pub fn base(&self) -> u64 {
+        self.base as u64
+    }
+
     /// Bytes of the range.
     #[must_use]
     pub fn len(&self) -> usize {
