@@ -1,8 +1,6 @@
 //! Decides from evidence whether the other side is alive.
 //!
-//! [`detector`] is a pure function of what was seen and when; [`heartbeat`] is the UDP shell beside the logging
-//! channel. The crate knows nothing of the log: marks are numbers, positions are pairs, generations and ids are plain
-//! integers.
+//! [`detector`] is a pure function of what was seen and when. The crate knows nothing of the log: marks are numbers,
+//! positions are pairs. The datagrams themselves are sent and heard in vmm (`run::heartbeat`), where their codec is.
 
 pub mod detector;
-pub mod heartbeat;

@@ -105,9 +105,6 @@ pub struct RunArgs {
     /// The guest's name in the shared directory
     #[arg(long, default_value = "guest", value_name = "NAME")]
     pub name: String,
-    /// Wait for a backup before the guest's first exit (otherwise it starts at once, unprotected)
-    #[arg(long, requires = "primary")]
-    pub wait_backup: bool,
     /// Detection time in ms: silence longer than this is a death
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(20..=60_000), value_name = "MS")]
     pub detection: u64,

@@ -46,7 +46,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Guests(args) => guest::list(args.json),
         Command::Run(args) => pair::run(&args),
         Command::Demo(args) => demo::run(&args),
-        Command::Doctor(_) => Err(Failure::new("not yet")),
+        Command::Doctor(args) => doctor(args.json),
     };
     match result {
         Ok(code) => ExitCode::from(code),
@@ -55,4 +55,15 @@ pub fn run(cli: Cli) -> ExitCode {
             ExitCode::from(failure.code)
         }
     }
+}
+
+/// `ftvm doctor`
+fn doctor(json: bool) -> Result<u8, Failure> {
+    let report = crate::hypervisor::doctor::report();
+    if json {
+        println!("{}", serde_json::to_string(&report).map_err(Failure::new)?);
+    } else {
+        print!("{report}");
+    }
+    Ok(report.exit_code())
 }

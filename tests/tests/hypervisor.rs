@@ -1,10 +1,11 @@
-//! The hypervisor layer on a real KVM. Without one, run this inside the nested host.
+//! The hypervisor layer on a real KVM: one test for all checks, since each would cost a boot of the nested host.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use tests::kvm_test;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::hypervisor::kvm::{CpuProfile, KvmCpu, KvmState, PageTableRefresh};
 use vmm::hypervisor::selftest::bench::Bench;
@@ -22,7 +23,41 @@ const RCX: usize = 2;
 const RDX: usize = 3;
 const RIP: usize = 16;
 
-/// KVM, for one test at a time: two cores under emulation do not like more.
+kvm_test! {
+    timeout = 900;
+    /// Each check by its name, so that a failure says which one it was.
+    fn kvm_hypervisor_layer() {
+        let checks: [(&str, fn()); 21] = [
+            ("two_hundred_thousand_exits_replay_at_cpl0", two_hundred_thousand_exits_replay_at_cpl0),
+            ("two_hundred_thousand_exits_replay_at_cpl3", two_hundred_thousand_exits_replay_at_cpl3),
+            ("accesses_in_parts_are_completed_one_by_one", accesses_in_parts_are_completed_one_by_one),
+            ("a_vcpu_saved_at_any_kick_runs_on_in_another_vm", a_vcpu_saved_at_any_kick_runs_on_in_another_vm),
+            ("the_dirty_log_never_misses", the_dirty_log_never_misses),
+            ("page_tables_written_by_the_host_are_seen_after_a_restore", page_tables_written_by_the_host_are_seen_after_a_restore),
+            ("the_self_test_finds_this_host_usable", the_self_test_finds_this_host_usable),
+            ("the_window_test_tells_exact_from_inexact", the_window_test_tells_exact_from_inexact),
+            ("port_reads_tell_size_and_count", port_reads_tell_size_and_count),
+            ("hlt_waits_for_an_interrupt_that_the_caller_brings", hlt_waits_for_an_interrupt_that_the_caller_brings),
+            ("an_interrupt_waits_for_the_window_where_if_is_off", an_interrupt_waits_for_the_window_where_if_is_off),
+            ("msr_accesses_leave_and_can_be_refused", msr_accesses_leave_and_can_be_refused),
+            ("a_pending_exception_is_saved", a_pending_exception_is_saved),
+            ("an_injected_interrupt_is_saved", an_injected_interrupt_is_saved),
+            ("a_triple_fault_ends_the_guest", a_triple_fault_ends_the_guest),
+            ("what_kvm_cannot_emulate_is_reported_with_its_bytes", what_kvm_cannot_emulate_is_reported_with_its_bytes),
+            ("a_remap_between_exit_and_kick_is_seen_after_a_checkpoint", a_remap_between_exit_and_kick_is_seen_after_a_checkpoint),
+            ("pages_dirty_before_a_restore_are_still_harvested", pages_dirty_before_a_restore_are_still_harvested),
+            ("a_state_is_the_same_bytes_each_time_and_survives_serde", a_state_is_the_same_bytes_each_time_and_survives_serde),
+            ("a_kick_between_two_runs_interrupts_the_next_one_only", a_kick_between_two_runs_interrupts_the_next_one_only),
+            ("kicks_reach_the_right_one_of_several_vcpus", kicks_reach_the_right_one_of_several_vcpus),
+        ];
+        for (name, check) in checks {
+            println!("{name}");
+            check();
+        }
+    }
+}
+
+/// KVM, for one check at a time: two cores under emulation do not like more.
 fn kvm() -> (MutexGuard<'static, ()>, CpuProfile) {
     static ONE: Mutex<()> = Mutex::new(());
     let guard = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -42,37 +77,31 @@ fn fine(found: Result<Option<String>, CpuError>) {
     }
 }
 
-#[test]
 fn two_hundred_thousand_exits_replay_at_cpl0() {
     let (_one, profile) = kvm();
     fine(checks::exit_replay(&profile, Privilege::Kernel, 200_000, 7));
 }
 
-#[test]
 fn two_hundred_thousand_exits_replay_at_cpl3() {
     let (_one, profile) = kvm();
     fine(checks::exit_replay(&profile, Privilege::User, 200_000, 8));
 }
 
-#[test]
 fn accesses_in_parts_are_completed_one_by_one() {
     let (_one, profile) = kvm();
     fine(checks::fragments(&mut bench(&profile)));
 }
 
-#[test]
 fn a_vcpu_saved_at_any_kick_runs_on_in_another_vm() {
     let (_one, profile) = kvm();
     fine(checks::save_restore(&mut bench(&profile), &profile, 30));
 }
 
-#[test]
 fn the_dirty_log_never_misses() {
     let (_one, profile) = kvm();
     fine(checks::dirty_log(&mut bench(&profile), 60));
 }
 
-#[test]
 fn page_tables_written_by_the_host_are_seen_after_a_restore() {
     let (_one, profile) = kvm();
     fine(checks::host_page_tables(
@@ -81,7 +110,6 @@ fn page_tables_written_by_the_host_are_seen_after_a_restore() {
     ));
 }
 
-#[test]
 fn the_self_test_finds_this_host_usable() {
     let (_one, _) = kvm();
     let began = Instant::now();
@@ -119,7 +147,6 @@ fn the_self_test_finds_this_host_usable() {
 }
 
 /// QEMU's TCG loses the shadow of `sti` when the guest is left inside it. Without the step the self-test must notice.
-#[test]
 fn the_window_test_tells_exact_from_inexact() {
     let (_one, profile) = kvm();
     let mut bench = bench(&profile);
@@ -132,7 +159,6 @@ fn the_window_test_tells_exact_from_inexact() {
     );
 }
 
-#[test]
 fn port_reads_tell_size_and_count() {
     let (_one, profile) = kvm();
     let mut bench = bench(&profile);
@@ -174,7 +200,6 @@ fn port_reads_tell_size_and_count() {
     }
 }
 
-#[test]
 fn hlt_waits_for_an_interrupt_that_the_caller_brings() {
     let (_one, profile) = kvm();
     let mut bench = bench(&profile);
@@ -200,7 +225,6 @@ fn hlt_waits_for_an_interrupt_that_the_caller_brings() {
     }
 }
 
-#[test]
 fn an_interrupt_waits_for_the_window_where_if_is_off() {
     let (_one, profile) = kvm();
     let mut bench = bench(&profile);
@@ -226,7 +250,6 @@ fn an_interrupt_waits_for_the_window_where_if_is_off() {
     bench.expect_out(0x11).unwrap();
 }
 
-#[test]
 fn msr_accesses_leave_and_can_be_refused() {
     let (_one, profile) = kvm();
     let mut bench = bench(&profile);
@@ -267,7 +290,6 @@ fn msr_accesses_leave_and_can_be_refused() {
 }
 
 /// The #GP of a refused access is part of the state: it is delivered where the state is restored, and nothing before it.
-#[test]
 fn a_pending_exception_is_saved() {
     let (_one, profile) = kvm();
     let (mut here, mut there) = (bench(&profile), bench(&profile));
@@ -290,7 +312,6 @@ fn a_pending_exception_is_saved() {
     assert_eq!(there.guest.counters()[0], 1);
 }
 
-#[test]
 fn an_injected_interrupt_is_saved() {
     let (_one, profile) = kvm();
     let (mut here, mut there) = (bench(&profile), bench(&profile));
@@ -305,7 +326,6 @@ fn an_injected_interrupt_is_saved() {
     there.expect_out(0x20).unwrap();
 }
 
-#[test]
 fn a_triple_fault_ends_the_guest() {
     let (_one, profile) = kvm();
     let mut bench = bench(&profile);
@@ -315,7 +335,6 @@ fn a_triple_fault_ends_the_guest() {
     assert_eq!(bench.next_exit().unwrap(), Exit::Terminal(Terminal::Shutdown));
 }
 
-#[test]
 fn what_kvm_cannot_emulate_is_reported_with_its_bytes() {
     let (_one, profile) = kvm();
     let mut bench = bench(&profile);
@@ -344,7 +363,6 @@ fn what_kvm_cannot_emulate_is_reported_with_its_bytes() {
 }
 
 /// A backup that has run up to an exit takes a checkpoint made after it, in which the guest has remapped a page.
-#[test]
 fn a_remap_between_exit_and_kick_is_seen_after_a_checkpoint() {
     const OLD: u64 = 0x40_0000;
     const NEW: u64 = 0x60_0000;
@@ -399,7 +417,6 @@ fn a_remap_between_exit_and_kick_is_seen_after_a_checkpoint() {
 }
 
 /// Replacing the slots must not lose what the dirty log held.
-#[test]
 fn pages_dirty_before_a_restore_are_still_harvested() {
     let (_one, profile) = kvm();
     let mut bench = bench(&profile);
@@ -429,7 +446,6 @@ fn pages_dirty_before_a_restore_are_still_harvested() {
     assert!(!pages.contains(&table), "handed out once only: {pages:x?}");
 }
 
-#[test]
 fn a_state_is_the_same_bytes_each_time_and_survives_serde() {
     let (_one, profile) = kvm();
     let mut bench = bench(&profile);
@@ -454,7 +470,6 @@ fn a_state_is_the_same_bytes_each_time_and_survives_serde() {
     assert_eq!(bench.cpu.save().unwrap(), back);
 }
 
-#[test]
 fn a_kick_between_two_runs_interrupts_the_next_one_only() {
     let (_one, profile) = kvm();
     let guest = TinyGuest::new(RAM);
@@ -480,7 +495,6 @@ fn a_kick_between_two_runs_interrupts_the_next_one_only() {
     kicker.kick();
 }
 
-#[test]
 fn kicks_reach_the_right_one_of_several_vcpus() {
     const KICKS: u32 = 100;
     let (_one, profile) = kvm();
