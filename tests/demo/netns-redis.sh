@@ -101,7 +101,7 @@ kill -0 "$benchmark" 2>/dev/null || fail "the benchmark ended too early: give it
 
 step "kill -9 the primary"
 kill -9 "$primary"
-wait_for "go-live of the backup" grep -q '"event":"went_live"' "$DIR/b.events"
+wait_for "go-live of the backup" grep -q '"event":"went-live"' "$DIR/b.events"
 kill -0 "$benchmark" 2>/dev/null || fail "the benchmark has ended before the backup went live"
 
 step "the backup is live; the benchmark goes on"

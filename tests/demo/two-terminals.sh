@@ -74,7 +74,7 @@ alive "$primary" || fail "the primary has ended by itself"
 
 echo "== kill -9 the primary, after: $(tail -n 1 "$DIR/console")"
 kill -9 "$primary"
-wait_for "go-live of the backup" grep -q '"event":"went_live"' "$DIR/backup.events"
+wait_for "go-live of the backup" grep -q '"event":"went-live"' "$DIR/backup.events"
 echo "== the backup is live"
 
 wait_for "last line" grep -qx "pulse $TICKS" "$DIR/console"
