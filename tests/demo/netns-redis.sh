@@ -39,7 +39,7 @@ cleanup() {
     for pid in $primary $backup $benchmark; do
         kill -9 "$pid" 2>/dev/null || true
     done
-    wait
+    wait 2>/dev/null
     # The interfaces in a namespace, and their peers at the switch, go with it.
     for name in $made; do
         ip netns del "$name"
@@ -101,6 +101,7 @@ kill -0 "$benchmark" 2>/dev/null || fail "the benchmark ended too early: give it
 
 step "kill -9 the primary"
 kill -9 "$primary"
+wait "$primary" 2>/dev/null || true
 wait_for "go-live of the backup" grep -q '"event":"went-live"' "$DIR/b.events"
 kill -0 "$benchmark" 2>/dev/null || fail "the benchmark has ended before the backup went live"
 

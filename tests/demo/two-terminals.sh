@@ -74,6 +74,7 @@ alive "$primary" || fail "the primary has ended by itself"
 
 echo "== kill -9 the primary, after: $(tail -n 1 "$DIR/console")"
 kill -9 "$primary"
+wait "$primary" 2>/dev/null || true # not a child if it has a pane
 wait_for "go-live of the backup" grep -q '"event":"went-live"' "$DIR/backup.events"
 echo "== the backup is live"
 
