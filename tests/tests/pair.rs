@@ -123,8 +123,9 @@ kvm_test! {
         site.wait_console(&format!("pulse {lines}\n"), limit(20));
         primary.signal("TERM");
         assert_eq!(primary.code(limit(20)), 0, "{}", primary.stderr());
-        let written = u32::try_from(site.console().lines().count()).unwrap();
-        assert_whole(&site, written);
+        // Stopped in the middle of a line, perhaps; but nothing is lost, twice, or out of order.
+        let expected: String = (1..=3000).map(|n| format!("pulse {n}\n")).collect();
+        assert!(expected.starts_with(&site.console()), "{}", site.console());
     }
 }
 
