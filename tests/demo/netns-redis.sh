@@ -20,7 +20,7 @@ GUEST=192.168.7.2
 step() { echo "== $*"; }
 fail() {
     echo "FAILED: $*" >&2
-    tail -n 5 "$DIR"/*.err "$DIR"/*.events "$DIR/benchmark" >&2 || true
+    tail -n 5 "$DIR"/*.err "$DIR"/*.events >&2 || true
     exit 1
 }
 
@@ -109,7 +109,9 @@ wait_for "go-live of the backup" grep -q '"event":"went-live"' "$DIR/b.events"
 kill -0 "$benchmark" 2>/dev/null || fail "the benchmark has ended before the backup went live"
 
 step "the backup is live; the benchmark goes on"
-wait "$benchmark" || fail "redis-benchmark exited with $?"
+ended() { ! kill -0 "$benchmark"; }
+wait_for "end of the benchmark" ended
+wait "$benchmark" || fail "redis-benchmark exited with $?: $(tail -c 300 "$DIR/benchmark")"
 benchmark=''
 tr '\r' '\n' <"$DIR/benchmark" | grep 'per second'
 if grep -Eqi 'error|connection' "$DIR/benchmark"; then

@@ -1,6 +1,6 @@
 #!/bin/sh
-# A guest that counts outlives its host, on one machine and without root (KVM must be usable). Its console is a file that
-# both sides share: when the primary is killed, the backup goes on with the very next line.
+# A guest that counts outlives its host, on one machine and without root (KVM must be usable). Its console is a file
+# that both sides share: when the primary is killed, the backup goes on with the very next line.
 #
 # With tmux and a terminal, primary and backup get panes of their own; otherwise they run in the background.
 set -eu
