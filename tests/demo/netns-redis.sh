@@ -15,10 +15,12 @@ LIMIT=${LIMIT:-60}  # seconds to wait for any one thing
 FTVM=${FTVM:-$(command -v ftvm || echo "$(dirname "$0")/../../target/release/ftvm")}
 GUEST=192.168.7.2
 
+[ "$(id -u)" = 0 ] || { echo "network namespaces need root" >&2; exit 1; }
+
 step() { echo "== $*"; }
 fail() {
     echo "FAILED: $*" >&2
-    tail -n 5 "$DIR"/*.err "$DIR"/*.events "$DIR/benchmark" >&2 || true
+    tail -n 5 "$DIR"/*.err "$DIR"/*.events >&2 || true
     exit 1
 }
 
@@ -34,7 +36,7 @@ wait_for() {
 }
 
 DIR=$(mktemp -d)
-primary='' backup='' benchmark='' made=''
+primary='' backup='' benchmark='' switch='' made=''
 cleanup() {
     for pid in $primary $backup $benchmark; do
         kill -9 "$pid" 2>/dev/null || true
@@ -44,7 +46,7 @@ cleanup() {
     for name in $made; do
         ip netns del "$name"
     done
-    [ -z "$made" ] || ip link del ftvm-switch
+    [ -z "$switch" ] || ip link del "$switch"
     rm -rf "$DIR"
 }
 trap cleanup EXIT
@@ -53,12 +55,13 @@ trap 'exit 1' HUP INT TERM
 step "network: host-a, host-b and client at a switch"
 mkdir -p /var/run/netns
 ip link add ftvm-switch type bridge stp_state 0 forward_delay 0
-ip link set ftvm-switch up
+switch=ftvm-switch
+ip link set "$switch" up
 for name in host-a host-b client; do
     ip netns add "$name"
     made="$made $name"
     ip link add "$name-sw" type veth peer name eth0 netns "$name"
-    ip link set "$name-sw" master ftvm-switch up
+    ip link set "$name-sw" master "$switch" up
     ip -n "$name" link set lo up
     ip -n "$name" link set eth0 up
 done
@@ -106,7 +109,9 @@ wait_for "go-live of the backup" grep -q '"event":"went-live"' "$DIR/b.events"
 kill -0 "$benchmark" 2>/dev/null || fail "the benchmark has ended before the backup went live"
 
 step "the backup is live; the benchmark goes on"
-wait "$benchmark" || fail "redis-benchmark exited with $?"
+ended() { ! kill -0 "$benchmark"; }
+wait_for "end of the benchmark" ended
+wait "$benchmark" || fail "redis-benchmark exited with $?: $(tail -c 300 "$DIR/benchmark")"
 benchmark=''
 tr '\r' '\n' <"$DIR/benchmark" | grep 'per second'
 if grep -Eqi 'error|connection' "$DIR/benchmark"; then
