@@ -64,7 +64,7 @@ kvm_test! {
                 assert_eq!(recorded["outcome"], "power-off");
                 assert_same(&recorded, &replay(dir.path(), &log));
                 let checkpoints = recorded["checkpoints"].as_u64().unwrap();
-                assert!((checkpoints > 0) == (guest == "spin") || guest == "mix", "{guest}: {checkpoints} checkpoints");
+                assert!(checkpoints > 0 || guest != "spin", "a guest without exits moves by checkpoints only");
             }
         }
     }
@@ -141,7 +141,7 @@ kvm_test! {
             assert!(figures["exits"].as_u64() <= whole["exits"].as_u64());
         }
         assert!(replay(dir.path(), "log").0 == 0);
-        std::fs::write(path("foreign"), b"this is no log").unwrap();
+        std::fs::write(path("foreign"), [b'x'; 4096]).unwrap();
         for (file, words) in [("foreign", "no ftvm log"), ("absent", "absent")] {
             let (code, _, err) = ftvm(dir.path(), &["replay", file]);
             assert_eq!(code, 1);
