@@ -1,6 +1,7 @@
 //! `ftvm replay`: a recording run again in a new process, verified at every mark.
 
 use std::io::{IsTerminal, Write};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use logging_channel::codec;
@@ -10,15 +11,18 @@ use logging_channel::file::{LogError, LogReader, Verify};
 use super::{Failure, guest};
 use crate::boot::Kernel;
 use crate::cli::ReplayArgs;
-use crate::hypervisor::DeliveryMode;
 use crate::hypervisor::kvm::KvmCpu;
 use crate::hypervisor::selftest::Capabilities;
+use crate::hypervisor::{DeliveryMode, Kick};
 use crate::machine::config::MachineConfig;
 use crate::output::Emission;
 use crate::roles::replay::{Divergence, ReplayError, Replayer, describe_end};
 
 /// Most bytes of a machine configuration in a log's header.
 const MAX_CONFIG: usize = 1 << 20;
+
+/// How often the replayed guest is interrupted, to see whether it still makes exits.
+const KICK_EVERY: Duration = Duration::from_secs(1);
 
 /// How often progress is shown on a terminal.
 const PROGRESS: Duration = Duration::from_millis(200);
@@ -53,7 +57,9 @@ pub fn run(args: &ReplayArgs) -> Result<u8, Failure> {
     if log.header().verify == Verify::Exit {
         machine.keep_trail();
     }
+    let kick = machine.cpu().kicker();
     let mut replayer = Replayer::new(machine);
+    watch(kick)?;
     let begun = Instant::now();
     let mut outcome = follow(args, &mut log, &mut replayer)?;
     let hash = replayer.machine().memory_hash().map_err(Failure::new)?;
@@ -61,6 +67,19 @@ pub fn run(args: &ReplayArgs) -> Result<u8, Failure> {
         compare_ending(&log, &mut replayer, hash, &mut outcome);
     }
     Ok(report(args, &log, &mut replayer, hash, &outcome, begun.elapsed()))
+}
+
+/// A diverged guest may loop without an exit: kicked, it lets the replayer look at the time. Ends with the process.
+fn watch(kick: Arc<dyn Kick>) -> Result<(), Failure> {
+    let thread = std::thread::Builder::new().name("watchdog".to_owned());
+    let watch = move || {
+        loop {
+            std::thread::sleep(KICK_EVERY);
+            kick.kick();
+        }
+    };
+    thread.spawn(watch).map_err(Failure::new)?;
+    Ok(())
 }
 
 /// The interrupt delivery mode decides which exits are numbered: this host must have the recorded one (PROTOCOL 21).
