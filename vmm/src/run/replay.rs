@@ -13,7 +13,7 @@ use crate::boot::Kernel;
 use crate::cli::ReplayArgs;
 use crate::hypervisor::kvm::KvmCpu;
 use crate::hypervisor::selftest::Capabilities;
-use crate::hypervisor::{DeliveryMode, Kick};
+use crate::hypervisor::{Cpu, DeliveryMode, Kick};
 use crate::machine::config::MachineConfig;
 use crate::output::Emission;
 use crate::roles::replay::{Divergence, ReplayError, Replayer, describe_end};
