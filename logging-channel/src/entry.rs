@@ -156,6 +156,8 @@ pub enum EndReason {
     Stopped,
     /// Recording stopped at a limit the user set (`--exits`, `--seconds`).
     Limit,
+    /// The guest executed HLT with interrupts off: it stopped itself.
+    Halted,
 }
 
 /// A piece of a micro-checkpoint or of a state record (PROTOCOL 4): applied only whole and checksummed.

@@ -1,1 +1,78 @@
-//! .
+//! Tests of the whole, and what they share.
+//!
+//! [`nested`] boots machines with `/dev/kvm` where there is none. [`kvm_test!`] declares a test that needs KVM: it runs
+//! here if this machine has a KVM that works, and otherwise by itself in a nested host. Either way it runs, or fails
+//! saying what is missing; it never passes unrun. The emulated machine is slow, so tests scale the times they wait for
+//! with [`scaled`], and find the program under test with [`ftvm`].
+
+pub mod kvm;
+pub mod nested;
+pub mod pair;
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How much slower the nested host may be than a machine with KVM. Its exits cost about the same as a software KVM's,
+/// but a signal can take 7.5 ms to reach its vCPU, and its Linux guests take 10 s to boot.
+const NESTED_TIME_FACTOR: u32 = 10;
+
+/// By how much a time that a test waits for is to be multiplied: 1 on this machine's KVM, more in a nested host.
+pub fn time_factor() -> u32 {
+    if kvm::inside_nested_host() {
+        NESTED_TIME_FACTOR
+    } else {
+        1
+    }
+}
+
+/// A time that a test waits for, stated for a machine with KVM, as it should be here.
+pub fn scaled(time: Duration) -> Duration {
+    time * time_factor()
+}
+
+/// The `ftvm` program under test: `$FTVM_BIN`, or what cargo built beside this test.
+///
+/// # Errors
+/// Fails when it is not there; the error says how to build it.
+pub fn ftvm() -> Result<PathBuf, String> {
+    let given = env::var_os(kvm::FTVM_BIN).map(PathBuf::from);
+    let beside = || Some(profile_folder(&env::current_exe().ok()?)?.join("ftvm"));
+    let found = given
+        .or_else(beside)
+        .ok_or("this test was not built by cargo; set FTVM_BIN to the ftvm program")?;
+    if found.is_file() {
+        return Ok(found);
+    }
+    let release = if found.components().any(|part| part.as_os_str() == "debug") {
+        ""
+    } else {
+        " --release"
+    };
+    Err(format!(
+        "the program under test is not at {}: build it with `cargo build{release} -p vmm --bin ftvm`, or set FTVM_BIN",
+        found.display()
+    ))
+}
+
+/// `…/release` for `…/release/deps/test-0123` and for `…/release/program`.
+fn profile_folder(executable: &Path) -> Option<&Path> {
+    let folder = executable.parent()?;
+    if folder.ends_with("deps") {
+        folder.parent()
+    } else {
+        Some(folder)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_program_is_beside_tests_and_programs() {
+        for executable in ["/t/release/deps/test-01", "/t/release/nested-host"] {
+            assert_eq!(profile_folder(Path::new(executable)), Some(Path::new("/t/release")));
+        }
+    }
+}

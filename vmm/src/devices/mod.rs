@@ -4,6 +4,28 @@
 //! or has just logged. What a device wants from outside leaves as an [`Effect`]; what comes back arrives as an
 //! [`Input`](logging_channel::entry::Input) at a numbered exit.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+mod chipset;
+mod config;
+mod i8042;
+mod pci;
+mod pic;
+mod pit;
+mod pm_timer;
+mod power;
+mod rtc;
+#[cfg(test)]
+mod testing;
+mod timebase;
+mod uart;
+mod virtio;
+
+pub use chipset::{Access, ApplyError, BadState, Chipset, ChipsetState, Direction, RestoreError};
+pub use config::{ConfigError, DiskAccess, DiskConfig, NicConfig, PlatformConfig};
+
+pub use virtio::Fault;
+
 use logging_channel::entry::ConsolePort;
 use shared_disk::request::DiskRequest;
 
@@ -14,7 +36,7 @@ use crate::hypervisor::GuestMemory;
 pub struct Env<'a> {
     /// Guest RAM, written only through its accessors.
     pub memory: &'a GuestMemory,
-    /// The virtual clock in nanoseconds. Fresh only where `Chipset::needs_clock` asked for it or the input is a clock.
+    /// The virtual clock in nanoseconds. Fresh only where `Chipset::access_needs_clock` asked for it or the input is a clock.
     pub now: u64,
     /// What leaves the machine, in order.
     pub effects: &'a mut Vec<Effect>,

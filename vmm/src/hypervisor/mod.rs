@@ -88,6 +88,18 @@ pub enum DeliveryMode {
     WindowStiStep,
 }
 
+impl DeliveryMode {
+    /// The mode's name, as users and the handshake see it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            DeliveryMode::None => "none",
+            DeliveryMode::Window => "window",
+            DeliveryMode::WindowStiStep => "window+sti-step",
+        }
+    }
+}
+
 /// What a hypervisor call can answer. Text is for the user.
 #[derive(Debug, thiserror::Error)]
 pub enum CpuError {

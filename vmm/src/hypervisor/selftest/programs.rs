@@ -362,6 +362,7 @@ unsafe extern "C" {
 impl Program {
     /// Guest address of the first instruction.
     #[must_use]
+    #[inline(never)]
     pub fn address(self) -> u64 {
         guest_address(match self {
             Program::Loop => &raw const ftvm_tiny_loop,
@@ -388,6 +389,7 @@ impl Program {
 impl Label {
     /// Its guest address.
     #[must_use]
+    #[inline(never)]
     pub fn address(self) -> u64 {
         guest_address(match self {
             Label::StartKernel => &raw const ftvm_tiny_start_kernel,
@@ -403,12 +405,17 @@ impl Label {
     }
 }
 
+#[inline(never)]
 fn guest_address(symbol: *const u8) -> u64 {
     CODE + (symbol.addr() - (&raw const ftvm_tiny_begin).addr()) as u64
 }
 
 /// The code, to be loaded at [`CODE`].
+///
+/// Never inlined, like all that names its symbols: an object file with nothing but `global_asm!` in it is left out of a
+/// program that links this library.
 #[must_use]
+#[inline(never)]
 pub fn code() -> &'static [u8] {
     let begin = &raw const ftvm_tiny_begin;
     let len = (&raw const ftvm_tiny_end).addr() - begin.addr();

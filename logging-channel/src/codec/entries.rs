@@ -1,0 +1,375 @@
+//! Log entries as bytes: a tag, then differences to the entries before it in the same frame.
+//!
+//! All differences start at zero with each frame, so that every frame decodes alone: its first entry carries the whole
+//! number. A difference is taken modulo 2^64; what the codec is given it gives back, whatever its order. Whether
+//! positions really grow is `flow`'s business.
+//!
+//! | tag | entry | fields |
+//! |---|---|---|
+//! | 1 | Input::Clock | +exit, +clock |
+//! | 2 | Input::NetRx | +exit, nic, frame |
+//! | 3 | Input::DiskDone | +exit, disk, id, status, data |
+//! | 4 | Input::ConsoleRx | +exit, port, bytes |
+//! | 5 | Input::Entropy | +exit, bytes |
+//! | 6 | Mark | +exit, k, digest (8), +outputs, +sent, parts, 18 registers (8 each)?, memory hash (8)? |
+//! | 7 | Released | +through |
+//! | 8 | Checkpoint | +exit, k, chunk |
+//! | 9 | Checks | +from (to the end of the checks before), bytes |
+//! | 10 | End | +exit, k, reason |
+//!
+//! `+x` is a varint difference, a name alone a varint or one byte, `(n)` fixed little-endian, bytes have a varint length.
+
+use super::bytes::{Cursor, Malformed, put_blob, put_varint};
+use crate::entry::{
+    Chunk, ConsolePort, Digest, DiskStatus, EndReason, ExitSeq, Input, LogEntry, Mark, OutputSeq, Position,
+    RegisterFile,
+};
+
+/// The most data one entry or chunk may carry, in bytes: several times what a guest's block driver asks for at once.
+/// Devices must refuse larger requests; checkpoints and records are split.
+pub const MAX_DATA_BYTES: usize = 4 << 20;
+
+/// The most entries in a frame: decoded, an entry of two bytes takes up to a hundred, so payload length alone would
+/// not bound memory.
+pub const MAX_ENTRIES: usize = 1 << 16;
+
+const CLOCK: u8 = 1;
+const NET_RX: u8 = 2;
+const DISK_DONE: u8 = 3;
+const CONSOLE_RX: u8 = 4;
+const ENTROPY: u8 = 5;
+const MARK: u8 = 6;
+const RELEASED: u8 = 7;
+const CHECKPOINT: u8 = 8;
+const CHECKS: u8 = 9;
+const END: u8 = 10;
+
+const WITH_REGISTERS: u8 = 1;
+const WITH_MEMORY_HASH: u8 = 2;
+
+/// What the differences refer to: the entry before, field by field. Zero at a frame's start.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Base {
+    exit: u64,
+    clock: u64,
+    outputs: u64,
+    released: u64,
+    sent: u64,
+    checks: u64,
+}
+
+/// Writes `value` as its difference to `base`, which becomes `value`.
+#[inline]
+fn put_step(out: &mut Vec<u8>, base: &mut u64, value: u64) {
+    put_varint(out, value.wrapping_sub(*base));
+    *base = value;
+}
+
+#[inline]
+fn read_step(from: &mut Cursor<'_>, base: &mut u64, expected: &'static str) -> Result<u64, Malformed> {
+    *base = base.wrapping_add(from.varint(expected)?);
+    Ok(*base)
+}
+
+impl Base {
+    /// Appends `entry`. The caller has checked its data against [`MAX_DATA_BYTES`].
+    pub(super) fn put(&mut self, out: &mut Vec<u8>, entry: &LogEntry) {
+        match entry {
+            LogEntry::Input { at, input } => self.put_input(out, at.0, input),
+            LogEntry::Mark(mark) => self.put_mark(out, mark),
+            LogEntry::Released { through } => {
+                out.push(RELEASED);
+                put_step(out, &mut self.released, through.0);
+            }
+            LogEntry::Checkpoint { at, chunk } => {
+                self.put_position(out, CHECKPOINT, *at);
+                put_chunk(out, chunk);
+            }
+            LogEntry::Checks { from, bytes } => {
+                out.push(CHECKS);
+                put_step(out, &mut self.checks, from.0);
+                self.checks = self.checks.wrapping_add(bytes.len() as u64);
+                put_blob(out, bytes);
+            }
+            LogEntry::End { at, reason } => {
+                self.put_position(out, END, *at);
+                put_reason(out, reason);
+            }
+        }
+    }
+
+    fn put_position(&mut self, out: &mut Vec<u8>, tag: u8, at: Position) {
+        out.push(tag);
+        put_step(out, &mut self.exit, at.exit.0);
+        put_varint(out, u64::from(at.k));
+    }
+
+    fn put_input(&mut self, out: &mut Vec<u8>, exit: u64, input: &Input) {
+        out.push(match input {
+            Input::Clock(_) => CLOCK,
+            Input::NetRx { .. } => NET_RX,
+            Input::DiskDone { .. } => DISK_DONE,
+            Input::ConsoleRx { .. } => CONSOLE_RX,
+            Input::Entropy { .. } => ENTROPY,
+        });
+        put_step(out, &mut self.exit, exit);
+        match input {
+            Input::Clock(ns) => put_step(out, &mut self.clock, *ns),
+            Input::NetRx { nic, frame } => {
+                out.push(*nic);
+                put_blob(out, frame);
+            }
+            Input::DiskDone { disk, id, status, data } => {
+                out.push(*disk);
+                put_varint(out, *id);
+                out.push(match status {
+                    DiskStatus::Ok => 0,
+                    DiskStatus::IoError => 1,
+                    DiskStatus::Unsupported => 2,
+                });
+                put_blob(out, data);
+            }
+            Input::ConsoleRx { port, bytes } => {
+                out.push(match port {
+                    ConsolePort::Serial => 0,
+                    ConsolePort::Virtio => 1,
+                });
+                put_blob(out, bytes);
+            }
+            Input::Entropy { bytes } => put_blob(out, bytes),
+        }
+    }
+
+    fn put_mark(&mut self, out: &mut Vec<u8>, mark: &Mark) {
+        self.put_position(out, MARK, mark.at);
+        out.extend_from_slice(&mark.digest.0.to_le_bytes());
+        put_step(out, &mut self.outputs, mark.outputs.0);
+        put_step(out, &mut self.sent, mark.sent_ns);
+        let registers = mark.registers.as_ref().map_or(0, |_| WITH_REGISTERS);
+        let memory_hash = mark.memory_hash.map_or(0, |_| WITH_MEMORY_HASH);
+        out.push(registers | memory_hash);
+        for register in mark.registers.iter().flat_map(|file| file.iter()) {
+            out.extend_from_slice(&register.to_le_bytes());
+        }
+        if let Some(hash) = mark.memory_hash {
+            out.extend_from_slice(&hash.to_le_bytes());
+        }
+    }
+
+    /// Reads one entry.
+    pub(super) fn read(&mut self, from: &mut Cursor<'_>) -> Result<LogEntry, Malformed> {
+        let start = from.at();
+        let tag = from.byte("a log entry's tag")?;
+        Ok(match tag {
+            CLOCK..=ENTROPY => LogEntry::Input {
+                at: ExitSeq(read_step(from, &mut self.exit, "an input's exit")?),
+                input: self.read_input(from, tag)?,
+            },
+            MARK => LogEntry::Mark(self.read_mark(from)?),
+            RELEASED => LogEntry::Released {
+                through: OutputSeq(read_step(from, &mut self.released, "a released output's number")?),
+            },
+            CHECKPOINT => LogEntry::Checkpoint {
+                at: self.read_position(from)?,
+                chunk: read_chunk(from)?,
+            },
+            CHECKS => {
+                let first = read_step(from, &mut self.checks, "the first checked exit")?;
+                let bytes = from.blob(MAX_DATA_BYTES, "check bytes")?;
+                self.checks = self.checks.wrapping_add(bytes.len() as u64);
+                LogEntry::Checks {
+                    from: ExitSeq(first),
+                    bytes: bytes.to_vec(),
+                }
+            }
+            END => LogEntry::End {
+                at: self.read_position(from)?,
+                reason: read_reason(from)?,
+            },
+            other => {
+                return Err(Cursor::malformed(
+                    start,
+                    "a log entry's tag (1 to 10)",
+                    other.to_string(),
+                ));
+            }
+        })
+    }
+
+    fn read_position(&mut self, from: &mut Cursor<'_>) -> Result<Position, Malformed> {
+        Ok(Position {
+            exit: ExitSeq(read_step(from, &mut self.exit, "a position's exit")?),
+            k: from.varint32("a position's input count")?,
+        })
+    }
+
+    fn read_input(&mut self, from: &mut Cursor<'_>, tag: u8) -> Result<Input, Malformed> {
+        Ok(match tag {
+            CLOCK => Input::Clock(read_step(from, &mut self.clock, "a clock value")?),
+            NET_RX => Input::NetRx {
+                nic: from.byte("a network card's number")?,
+                frame: from.blob(MAX_DATA_BYTES, "an Ethernet frame")?.to_vec(),
+            },
+            DISK_DONE => Input::DiskDone {
+                disk: from.byte("a disk's number")?,
+                id: from.varint("a disk request's id")?,
+                status: read_status(from)?,
+                data: from.blob(MAX_DATA_BYTES, "what a disk read brought")?.to_vec(),
+            },
+            CONSOLE_RX => Input::ConsoleRx {
+                port: read_port(from)?,
+                bytes: from.blob(MAX_DATA_BYTES, "console bytes")?.to_vec(),
+            },
+            _ => Input::Entropy {
+                bytes: from.blob(MAX_DATA_BYTES, "entropy")?.to_vec(),
+            },
+        })
+    }
+
+    fn read_mark(&mut self, from: &mut Cursor<'_>) -> Result<Mark, Malformed> {
+        let at = self.read_position(from)?;
+        let digest = Digest(from.word64("a digest")?);
+        let outputs = OutputSeq(read_step(from, &mut self.outputs, "a mark's output number")?);
+        let sent_ns = read_step(from, &mut self.sent, "a mark's send time")?;
+        let start = from.at();
+        let parts = from.byte("a mark's parts")?;
+        if parts & !(WITH_REGISTERS | WITH_MEMORY_HASH) != 0 {
+            return Err(Cursor::malformed(start, "a mark's parts (0 to 3)", parts.to_string()));
+        }
+        let registers = if parts & WITH_REGISTERS == 0 {
+            None
+        } else {
+            Some(read_registers(from)?)
+        };
+        let memory_hash = if parts & WITH_MEMORY_HASH == 0 {
+            None
+        } else {
+            Some(from.word64("a memory hash")?)
+        };
+        Ok(Mark {
+            at,
+            digest,
+            outputs,
+            sent_ns,
+            registers,
+            memory_hash,
+        })
+    }
+}
+
+fn read_registers(from: &mut Cursor<'_>) -> Result<Box<RegisterFile>, Malformed> {
+    let mut registers = Box::new(RegisterFile::default());
+    for register in registers.iter_mut() {
+        *register = from.word64("a register")?;
+    }
+    Ok(registers)
+}
+
+fn read_status(from: &mut Cursor<'_>) -> Result<DiskStatus, Malformed> {
+    let start = from.at();
+    match from.byte("a disk status")? {
+        0 => Ok(DiskStatus::Ok),
+        1 => Ok(DiskStatus::IoError),
+        2 => Ok(DiskStatus::Unsupported),
+        other => Err(Cursor::malformed(start, "a disk status (0 to 2)", other.to_string())),
+    }
+}
+
+fn read_port(from: &mut Cursor<'_>) -> Result<ConsolePort, Malformed> {
+    let start = from.at();
+    match from.byte("a console port")? {
+        0 => Ok(ConsolePort::Serial),
+        1 => Ok(ConsolePort::Virtio),
+        other => Err(Cursor::malformed(start, "a console port (0 or 1)", other.to_string())),
+    }
+}
+
+fn put_reason(out: &mut Vec<u8>, reason: &EndReason) {
+    match reason {
+        EndReason::PowerOff { status } => out.extend_from_slice(&[0, *status]),
+        EndReason::Reset => out.push(1),
+        EndReason::GuestFailure { what } => {
+            out.push(2);
+            put_blob(out, what.as_bytes());
+        }
+        EndReason::Stopped => out.push(3),
+        EndReason::Limit => out.push(4),
+        EndReason::Halted => out.push(5),
+    }
+}
+
+fn read_reason(from: &mut Cursor<'_>) -> Result<EndReason, Malformed> {
+    let start = from.at();
+    Ok(match from.byte("an end's reason")? {
+        0 => EndReason::PowerOff {
+            status: from.byte("a power-off status")?,
+        },
+        1 => EndReason::Reset,
+        2 => {
+            let start = from.at();
+            let bytes = from.blob(MAX_DATA_BYTES, "a failure's description")?;
+            let what = std::str::from_utf8(bytes)
+                .map_err(|error| Cursor::malformed(start, "a failure's description in UTF-8", error.to_string()))?;
+            EndReason::GuestFailure { what: what.to_owned() }
+        }
+        3 => EndReason::Stopped,
+        4 => EndReason::Limit,
+        5 => EndReason::Halted,
+        other => return Err(Cursor::malformed(start, "an end's reason (0 to 5)", other.to_string())),
+    })
+}
+
+/// Appends a chunk: total, offset, CRC (4), bytes.
+pub(super) fn put_chunk(out: &mut Vec<u8>, chunk: &Chunk) {
+    put_varint(out, chunk.total);
+    put_varint(out, chunk.offset);
+    out.extend_from_slice(&chunk.crc.to_le_bytes());
+    put_blob(out, &chunk.bytes);
+}
+
+pub(super) fn read_chunk(from: &mut Cursor<'_>) -> Result<Chunk, Malformed> {
+    Ok(Chunk {
+        total: from.varint("a record's length")?,
+        offset: from.varint("a chunk's offset")?,
+        crc: from.word32("a record's checksum")?,
+        bytes: from.blob(MAX_DATA_BYTES, "a chunk's bytes")?.to_vec(),
+    })
+}
+
+/// The longest byte string in `entry`.
+pub fn data_bytes(entry: &LogEntry) -> usize {
+    match entry {
+        LogEntry::Input { input, .. } => match input {
+            Input::Clock(_) => 0,
+            Input::NetRx { frame, .. } => frame.len(),
+            Input::DiskDone { data, .. } => data.len(),
+            Input::ConsoleRx { bytes, .. } | Input::Entropy { bytes } => bytes.len(),
+        },
+        LogEntry::Mark(_) | LogEntry::Released { .. } => 0,
+        LogEntry::Checkpoint { chunk, .. } => chunk.bytes.len(),
+        LogEntry::Checks { bytes, .. } => bytes.len(),
+        LogEntry::End { reason, .. } => match reason {
+            EndReason::GuestFailure { what } => what.len(),
+            _ => 0,
+        },
+    }
+}
+
+/// Reads a log payload: the frame's number, then entries to its end.
+pub(super) fn read_log(payload: &[u8]) -> Result<(u64, Vec<LogEntry>), Malformed> {
+    let mut from = Cursor::new(payload);
+    let number = from.varint("a log frame's number")?;
+    let mut base = Base::default();
+    let mut entries = Vec::new();
+    while !from.is_empty() {
+        if entries.len() == MAX_ENTRIES {
+            return Err(Cursor::malformed(
+                from.at(),
+                "at most 65536 entries in a frame",
+                "one more",
+            ));
+        }
+        entries.push(base.read(&mut from)?);
+    }
+    Ok((number, entries))
+}

@@ -1,0 +1,27 @@
+//! Bytes: what a message, a log entry or a record looks like on the wire and on disk.
+//!
+//! This is the only module that names bincode (unmaintained since RUSTSEC-2025-0141): whoever replaces it changes
+//! `general` and nothing else. Bulk and the hot path (log entries, chunks) are written by hand in `entries`, because
+//! there a byte counts: positions, clocks and send times are differences to the one before, within a frame.
+//! Everything travels in frames with a fixed header and CRC-32C, and every byte read here is hostile until it has been
+//! decoded: lengths are checked before anything is allocated for them. `golden.txt` pins the bytes, so that a change of
+//! the format fails a test rather than a customer's log.
+
+mod bytes;
+mod decoder;
+mod encoder;
+mod entries;
+mod frame;
+mod general;
+#[cfg(test)]
+mod golden;
+#[cfg(test)]
+pub(crate) mod samples;
+
+pub use bytes::Malformed;
+pub use decoder::{Frame, FrameDecoder, READ_CHUNK, RawFrame, decode_heartbeat};
+pub use encoder::{EncodeError, FrameEncoder, LogBatch};
+pub use entries::data_bytes;
+pub use entries::{MAX_DATA_BYTES, MAX_ENTRIES};
+pub use frame::{FRAME_VERSION, FrameError, FrameFault, FrameKind, HEADER_BYTES, MAX_PAYLOAD};
+pub use general::{CodecError, from_bytes, to_bytes};

@@ -1,0 +1,21 @@
+//! The flow of the log, as pure functions of what arrives and what time it is.
+//!
+//! - [`Horizon`]: how far a log reaches, on either side and in files.
+//! - [`Inbox`]: the backup's side; what it holds and what it may ack.
+//! - [`AckTracker`]: the primary's side; what is acked, how long it took, how far behind the backup executes.
+//! - [`Lease`], [`LeaseWait`]: until when the primary may release, and from when the backup may go live.
+//!
+//! Times are nanoseconds of the caller's own CLOCK_BOOTTIME, never compared across hosts: an echo brings a time back to
+//! the clock it came from.
+
+mod acks;
+mod horizon;
+mod inbox;
+mod lease;
+#[cfg(test)]
+mod tests;
+
+pub use acks::{AckError, AckTracker, MAX_TRACKED_FRAMES, OldestUnacked};
+pub use horizon::{Horizon, OrderError};
+pub use inbox::{Discarded, Inbox, InboxError, Pressure};
+pub use lease::{Lease, LeaseError, LeaseWait};

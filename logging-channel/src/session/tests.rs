@@ -1,0 +1,493 @@
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
+
+use super::*;
+use crate::chunk::{CHUNK_BYTES, split};
+use crate::entry::{Chunk, Digest, OutputSeq, Position};
+use crate::message::{Grant, Join, PROTOCOL_VERSION, Welcome};
+use crate::transport::{Backoff, FrameStream, TcpFrames, connect};
+
+const PRIMARY: Incarnation = Incarnation(1);
+const BACKUP: Incarnation = Incarnation(2);
+const G: Generation = Generation(4);
+const SOON: Duration = Duration::from_secs(5);
+
+fn offer() -> Offer {
+    Offer {
+        welcome: Welcome {
+            version: PROTOCOL_VERSION,
+            guest: 9,
+            generation: G,
+            owner: PRIMARY,
+            nonce_name: "nonce-1".into(),
+            config: vec![1, 2],
+            detection_ns: 60_000_000,
+            lease_ns: 40_000_000,
+            patience_ns: 5_000_000,
+        },
+        delivery_mode: "window".into(),
+        nonce: vec![7; 16],
+        host: "host-a".into(),
+    }
+}
+
+fn hello() -> Join {
+    Join {
+        version: PROTOCOL_VERSION,
+        incarnation: BACKUP,
+        delivery_modes: vec!["none".into(), "window".into()],
+        host: "host-b".into(),
+    }
+}
+
+fn grant() -> Grant {
+    Grant {
+        generation: G,
+        incarnation: BACKUP,
+        at: Position::default(),
+        digest: Digest::default(),
+        outputs: OutputSeq(0),
+    }
+}
+
+fn proof() -> Message {
+    Message::Proof { nonce: vec![7; 16] }
+}
+
+fn refuse(reason: &str) -> Message {
+    Message::Refuse { reason: reason.into() }
+}
+
+fn client() -> JoinClient {
+    JoinClient::new(hello(), 1 << 20)
+}
+
+/// A client that has proved and waits for the state.
+fn proved() -> JoinClient {
+    let mut client = client();
+    client.on_message(G, Message::Welcome(offer().welcome)).unwrap();
+    client.prove(vec![7; 16]);
+    client
+}
+
+mod primary {
+    use super::*;
+
+    fn after_join(join: Join) -> Result<ServerStep, SessionError> {
+        JoinServer::new(offer()).on_message(Message::Join(join))
+    }
+
+    #[test]
+    fn a_fitting_backup_is_welcomed_then_accepted_by_its_proof() {
+        let mut server = JoinServer::new(offer());
+        let step = server.on_message(Message::Join(hello())).unwrap();
+        assert_eq!(step, ServerStep::Send(Message::Welcome(offer().welcome)));
+        let candidate = Candidate {
+            incarnation: BACKUP,
+            host: "host-b".into(),
+            placement: Placement::OtherHost,
+        };
+        assert_eq!(server.on_message(proof()).unwrap(), ServerStep::Accepted(candidate));
+        assert!(
+            server.on_message(proof()).is_err(),
+            "no second backup on this handshake"
+        );
+    }
+
+    #[test]
+    fn a_backup_on_the_same_host_is_allowed_and_said() {
+        let mut server = JoinServer::new(offer());
+        let host = "host-a".into();
+        server.on_message(Message::Join(Join { host, ..hello() })).unwrap();
+        let ServerStep::Accepted(candidate) = server.on_message(proof()).unwrap() else {
+            panic!("not accepted")
+        };
+        assert_eq!(candidate.placement, Placement::SameHost);
+    }
+
+    #[test]
+    fn each_misfit_is_refused_by_name() {
+        let version = after_join(Join { version: 2, ..hello() }).unwrap_err();
+        assert!(version.to_string().contains("version 2, expected 1"), "{version}");
+        let delivery_modes = vec!["none".into(), "ev\u{1b}il".into()];
+        let mode = after_join(Join {
+            delivery_modes,
+            ..hello()
+        })
+        .unwrap_err();
+        assert!(
+            mode.to_string().contains("`window`") && mode.to_string().ends_with("none, ev?il"),
+            "{mode}"
+        );
+        let incarnation = PRIMARY;
+        let same = after_join(Join { incarnation, ..hello() }).unwrap_err();
+        assert!(matches!(same, SessionError::SameIncarnation(PRIMARY)), "{same}");
+        for error in [version, mode, same] {
+            assert_eq!(error.refusal(), Some(refuse(&error.to_string())));
+        }
+    }
+
+    #[test]
+    fn a_wrong_an_empty_and_an_early_proof_are_refused() {
+        for nonce in [vec![7; 15], vec![8; 16], vec![]] {
+            let mut server = JoinServer::new(offer());
+            server.on_message(Message::Join(hello())).unwrap();
+            let error = server.on_message(Message::Proof { nonce }).unwrap_err();
+            assert!(matches!(error, SessionError::WrongNonce { .. }), "{error}");
+            assert!(server.on_message(proof()).is_err(), "one try only");
+        }
+        let mut empty = JoinServer::new(Offer {
+            nonce: vec![],
+            ..offer()
+        });
+        empty.on_message(Message::Join(hello())).unwrap();
+        assert!(empty.on_message(Message::Proof { nonce: vec![] }).is_err());
+        let error = JoinServer::new(offer()).on_message(proof()).unwrap_err();
+        assert_eq!(error.to_string(), "expected a Join message, found a Proof message");
+    }
+
+    #[test]
+    fn every_message_out_of_place_is_refused_in_every_state() {
+        for (name, message) in crate::codec::samples::messages() {
+            let mut fresh = JoinServer::new(offer());
+            assert_eq!(fresh.on_message(message.clone()).is_ok(), name == "join", "{name}");
+            let mut joined = JoinServer::new(offer());
+            joined.on_message(Message::Join(hello())).unwrap();
+            assert!(
+                joined.on_message(message).is_err(),
+                "{name}: the sample proof is a wrong one"
+            );
+        }
+    }
+}
+
+mod backup {
+    use super::*;
+
+    fn after_welcome(change: impl FnOnce(&mut Welcome)) -> Result<ClientStep, SessionError> {
+        let mut welcome = offer().welcome;
+        change(&mut welcome);
+        client().on_message(G, Message::Welcome(welcome))
+    }
+
+    #[test]
+    fn it_takes_whole_records_then_the_grant() {
+        let mut client = proved();
+        let record = vec![3; CHUNK_BYTES + 1];
+        let mut chunks = split(&record).map(Message::State);
+        assert_eq!(client.on_message(G, chunks.next().unwrap()).unwrap(), ClientStep::Wait);
+        assert_eq!(
+            client.on_message(G, chunks.next().unwrap()).unwrap(),
+            ClientStep::Record(record.clone())
+        );
+        assert_eq!(
+            client.on_message(G, Message::Grant(grant())).unwrap(),
+            ClientStep::Granted(grant())
+        );
+        assert!(client.on_message(G, Message::Grant(grant())).is_err());
+    }
+
+    #[test]
+    fn a_primary_that_does_not_fit_is_refused_by_name() {
+        let version = after_welcome(|welcome| welcome.version = 9).unwrap_err();
+        assert!(matches!(version, SessionError::Version { found: 9, .. }), "{version}");
+        let same = after_welcome(|welcome| welcome.owner = BACKUP).unwrap_err();
+        assert!(matches!(same, SessionError::SameIncarnation(BACKUP)), "{same}");
+        for (lease, fits) in [(0, false), (1, true), (60_000_000, true), (60_000_001, false)] {
+            assert_eq!(
+                after_welcome(|welcome| welcome.lease_ns = lease).is_ok(),
+                fits,
+                "{lease}"
+            );
+        }
+        assert!(matches!(after_welcome(|_| {}), Ok(ClientStep::Prove(_))));
+    }
+
+    #[test]
+    fn it_reads_no_file_outside_the_shared_directory_for_the_primary() {
+        let long = "x".repeat(256);
+        for name in [
+            "",
+            ".",
+            "..",
+            "../gen-1",
+            "/etc/passwd",
+            "a/b",
+            "a\0",
+            "a b",
+            ".hidden",
+            long.as_str(),
+        ] {
+            let error = after_welcome(|welcome| welcome.nonce_name = name.into()).unwrap_err();
+            assert!(matches!(error, SessionError::NonceName { .. }), "{name}: {error}");
+        }
+        assert!(after_welcome(|welcome| welcome.nonce_name = "nonce-2.a_b".into()).is_ok());
+    }
+
+    #[test]
+    fn a_grant_needs_a_whole_state_the_right_backup_and_generation() {
+        let attempt = |chunks: usize, generation, grant| {
+            let mut client = proved();
+            for chunk in split(&[3; CHUNK_BYTES + 1]).take(chunks) {
+                client.on_message(G, Message::State(chunk)).unwrap();
+            }
+            client.on_message(generation, Message::Grant(grant))
+        };
+        assert!(attempt(2, G, grant()).is_ok());
+        assert!(matches!(attempt(0, G, grant()), Err(SessionError::GrantTooEarly)));
+        assert!(matches!(attempt(1, G, grant()), Err(SessionError::GrantTooEarly)));
+        // One record whole, of the next only a part: the state is the next one.
+        let mut client = proved();
+        for chunk in split(&[1]).chain(split(&[3; CHUNK_BYTES + 1]).take(1)) {
+            client.on_message(G, Message::State(chunk)).unwrap();
+        }
+        assert!(matches!(
+            client.on_message(G, Message::Grant(grant())),
+            Err(SessionError::GrantTooEarly)
+        ));
+        let incarnation = PRIMARY;
+        let other = attempt(2, G, Grant { incarnation, ..grant() });
+        assert!(matches!(other, Err(SessionError::GrantForAnother { .. })));
+        let generation = Generation(5);
+        let newer = Grant { generation, ..grant() };
+        assert!(
+            attempt(2, generation, newer.clone()).is_ok(),
+            "the primary advances G before it grants again"
+        );
+        assert!(matches!(
+            attempt(2, G, newer),
+            Err(SessionError::GrantGeneration { .. })
+        ));
+        let generation = Generation(3);
+        let older = Grant { generation, ..grant() };
+        assert!(matches!(
+            attempt(2, generation, older),
+            Err(SessionError::GrantGeneration { .. })
+        ));
+    }
+
+    #[test]
+    fn a_damaged_or_oversized_state_is_refused() {
+        let chunk = |change: fn(&mut Chunk)| {
+            let mut chunk = split(&[1, 2, 3]).next().unwrap();
+            change(&mut chunk);
+            proved().on_message(G, Message::State(chunk))
+        };
+        assert!(matches!(chunk(|_| {}), Ok(ClientStep::Record(_))));
+        assert!(matches!(
+            chunk(|chunk| chunk.bytes[0] ^= 1),
+            Err(SessionError::State(_))
+        ));
+        assert!(matches!(chunk(|chunk| chunk.total = 1 << 20), Ok(ClientStep::Wait)));
+        assert!(matches!(
+            chunk(|chunk| chunk.total = (1 << 20) + 1),
+            Err(SessionError::State(_))
+        ));
+    }
+
+    #[test]
+    fn a_refusal_is_shown_fit_for_a_terminal_and_not_answered() {
+        let reason = format!("\u{1b}[2Jno\n{}", "x".repeat(1000));
+        for mut client in [client(), proved()] {
+            let error = client.on_message(G, refuse(&reason)).unwrap_err();
+            let text = error.to_string();
+            assert!(
+                text.starts_with("the other side refuses: ?[2Jno?xxx") && text.len() < 500,
+                "{text}"
+            );
+            assert_eq!(error.refusal(), None);
+        }
+    }
+
+    #[test]
+    fn every_message_out_of_place_is_refused_in_every_state() {
+        for (name, message) in crate::codec::samples::messages() {
+            assert_eq!(
+                client().on_message(G, message.clone()).is_ok(),
+                name == "welcome",
+                "{name}"
+            );
+            assert!(
+                proved().on_message(G, message.clone()).is_err(),
+                "{name}: samples are no whole state"
+            );
+            let mut proving = client();
+            proving.on_message(G, Message::Welcome(offer().welcome)).unwrap();
+            assert!(proving.on_message(G, message).is_err(), "{name}");
+        }
+    }
+}
+
+mod connected {
+    use super::*;
+
+    async fn good_nonce(_: &Welcome) -> Result<Vec<u8>, String> {
+        Ok(vec![7; 16])
+    }
+
+    async fn listening() -> (TcpListener, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        (listener, address)
+    }
+
+    #[tokio::test]
+    async fn a_backup_joins_and_takes_over_the_state() {
+        let (listener, address) = listening().await;
+        let primary = tokio::spawn(async move {
+            let (mut stream, candidate) = accept_backup(&listener, SOON, offer).await;
+            for chunk in split(&vec![5; 3 * CHUNK_BYTES]) {
+                stream.send(G, &Message::State(chunk)).await.unwrap();
+            }
+            stream.send(G, &Message::Grant(grant())).await.unwrap();
+            candidate
+        });
+        let mut stream = connect(&address, Backoff::default()).await.unwrap();
+        let mut client = client();
+        assert_eq!(
+            join(&mut stream, &mut client, SOON, good_nonce).await.unwrap(),
+            offer().welcome
+        );
+        let mut records = 0;
+        loop {
+            match next_step(&mut stream, &mut client, SOON).await.unwrap() {
+                ClientStep::Wait => {}
+                ClientStep::Record(record) => records += record.len(),
+                ClientStep::Granted(found) => break assert_eq!(found, grant()),
+                ClientStep::Prove(_) => panic!("proved already"),
+            }
+        }
+        assert_eq!(records, 3 * CHUNK_BYTES);
+        assert_eq!(primary.await.unwrap().incarnation, BACKUP);
+    }
+
+    #[tokio::test]
+    async fn both_sides_learn_why_there_is_no_session() {
+        let wrong = async |_: &Welcome| Ok(vec![0; 16]);
+        let complains = async |_: &Welcome| Err("4 GiB of RAM do not fit this host".to_owned());
+        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        let (mut ours, mut theirs) = (FrameStream::new(ours, "backup"), FrameStream::new(theirs, "primary"));
+        let mut backup = client();
+        let (primary, joined) = tokio::join!(
+            serve_join(&mut ours, JoinServer::new(offer()), SOON),
+            join(&mut theirs, &mut backup, SOON, wrong)
+        );
+        joined.unwrap();
+        let told = next_step(&mut theirs, &mut backup, SOON).await.unwrap_err().to_string();
+        assert_eq!(told, format!("the other side refuses: {}", primary.unwrap_err()));
+
+        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        let (mut ours, mut theirs) = (FrameStream::new(ours, "backup"), FrameStream::new(theirs, "primary"));
+        let mut backup = client();
+        let (primary, joined) = tokio::join!(
+            serve_join(&mut ours, JoinServer::new(offer()), SOON),
+            join(&mut theirs, &mut backup, SOON, complains)
+        );
+        assert_eq!(joined.unwrap_err().to_string(), "4 GiB of RAM do not fit this host");
+        assert!(matches!(primary.unwrap_err(), SessionError::Refused { reason } if reason.starts_with("4 GiB")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_stalls_is_given_up_on_either_side() {
+        let (ours, mut theirs) = tokio::io::duplex(1 << 16);
+        let mut stream = FrameStream::new(ours, "them");
+        theirs.write_all(b"FT\x01").await.unwrap();
+        let start = Instant::now();
+        let error = serve_join(&mut stream, JoinServer::new(offer()), SOON)
+            .await
+            .unwrap_err();
+        assert!(matches!(error, SessionError::TimedOut { .. }), "{error}");
+        assert_eq!(start.elapsed(), SOON);
+
+        let (ours, _theirs) = tokio::io::duplex(1 << 16);
+        let mut stream = FrameStream::new(ours, "them");
+        let start = Instant::now();
+        let error = join(&mut stream, &mut client(), SOON, good_nonce).await.unwrap_err();
+        assert!(matches!(error, SessionError::TimedOut { .. }), "{error}");
+        // The share may hang, too.
+        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        let (mut ours, mut theirs) = (FrameStream::new(ours, "them"), FrameStream::new(theirs, "us"));
+        theirs.send(G, &Message::Welcome(offer().welcome)).await.unwrap();
+        let error = join(&mut ours, &mut client(), SOON, async |_| std::future::pending().await)
+            .await
+            .unwrap_err();
+        assert!(matches!(error, SessionError::TimedOut { .. }), "{error}");
+        assert_eq!(start.elapsed(), 2 * SOON);
+
+        let error = next_step(&mut ours, &mut proved(), SOON).await.unwrap_err();
+        assert!(
+            error.to_string().contains("sent nothing of its state within 5s"),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_stranger_may_send_less_than_a_peer() {
+        let (ours, theirs) = tokio::io::duplex(2 * HANDSHAKE_LIMIT);
+        let (mut ours, mut theirs) = (FrameStream::new(ours, "them"), FrameStream::new(theirs, "us"));
+        let host = "x".repeat(HANDSHAKE_LIMIT);
+        theirs.send(G, &Message::Join(Join { host, ..hello() })).await.unwrap();
+        let error = serve_join(&mut ours, JoinServer::new(offer()), SOON).await.unwrap_err();
+        assert!(
+            error.to_string().contains("expected at most 1048576 bytes of payload"),
+            "{error}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_does_not_read_its_refusal_is_left_behind() {
+        let (ours, mut theirs) = tokio::io::duplex(30);
+        let mut stream = FrameStream::new(ours, "them");
+        theirs.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
+        theirs.write_all(b"\r\n\r\n\r\n\r\n").await.unwrap();
+        let start = Instant::now();
+        let error = serve_join(&mut stream, JoinServer::new(offer()), SOON)
+            .await
+            .unwrap_err();
+        assert!(matches!(error, SessionError::Transport(_)), "{error}");
+        assert!(start.elapsed() < Duration::from_secs(1));
+    }
+
+    /// Stalling and babbling peers fill every place, and still the backup gets in, long before their time is up.
+    #[tokio::test]
+    async fn stalling_and_babbling_peers_hold_up_nobody() {
+        let (listener, address) = listening().await;
+        let asked = Arc::new(Mutex::new(0));
+        let counter = Arc::clone(&asked);
+        let primary = tokio::spawn(async move {
+            let offer = move || {
+                *counter.lock().unwrap() += 1;
+                offer()
+            };
+            accept_backup(&listener, Duration::from_secs(600), offer).await.1
+        });
+        let mut strangers = Vec::new();
+        for n in 0..2 * MAX_HANDSHAKES + 1 {
+            let mut stranger = TcpStream::connect(&address).await.unwrap();
+            if n % 2 == 1 {
+                stranger
+                    .write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                    .await
+                    .unwrap();
+            }
+            strangers.push(stranger);
+        }
+        let mut byte = [0];
+        let oldest = tokio::time::timeout(SOON, strangers[0].read(&mut byte)).await;
+        assert!(
+            matches!(oldest, Ok(Ok(0) | Err(_))),
+            "the oldest staller is dropped for the newest: {oldest:?}"
+        );
+        let mut stream: TcpFrames = connect(&address, Backoff::default()).await.unwrap();
+        join(&mut stream, &mut client(), SOON, good_nonce).await.unwrap();
+        assert_eq!(
+            tokio::time::timeout(SOON, primary).await.unwrap().unwrap().incarnation,
+            BACKUP
+        );
+        assert_eq!(*asked.lock().unwrap(), 2 * MAX_HANDSHAKES + 2, "a nonce for each");
+    }
+}

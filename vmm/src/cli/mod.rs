@@ -1,0 +1,214 @@
+//! The command line: `ftvm run`, `record`, `replay`, `demo`, `doctor`, `guests`.
+
+pub mod options;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+
+use crate::backends::console::ConsoleTarget;
+use options::{DiskOption, MemorySize, NetOption};
+
+/// Fault tolerance for virtual machines on stock Linux KVM.
+#[derive(Debug, Parser)]
+#[command(name = "ftvm", version, about, after_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0   the guest ended cleanly, or the command did what it was asked
+  1   error: the message says what was expected, what was found and what to do
+  2   wrong command line
+  3   the guest failed, or switched itself off with a status other than 0
+  4   a replay diverged
+  5   a log is truncated or damaged (everything before the damage was replayed)
+  10  another side is live: the test-and-set was lost, or a higher generation was seen
+  11  the backup left the pair without having been entitled to go live (diverged, refused, or incomplete)
+
+Environment: FTVM_LOG sets what is reported on standard error (error, warn, info, debug).";
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a guest as one side of a fault-tolerant pair
+    Run(RunArgs),
+    /// Run a guest and record everything that reaches it
+    Record(RecordArgs),
+    /// Replay a recording and verify it
+    Replay(ReplayArgs),
+    /// Watch a guest survive the death of its host
+    Demo(DemoArgs),
+    /// Say what this machine's KVM can do for ftvm, and what to do where it cannot
+    Doctor(DoctorArgs),
+    /// List the guests that are built in
+    Guests(GuestsArgs),
+}
+
+/// What the guest is made of.
+#[derive(Clone, Debug, Args)]
+pub struct GuestArgs {
+    /// Kernel image: builtin:NAME (see `ftvm guests`) or the path of a bare-metal ELF
+    #[arg(long, value_name = "IMAGE")]
+    pub kernel: Option<String>,
+    /// The kernel's command line
+    #[arg(long, default_value = "", value_name = "TEXT")]
+    pub cmdline: String,
+    /// RAM, for example 256M
+    #[arg(long, default_value = "64M", value_name = "SIZE")]
+    pub memory: MemorySize,
+    /// How long an input waits for the guest to exit by itself before it is moved by a micro-checkpoint, in ms
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=10_000), value_name = "MS")]
+    pub patience: u64,
+}
+
+/// What a host gives a guest: the backup has its own.
+#[derive(Clone, Debug, Args)]
+pub struct HostArgs {
+    /// A disk: path=FILE[,readonly=on|off][,direct=on|off]
+    #[arg(long = "disk", value_name = "OPTIONS")]
+    pub disks: Vec<DiskOption>,
+    /// A network card: tap=NAME[,mac=MAC] or dgram=SOCKET,remote=SOCKET[,mac=MAC]
+    #[arg(long = "net", value_name = "OPTIONS")]
+    pub nets: Vec<NetOption>,
+    /// The serial console: stdio, off, pty, file=PATH[,sync] or socket=PATH
+    #[arg(long, default_value = "stdio", value_name = "WHERE")]
+    pub console: ConsoleTarget,
+    /// Also give the guest a virtio console, at: off, pty, file=PATH[,sync] or socket=PATH
+    #[arg(long, value_name = "WHERE")]
+    pub virtio_console: Option<ConsoleTarget>,
+    /// Give the guest a virtio entropy device
+    #[arg(long)]
+    pub rng: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(group = ArgGroup::new("role").required(true).args(["primary", "backup"]))]
+pub struct RunArgs {
+    /// Start the guest here and replicate it to a backup that joins
+    #[arg(long)]
+    pub primary: bool,
+    /// Join the primary at --peer and go live when it dies
+    #[arg(long, requires = "peer")]
+    pub backup: bool,
+    /// Where backups may join (TCP) and heartbeats arrive (UDP, same port)
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// The primary to join
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub peer: Option<SocketAddr>,
+    /// Directory on storage that both hosts share: the test-and-set that decides who may live
+    #[arg(long, value_name = "DIR")]
+    pub shared: PathBuf,
+    /// The guest's name in the shared directory
+    #[arg(long, default_value = "guest", value_name = "NAME")]
+    pub name: String,
+    /// Wait for a backup before the guest's first exit (otherwise it starts at once, unprotected)
+    #[arg(long, requires = "primary")]
+    pub wait_backup: bool,
+    /// Detection time in ms: silence longer than this is a death
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(20..=60_000), value_name = "MS")]
+    pub detection: u64,
+    /// Lease in ms, at most the detection time: how long a primary may release outputs after its last acknowledged mark
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(10..=60_000), value_name = "MS")]
+    pub lease: u64,
+    /// Append what happens as JSON lines to this file
+    #[arg(long, value_name = "FILE")]
+    pub events: Option<PathBuf>,
+    /// Be killed when the process that started this one is gone: for a demo's or test's own processes
+    #[arg(long, hide = true)]
+    pub die_with_parent: bool,
+    #[command(flatten)]
+    pub guest: GuestArgs,
+    #[command(flatten)]
+    pub host: HostArgs,
+}
+
+/// What a recording keeps for verification.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum VerifyArg {
+    /// A digest and registers every few thousand exits
+    Marks,
+    /// Also a check byte for every exit, so that replay names the exact exit of a divergence
+    Exit,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct RecordArgs {
+    /// The log to write; refused if it exists, unless --overwrite
+    #[arg(long, value_name = "FILE")]
+    pub log: PathBuf,
+    /// Replace an existing log
+    #[arg(long)]
+    pub overwrite: bool,
+    /// What to keep for verification
+    #[arg(long, value_enum, default_value = "marks")]
+    pub verify: VerifyArg,
+    /// Stop after this many exits
+    #[arg(long, value_name = "N")]
+    pub exits: Option<u64>,
+    /// Stop after this many seconds
+    #[arg(long, value_name = "S")]
+    pub seconds: Option<u64>,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub guest: GuestArgs,
+    #[command(flatten)]
+    pub host: HostArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct ReplayArgs {
+    /// The log to replay
+    #[arg(value_name = "FILE")]
+    pub log: PathBuf,
+    /// The kernel image, if it is not where it was when recorded
+    #[arg(long, value_name = "IMAGE")]
+    pub kernel: Option<String>,
+    /// Show what the guest wrote to its consoles
+    #[arg(long)]
+    pub console: bool,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct DemoArgs {
+    /// How often the primary is killed, each time at a random point of a fresh run
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000), value_name = "N")]
+    pub kills: u32,
+    /// Random seed for the kill points
+    #[arg(long, value_name = "SEED")]
+    pub seed: Option<u64>,
+    /// Print one JSON object instead of the live picture
+    #[arg(long)]
+    pub json: bool,
+    /// Keep logs, events and disks in this directory
+    #[arg(long, value_name = "DIR")]
+    pub keep: Option<PathBuf>,
+    /// Detection time in ms
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(20..=60_000), value_name = "MS")]
+    pub detection: u64,
+    /// Lease in ms, at most the detection time
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(10..=60_000), value_name = "MS")]
+    pub lease: u64,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct DoctorArgs {
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct GuestsArgs {
+    /// Print a JSON array
+    #[arg(long)]
+    pub json: bool,
+}

@@ -1,0 +1,68 @@
+//! What a guest is made of: everything a replay or a backup must know to build the same machine.
+
+use serde::{Deserialize, Serialize};
+
+use crate::devices::PlatformConfig;
+use crate::hypervisor::kvm::CpuProfile;
+
+/// Version of [`MachineConfig`] and of the state records; a log or peer with another one is refused by name.
+pub const MACHINE_VERSION: u32 = 1;
+
+/// RAM begins at 0 and must end below the hole for PCI memory at 3 GiB.
+pub const MAX_MEMORY: u64 = 3 << 30;
+
+/// Room for page tables, boot information and the smallest guest.
+pub const MIN_MEMORY: u64 = 16 << 20;
+
+/// A kernel image by name and content. The image itself does not travel: its bytes are in the guest's RAM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelId {
+    /// `builtin:NAME` or the path that was given.
+    pub name: String,
+    pub sha256: [u8; 32],
+}
+
+/// The machine's configuration; stored in a log's header and sent to a joining backup.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineConfig {
+    pub version: u32,
+    /// Bytes of RAM, a multiple of 2 MiB between [`MIN_MEMORY`] and [`MAX_MEMORY`].
+    pub memory: u64,
+    pub kernel: KernelId,
+    pub cmdline: String,
+    /// Random bits for the guest, drawn once by the primary.
+    pub seed: u64,
+    pub platform: PlatformConfig,
+    pub profile: CpuProfile,
+}
+
+impl MachineConfig {
+    /// Checks what a hostile header or peer could have put in.
+    ///
+    /// # Errors
+    /// A sentence naming the field, what was expected and what was found.
+    pub fn validate(&self) -> Result<(), String> {
+        if self.version != MACHINE_VERSION {
+            return Err(format!(
+                "machine configuration version {MACHINE_VERSION} expected, {} found",
+                self.version
+            ));
+        }
+        if !(MIN_MEMORY..=MAX_MEMORY).contains(&self.memory) || !self.memory.is_multiple_of(2 << 20) {
+            return Err(format!(
+                "memory must be a multiple of 2 MiB from {} MiB to {} MiB, found {} bytes",
+                MIN_MEMORY >> 20,
+                MAX_MEMORY >> 20,
+                self.memory
+            ));
+        }
+        if self.cmdline.len() > crate::boot::MAX_CMDLINE {
+            return Err(format!(
+                "the kernel command line has {} bytes, at most {} fit",
+                self.cmdline.len(),
+                crate::boot::MAX_CMDLINE
+            ));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,252 @@
+//! Saving a machine at an exit, and micro-checkpoints: the same record, with all pages or with the dirtied ones.
+
+use logging_channel::codec;
+use logging_channel::entry::{Digest, EndReason, OutputSeq, Position};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend as _, GuestMemoryRegion as _};
+
+use super::clock::VirtualClock;
+use super::config::MACHINE_VERSION;
+use super::{Machine, MachineError, Phase, Step, TimeSource};
+use crate::devices::ChipsetState;
+use crate::hypervisor::Cpu;
+
+/// Bytes of a guest page.
+pub const PAGE: usize = 4096;
+
+/// Most bytes of one state record: all of the largest RAM, and 64 MiB for the rest.
+pub const MAX_RECORD: u64 = super::config::MAX_MEMORY + (64 << 20);
+
+/// What a record holds besides RAM.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(bound(deserialize = "C: DeserializeOwned"))]
+struct StateRecord<C> {
+    version: u32,
+    at: Position,
+    digest: Digest,
+    outputs: OutputSeq,
+    console: [u64; 2],
+    clock: VirtualClock,
+    halted: bool,
+    cpu: C,
+    chipset: ChipsetState,
+    pages: Pages,
+}
+
+/// Page numbers, and the pages' bytes one after the other.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Pages {
+    numbers: Vec<u64>,
+    bytes: serde_bytes::ByteBuf,
+}
+
+/// What a kick led to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Checkpoint {
+    /// Encoded record; the machine stands settled at its new position.
+    Taken { record: Vec<u8>, pages: usize },
+    /// Completing the last exit yielded another one; it has been handled, and inputs can be applied at it.
+    Exit,
+    /// The guest has interrupts off or an event half delivered: run on and kick again.
+    NotNow,
+    /// The guest ended while completing its last exit.
+    Ended(EndReason),
+}
+
+impl<C: Cpu> Machine<C> {
+    /// Takes a micro-checkpoint after a kick (DESIGN, idea 3): a new position behind the last exit's inputs.
+    ///
+    /// # Errors
+    /// If the hypervisor fails.
+    pub fn checkpoint(&mut self, time: &mut dyn TimeSource) -> Result<Checkpoint, MachineError> {
+        if let Some(exit) = self.cpu.complete()? {
+            return Ok(match self.handle(exit, time)? {
+                Step::Ended(reason) => Checkpoint::Ended(reason),
+                _ => Checkpoint::Exit,
+            });
+        }
+        if !self.cpu.at_clean_boundary()? {
+            return Ok(Checkpoint::NotNow);
+        }
+        self.cpu.request_window(false);
+        self.phase = Phase::Settled;
+        self.at.k += 1;
+        let mut pages = Vec::new();
+        self.cpu.harvest_dirty(&mut pages)?;
+        let record = self.encode(&pages)?;
+        self.digest.fold_bytes(&record);
+        Ok(Checkpoint::Taken {
+            record,
+            pages: pages.len(),
+        })
+    }
+
+    /// Resets the dirty log at an exit, where a backup at the same exit has the same memory.
+    ///
+    /// # Errors
+    /// If the hypervisor fails.
+    pub fn forget_dirty(&mut self) -> Result<(), MachineError> {
+        let mut pages = Vec::new();
+        self.cpu.harvest_dirty(&mut pages)?;
+        Ok(())
+    }
+
+    /// The whole machine at the exit it stands at, settled: what a joining backup starts from. Zero pages are left out.
+    ///
+    /// # Errors
+    /// If the hypervisor fails.
+    ///
+    /// # Panics
+    /// If the machine is not settled at an exit: that is a caller's bug.
+    pub fn save(&mut self) -> Result<Vec<u8>, MachineError> {
+        assert_eq!(self.phase, Phase::Settled, "state is saved only at a completed exit");
+        let mut page = [0; PAGE];
+        let mut numbers = Vec::new();
+        for number in 0..self.page_count() {
+            self.read_page(number, &mut page)?;
+            if page.iter().any(|byte| *byte != 0) {
+                numbers.push(number);
+            }
+        }
+        self.encode(&numbers)
+    }
+
+    /// Puts a record of [`Machine::save`] into a machine that has not run.
+    ///
+    /// # Errors
+    /// If the record is not one, or the hypervisor refuses it.
+    pub fn load(&mut self, record: &[u8]) -> Result<(), MachineError> {
+        let state = self.decode(record)?;
+        self.digest = state.digest;
+        self.at = state.at;
+        self.outputs = state.outputs;
+        self.install(state)
+    }
+
+    /// Applies a micro-checkpoint instead of running the stretch it stands for.
+    ///
+    /// # Errors
+    /// If the record is damaged, belongs elsewhere, or the hypervisor refuses it.
+    pub fn apply_checkpoint(&mut self, record: &[u8]) -> Result<(), MachineError> {
+        let state = self.decode(record)?;
+        let expected = Position {
+            exit: self.at.exit,
+            k: self.at.k + 1,
+        };
+        if state.at != expected || state.digest != self.digest || state.outputs != self.outputs {
+            return Err(MachineError::Divergence(format!(
+                "a checkpoint for exit {}.{} (digest {:016x}, {} outputs) meets a machine at exit {}.{} (digest {:016x}, {} \
+                 outputs)",
+                state.at.exit.0,
+                state.at.k,
+                state.digest.0,
+                state.outputs.0,
+                expected.exit.0,
+                expected.k,
+                self.digest.0,
+                self.outputs.0
+            )));
+        }
+        // An access of the last exit may still be pending in KVM, and would be completed over the new registers.
+        if let Some(exit) = self.cpu.complete()? {
+            return Err(MachineError::Divergence(format!(
+                "a checkpoint stands where the guest makes a further exit, {exit:?}"
+            )));
+        }
+        self.at = expected;
+        self.digest.fold_bytes(record);
+        self.install(state)
+    }
+
+    /// A hash of RAM and devices.
+    ///
+    /// # Errors
+    /// If RAM cannot be read, which would be a bug.
+    pub fn memory_hash(&self) -> Result<u64, MachineError> {
+        let mut digest = Digest::default();
+        let mut page = [0; PAGE];
+        for number in 0..self.page_count() {
+            self.read_page(number, &mut page)?;
+            if page.iter().any(|byte| *byte != 0) {
+                digest.fold(number);
+                digest.fold_bytes(&page);
+            }
+        }
+        let chipset = codec::to_bytes(&self.chipset.save()).map_err(|e| MachineError::State(e.to_string()))?;
+        digest.fold_bytes(&chipset);
+        Ok(digest.0)
+    }
+
+    fn page_count(&self) -> u64 {
+        self.memory.iter().map(|region| region.len()).sum::<u64>() / PAGE as u64
+    }
+
+    fn read_page(&self, number: u64, page: &mut [u8; PAGE]) -> Result<(), MachineError> {
+        self.memory
+            .read_slice(page, GuestAddress(number * PAGE as u64))
+            .map_err(|e| MachineError::State(format!("page {number}: {e}")))
+    }
+
+    fn encode(&mut self, numbers: &[u64]) -> Result<Vec<u8>, MachineError> {
+        let mut bytes = vec![0; numbers.len() * PAGE];
+        for (number, page) in numbers.iter().zip(bytes.as_chunks_mut::<PAGE>().0) {
+            self.read_page(*number, page)?;
+        }
+        let state = StateRecord {
+            version: MACHINE_VERSION,
+            at: self.at,
+            digest: self.digest,
+            outputs: self.outputs,
+            console: self.console,
+            clock: self.clock,
+            halted: self.halted,
+            cpu: self.cpu.save()?,
+            chipset: self.chipset.save(),
+            pages: Pages {
+                numbers: numbers.to_vec(),
+                bytes: serde_bytes::ByteBuf::from(bytes),
+            },
+        };
+        codec::to_bytes(&state).map_err(|e| MachineError::State(e.to_string()))
+    }
+
+    fn decode(&self, record: &[u8]) -> Result<StateRecord<C::State>, MachineError> {
+        let limit = usize::try_from(MAX_RECORD).unwrap_or(usize::MAX);
+        let state: StateRecord<C::State> =
+            codec::from_bytes(record, limit).map_err(|e| MachineError::State(e.to_string()))?;
+        if state.version != MACHINE_VERSION {
+            return Err(MachineError::State(format!(
+                "version {MACHINE_VERSION} expected, {} found",
+                state.version
+            )));
+        }
+        let Pages { numbers, bytes } = &state.pages;
+        if bytes.len() != numbers.len() * PAGE || numbers.iter().any(|number| *number >= self.page_count()) {
+            return Err(MachineError::State(format!(
+                "{} pages with {} bytes do not fit {} pages of RAM",
+                numbers.len(),
+                bytes.len(),
+                self.page_count()
+            )));
+        }
+        Ok(state)
+    }
+
+    /// Pages first, then the vCPU (which makes it see new page tables), then the devices.
+    fn install(&mut self, state: StateRecord<C::State>) -> Result<(), MachineError> {
+        for (number, page) in state.pages.numbers.iter().zip(state.pages.bytes.chunks_exact(PAGE)) {
+            self.memory
+                .write_slice(page, GuestAddress(number * PAGE as u64))
+                .map_err(|e| MachineError::State(format!("page {number}: {e}")))?;
+        }
+        self.cpu.restore(&state.cpu)?;
+        self.chipset
+            .restore(&state.chipset)
+            .map_err(|e| MachineError::State(e.to_string()))?;
+        self.clock = state.clock;
+        self.console = state.console;
+        self.halted = state.halted;
+        self.phase = Phase::Settled;
+        Ok(())
+    }
+}

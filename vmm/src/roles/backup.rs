@@ -1,0 +1,423 @@
+//! The backup's decisions, pure: what to ack, when the primary is dead, when this side may go live.
+//!
+//! Going live needs three things, got in parallel: the lease outwaited, the test-and-set won, the log drained
+//! (PROTOCOL 13). Suspicion is final (PROTOCOL 11): from then on nothing is acked and nothing received counts.
+
+use fault_detector::detector::{Config, Detector, Role, Verdict};
+use logging_channel::chunk::Assembler;
+use logging_channel::entry::{Chunk, EndReason, Generation, Incarnation, LogEntry, Position};
+use logging_channel::flow::{Inbox, LeaseWait};
+use logging_channel::message::{Ack, Grant, Heartbeat, Message};
+use shared_disk::arbiter::Outcome;
+
+use super::event::{EXIT_LOST, EXIT_NOT_ENTITLED, Event, Protection};
+use crate::machine::state::MAX_RECORD;
+
+/// The grant must follow the state within this time of silence, or the join is given up.
+const JOIN_SILENCE: u64 = 10_000_000_000;
+
+/// Most that two hosts' clocks drift apart, in parts per million: 500 is what NTP may slew, each way.
+const DRIFT_PPM: u32 = 1000;
+
+/// Entries received and not yet taken by the vCPU thread, in bytes; above it the socket is not read.
+const INBOX_BYTES: usize = 64 << 20;
+
+/// What the shell is to do.
+#[derive(Debug, PartialEq)]
+pub enum Action {
+    /// Send on the connection to the primary.
+    Send(Message),
+    /// Give the vCPU thread the machine's state.
+    Load(Vec<u8>),
+    /// Give the vCPU thread entries to replay.
+    Deliver(Vec<LogEntry>),
+    /// Ask for the generation after this one, whose owner is the primary (PROTOCOL 10).
+    Claim(Generation),
+    /// Have the vCPU thread say when everything delivered is executed.
+    Drain,
+    /// Go live under this generation.
+    GoLive(Generation),
+    /// Tell the world.
+    Report(Event),
+    /// End this process.
+    End { code: u8, why: String },
+}
+
+/// What is fixed for this life; times are the primary's choice.
+#[derive(Clone, Copy, Debug)]
+pub struct BackupConfig {
+    pub me: Incarnation,
+    pub guest: u128,
+    pub generation: Generation,
+    pub detection_ns: u64,
+    pub lease_ns: u64,
+}
+
+/// The three conditions of PROTOCOL 13.
+#[derive(Clone, Copy, Debug, Default)]
+struct Claim {
+    since: u64,
+    lease_over: bool,
+    won: Option<Generation>,
+    drained: bool,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Taking the state; not eligible.
+    Joining { state: Assembler, loaded: bool, last: u64 },
+    /// Eligible.
+    Following,
+    /// The primary's clean end has been received; it is being replayed.
+    Ending,
+    /// The primary is suspected; final.
+    Claiming(Claim),
+    /// Live, or about to end.
+    Over,
+}
+
+/// The backup of one guest.
+#[derive(Debug)]
+pub struct Backup {
+    config: BackupConfig,
+    phase: Phase,
+    /// From the grant on.
+    inbox: Option<Inbox>,
+    detector: Detector,
+    lease: LeaseWait,
+}
+
+impl Backup {
+    /// A backup that has passed the handshake.
+    #[must_use]
+    pub fn new(config: BackupConfig, now: u64) -> Self {
+        let detector = Config {
+            detection_ns: config.detection_ns,
+            role: Role::Backup,
+        };
+        Backup {
+            config,
+            phase: Phase::Joining {
+                state: Assembler::new(MAX_RECORD),
+                loaded: false,
+                last: now,
+            },
+            inbox: None,
+            detector: Detector::new(detector, now),
+            lease: LeaseWait::new(config.lease_ns, DRIFT_PPM),
+        }
+    }
+
+    /// The generation under which this backup was made.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.config.generation
+    }
+
+    /// Whether heartbeats may still be sent under that generation (PROTOCOL 11).
+    #[must_use]
+    pub fn may_speak(&self) -> bool {
+        matches!(self.phase, Phase::Joining { .. } | Phase::Following)
+    }
+
+    /// How protected the guest is, as seen from here.
+    #[must_use]
+    pub fn protection(&self) -> Protection {
+        match &self.phase {
+            Phase::Joining { .. } => Protection::Starting,
+            Phase::Following => Protection::Protected,
+            Phase::Claiming(_) => Protection::Deciding,
+            Phase::Ending | Phase::Over => Protection::NotProtected,
+        }
+    }
+
+    /// The primary says something under `generation`.
+    pub fn message(&mut self, now: u64, generation: Generation, message: Message, actions: &mut Vec<Action>) {
+        if matches!(self.phase, Phase::Claiming(_) | Phase::Over) {
+            return; // PROTOCOL 11
+        }
+        if generation != self.config.generation {
+            let why = format!(
+                "the primary's generation {} changed to {} on one connection",
+                self.config.generation.0, generation.0
+            );
+            return self.give_up(why, actions);
+        }
+        match message {
+            Message::State(chunk) => self.state(now, chunk, actions),
+            Message::Grant(grant) => self.grant(now, &grant, actions),
+            Message::Log { number, entries } => self.log(now, number, entries, actions),
+            Message::Bye if matches!(self.phase, Phase::Ending) => {}
+            other => self.give_up(format!("the primary sent what no primary sends: {other:?}"), actions),
+        }
+    }
+
+    /// The vCPU thread has executed up to here.
+    pub fn executed(&mut self, at: Position) {
+        if let Some(inbox) = &mut self.inbox {
+            inbox.executed(at);
+        }
+    }
+
+    /// The replay differs from the recording: no usable backup any more, and never entitled (PROTOCOL 16, 17).
+    pub fn diverged(&mut self, at: Position, what: &str, actions: &mut Vec<Action>) {
+        if matches!(self.phase, Phase::Over) {
+            return;
+        }
+        if !matches!(self.phase, Phase::Claiming(_)) {
+            actions.push(Action::Send(Message::Diverged {
+                at,
+                what: what.to_owned(),
+            }));
+        }
+        self.give_up(format!("diverged: {what}"), actions);
+    }
+
+    /// The guest's recorded end has been replayed (PROTOCOL 18).
+    pub fn guest_ended(&mut self, reason: &EndReason, actions: &mut Vec<Action>) {
+        if matches!(self.phase, Phase::Over) {
+            return;
+        }
+        if matches!(self.phase, Phase::Ending) {
+            actions.push(Action::Send(Message::Bye));
+        }
+        self.phase = Phase::Over;
+        let (code, why) = super::event::clean_end(reason);
+        actions.push(Action::End { code, why });
+    }
+
+    /// The connection is gone. Early evidence: the test-and-set may start, the lease is outwaited all the same.
+    pub fn closed(&mut self, now: u64, why: &str, actions: &mut Vec<Action>) {
+        match &self.phase {
+            Phase::Joining { .. } => {
+                self.give_up(
+                    format!("the primary went away before this backup was complete: {why}"),
+                    actions,
+                );
+            }
+            Phase::Following => self.suspect(now, format!("connection to the primary: {why}"), actions),
+            Phase::Ending | Phase::Claiming(_) | Phase::Over => {}
+        }
+    }
+
+    /// A heartbeat of this guest arrived.
+    pub fn heartbeat(&mut self, now: u64, heartbeat: &Heartbeat, actions: &mut Vec<Action>) {
+        if heartbeat.generation > self.config.generation && !matches!(self.phase, Phase::Claiming(_) | Phase::Over) {
+            self.phase = Phase::Over;
+            let why = format!(
+                "generation {} is live, this backup was made under {}",
+                heartbeat.generation.0, self.config.generation.0
+            );
+            return actions.push(Action::End { code: EXIT_LOST, why });
+        }
+        if heartbeat.generation == self.config.generation {
+            self.detector.heartbeat(now);
+            if let Some(inbox) = &mut self.inbox {
+                inbox.heard(heartbeat.sent_ns);
+            }
+        }
+    }
+
+    /// Time passes; at least every quarter of the detection time, and when the lease ends.
+    pub fn tick(&mut self, now: u64, actions: &mut Vec<Action>) {
+        match &mut self.phase {
+            Phase::Joining { last, .. } if now.saturating_sub(*last) > JOIN_SILENCE => {
+                let why = format!(
+                    "the primary sent nothing for {} s during the join",
+                    JOIN_SILENCE / 1_000_000_000
+                );
+                self.give_up(why, actions);
+            }
+            Phase::Following => match self.detector.step(now) {
+                Verdict::Lost(reason) => self.suspect(now, reason.to_string(), actions),
+                Verdict::Healthy | Verdict::SelfStalled { .. } | Verdict::EarlyHint(_) => {}
+            },
+            Phase::Claiming(_) => self.advance(now, actions),
+            Phase::Joining { .. } | Phase::Ending | Phase::Over => {}
+        }
+    }
+
+    /// When the lease will have been outwaited, if that is being waited for.
+    #[must_use]
+    pub fn lease_ends(&self) -> Option<u64> {
+        match &self.phase {
+            Phase::Claiming(claim) if !claim.lease_over => Some(self.lease.over_at()),
+            _ => None,
+        }
+    }
+
+    /// The storage has answered.
+    pub fn claimed(&mut self, now: u64, outcome: &Outcome, actions: &mut Vec<Action>) {
+        let Phase::Claiming(claim) = &mut self.phase else {
+            return;
+        };
+        match outcome {
+            Outcome::Won { generation } => {
+                claim.won = Some(Generation(*generation));
+                let took_ns = now.saturating_sub(claim.since);
+                actions.push(Action::Report(Event::ClaimWon {
+                    generation: *generation,
+                    took_ns,
+                }));
+                self.advance(now, actions);
+            }
+            Outcome::Lost { .. } => {
+                self.phase = Phase::Over;
+                let wanted = self.config.generation.0 + 1;
+                let why = format!("the test-and-set for generation {wanted} was lost: the primary goes on");
+                actions.push(Action::End { code: EXIT_LOST, why });
+            }
+        }
+    }
+
+    /// Everything delivered before the drain was asked for is executed.
+    pub fn drained(&mut self, now: u64, actions: &mut Vec<Action>) {
+        let Phase::Claiming(claim) = &mut self.phase else {
+            return;
+        };
+        claim.drained = true;
+        actions.push(Action::Report(Event::Drained {
+            took_ns: now.saturating_sub(claim.since),
+        }));
+        self.advance(now, actions);
+    }
+
+    fn advance(&mut self, now: u64, actions: &mut Vec<Action>) {
+        let over_at = self.lease.over_at();
+        let Phase::Claiming(claim) = &mut self.phase else {
+            return;
+        };
+        if !claim.lease_over && now >= over_at {
+            claim.lease_over = true;
+            actions.push(Action::Report(Event::LeaseOver {
+                waited_ns: now.saturating_sub(claim.since),
+            }));
+        }
+        if let (true, true, Some(generation)) = (claim.lease_over, claim.drained, claim.won) {
+            self.phase = Phase::Over;
+            actions.push(Action::GoLive(generation));
+        }
+    }
+
+    fn state(&mut self, now: u64, chunk: Chunk, actions: &mut Vec<Action>) {
+        let Phase::Joining {
+            state,
+            loaded: loaded @ false,
+            last,
+        } = &mut self.phase
+        else {
+            return self.give_up("a state record came after the state was complete".to_owned(), actions);
+        };
+        *last = now;
+        match state.add(chunk) {
+            Ok(Some(record)) => {
+                *loaded = true;
+                actions.push(Action::Report(Event::StateRecord {
+                    bytes: record.len() as u64,
+                }));
+                actions.push(Action::Load(record));
+            }
+            Ok(None) => {}
+            Err(error) => return self.give_up(format!("state record: {error}"), actions),
+        }
+        // A sign of life; nothing is acked, and nothing echoed.
+        actions.push(Action::Send(Message::Ack(Ack {
+            incarnation: self.config.me,
+            ..Ack::default()
+        })));
+    }
+
+    fn grant(&mut self, now: u64, grant: &Grant, actions: &mut Vec<Action>) {
+        let Phase::Joining { loaded: true, .. } = &self.phase else {
+            return self.give_up("a grant came before the state was complete".to_owned(), actions);
+        };
+        let BackupConfig {
+            me,
+            generation,
+            detection_ns,
+            ..
+        } = self.config;
+        if grant.incarnation != me || grant.generation != generation {
+            return self.give_up("the grant is for another backup or generation".to_owned(), actions);
+        }
+        self.phase = Phase::Following;
+        self.inbox = Some(Inbox::new(
+            me,
+            generation,
+            grant.at,
+            grant.outputs,
+            INBOX_BYTES,
+            MAX_RECORD,
+        ));
+        self.detector = Detector::new(
+            Config {
+                detection_ns,
+                role: Role::Backup,
+            },
+            now,
+        );
+        actions.push(Action::Report(Event::State {
+            protection: Protection::Protected,
+            why: format!("following from exit {}", grant.at.exit.0),
+        }));
+    }
+
+    fn log(&mut self, now: u64, number: u64, entries: Vec<LogEntry>, actions: &mut Vec<Action>) {
+        let (Phase::Following | Phase::Ending, Some(inbox)) = (&self.phase, &mut self.inbox) else {
+            return self.give_up("log came before the grant".to_owned(), actions);
+        };
+        let ends = entries.iter().any(|entry| matches!(entry, LogEntry::End { .. }));
+        if let Err(error) = inbox.admit(self.config.generation, number, entries) {
+            // Not acked (PROTOCOL 6); the stream cannot be trusted any further, but what is stored stands.
+            return self.suspect(now, format!("the log does not continue: {error}"), actions);
+        }
+        let stored: Vec<LogEntry> = std::iter::from_fn(|| inbox.take()).collect();
+        if ends {
+            self.phase = Phase::Ending;
+        }
+        self.detector.evidence(now);
+        if !stored.is_empty() {
+            actions.push(Action::Deliver(stored));
+        }
+        self.ack(now, actions);
+    }
+
+    fn ack(&mut self, now: u64, actions: &mut Vec<Action>) {
+        if let Some(ack) = self.inbox.as_mut().and_then(Inbox::ack) {
+            self.lease.sent(now);
+            actions.push(Action::Send(Message::Ack(ack)));
+        }
+    }
+
+    fn suspect(&mut self, now: u64, reason: String, actions: &mut Vec<Action>) {
+        if matches!(self.phase, Phase::Ending) {
+            return; // the end is known: there is nothing to take over
+        }
+        if let Some(discarded) = self.inbox.as_mut().and_then(Inbox::close) {
+            tracing::info!(?discarded, "an incomplete checkpoint is discarded (PROTOCOL 4)");
+        }
+        self.phase = Phase::Claiming(Claim {
+            since: now,
+            ..Claim::default()
+        });
+        actions.push(Action::Report(Event::Suspected { reason }));
+        actions.push(Action::Report(Event::ClaimAsked {
+            generation: self.config.generation.0 + 1,
+        }));
+        actions.push(Action::Claim(self.config.generation));
+        actions.push(Action::Drain);
+        self.advance(now, actions);
+    }
+
+    fn give_up(&mut self, why: String, actions: &mut Vec<Action>) {
+        self.phase = Phase::Over;
+        actions.push(Action::End {
+            code: EXIT_NOT_ENTITLED,
+            why,
+        });
+    }
+}
+
+#[cfg(test)]
+#[path = "backup_tests.rs"]
+mod tests;

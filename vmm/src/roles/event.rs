@@ -1,0 +1,83 @@
+//! What happens to a pair, in the words of its users: for the log on standard error, `--events`, and the timeline.
+
+use serde::{Deserialize, Serialize};
+
+/// Exit code of a side that lost the test-and-set or saw a higher generation (PROTOCOL 11).
+pub const EXIT_LOST: u8 = 10;
+/// Exit code of a backup that left without having been entitled to go live (PROTOCOL 16, 17).
+pub const EXIT_NOT_ENTITLED: u8 = 11;
+/// Exit code after a guest's own failure.
+pub const EXIT_GUEST_FAILED: u8 = 3;
+
+/// How protected the guest is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protection {
+    /// Nobody would carry on.
+    NotProtected,
+    /// A backup is receiving the state.
+    Starting,
+    /// A backup holds everything that has been said.
+    Protected,
+    /// This side has asked for the next generation and waits.
+    Deciding,
+}
+
+/// One thing that happened. Durations are nanoseconds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// This side is the primary of this generation.
+    Leading { generation: u64 },
+    /// This side follows as backup.
+    Following { generation: u64 },
+    /// The guest's protection changed.
+    State { protection: Protection, why: String },
+    /// A state record left or arrived.
+    StateRecord { bytes: u64 },
+    /// What protection costs, about every second while there is a backup: bytes of log frames given to the backup's
+    /// connection, and exits the log covers; both counted from a beginning of no meaning.
+    Traffic { log_bytes: u64, exits: u64 },
+    /// The other side is taken for dead; final.
+    Suspected { reason: String },
+    /// The test-and-set is under way.
+    ClaimAsked { generation: u64 },
+    /// It was won.
+    ClaimWon { generation: u64, took_ns: u64 },
+    /// The storage does not answer; waiting.
+    StorageUnreachable { why: String },
+    /// The lease of the dead primary has been outwaited.
+    LeaseOver { waited_ns: u64 },
+    /// Everything received has been replayed.
+    Drained { took_ns: u64 },
+    /// This side is live.
+    WentLive {
+        generation: u64,
+        reissued: u64,
+        reemitted: u64,
+    },
+    /// The first frame of the new life has left.
+    FirstOutput,
+    /// This side ends.
+    Ending { code: u8, why: String },
+}
+
+/// An event with its time, as a JSON line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamped {
+    /// CLOCK_BOOTTIME in nanoseconds.
+    pub at_ns: u64,
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// Exit code and words for a guest's own end (PROTOCOL 18).
+#[must_use]
+pub fn clean_end(reason: &logging_channel::entry::EndReason) -> (u8, String) {
+    use logging_channel::entry::EndReason;
+    let code = match reason {
+        EndReason::PowerOff { status: 0 } | EndReason::Stopped | EndReason::Limit | EndReason::Reset => 0,
+        EndReason::Halted | EndReason::PowerOff { .. } | EndReason::GuestFailure { .. } => EXIT_GUEST_FAILED,
+    };
+    (code, super::replay::describe_end(reason))
+}

@@ -1,0 +1,454 @@
+//! A live machine: inputs come from the host and are logged, outputs go to a [`Sink`]. `record`, the primary, and a
+//! backup that has gone live all run this loop, on a plain thread that owns the machine.
+//!
+//! Inputs are taken only at exits. A guest that does not exit while one waits is kicked by the [`patience`] monitor
+//! once the patience has run out, and moved by a micro-checkpoint (DESIGN, idea 3).
+//!
+//! [`patience`]: super::patience
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use logging_channel::chunk;
+use logging_channel::entry::{ConsolePort, EndReason, ExitSeq, Input, LogEntry, Mark, Position};
+
+use super::clock::LiveClock;
+use super::patience::{Monitor, Watched};
+use crate::backends::queue::{EventQueue, EventSender};
+use crate::backends::{Control, HostEvent, StopKind};
+use crate::hypervisor::Cpu;
+use crate::machine::state::Checkpoint;
+use crate::machine::trail::TRAIL_EXITS;
+use crate::machine::{Machine, MachineError, Step, TimeSource};
+use crate::output::Output;
+
+/// Most events applied at one exit before the guest runs again, so that a flood cannot starve it.
+const EVENTS_PER_EXIT: usize = 64;
+
+/// Most typed bytes waiting for a slow console driver; further ones are dropped, as on a real line.
+const CONSOLE_BACKLOG: usize = 64 << 10;
+
+/// Entries that only carry clock readings wait for company, at most this many.
+const BATCH: usize = 256;
+
+/// The dirty log is reset at exits at most this often: each reset write-protects the guest's pages anew (LINUX-FACTS).
+const HARVEST_EVERY: Duration = Duration::from_millis(50);
+
+/// How soon the guest is kicked again when a kick met it with interrupts off.
+const KICK_AGAIN: Duration = Duration::from_millis(1);
+
+/// Which marks a log carries (PROTOCOL 2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Marks {
+    /// At every flush: a backup's horizon moves only with them.
+    EveryFlush,
+    /// In a file: not more often than every so many exits, with registers.
+    EveryExits(u64),
+}
+
+/// Where a live machine's log and outputs go.
+pub trait Sink {
+    /// Whether anybody reads the log: an unprotected primary need not write it.
+    fn logging(&self) -> bool;
+    /// Appends an entry.
+    ///
+    /// # Errors
+    /// If the log cannot be written; the guest then stops.
+    fn log(&mut self, entry: LogEntry) -> Result<(), MachineError>;
+    /// Takes something that leaves the guest; whether it may leave yet is the sink's business.
+    ///
+    /// # Errors
+    /// If the outside is gone for good.
+    fn output(&mut self, output: Output) -> Result<(), MachineError>;
+    /// Everything so far is consistent and may travel.
+    ///
+    /// # Errors
+    /// As [`Sink::log`].
+    fn flush(&mut self) -> Result<(), MachineError>;
+    /// The guest has been told at `at` that a disk request is finished.
+    fn disk_done(&mut self, disk: u8, id: u64, at: Position);
+    /// The whole machine, for a joining backup; from now on [`Sink::logging`] is true.
+    ///
+    /// # Errors
+    /// As [`Sink::log`].
+    fn state(&mut self, record: Vec<u8>, at: Mark) -> Result<(), MachineError>;
+}
+
+/// Settings of a live machine.
+#[derive(Clone, Copy, Debug)]
+pub struct LiveConfig {
+    /// How long an input waits for the guest to exit by itself.
+    pub patience: Duration,
+    pub marks: Marks,
+    /// Whether a check byte is kept for every exit.
+    pub checks: bool,
+    /// End after this many exits.
+    pub max_exits: Option<u64>,
+}
+
+/// What a life amounted to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    pub inputs: u64,
+    pub checkpoints: u64,
+    pub checkpoint_pages: u64,
+    pub kicks: u64,
+}
+
+/// A machine with its surroundings.
+#[derive(Debug)]
+pub struct Live<C: Cpu, S: Sink> {
+    machine: Machine<C>,
+    sink: S,
+    events: EventQueue,
+    /// An event taken out while waiting.
+    first: Option<HostEvent>,
+    clock: LiveClock,
+    config: LiveConfig,
+    watched: Arc<Watched>,
+    console: [VecDeque<u8>; 2],
+    unflushed: usize,
+    last_mark: ExitSeq,
+    last_harvest: Instant,
+    stopping: Option<EndReason>,
+    totals: Totals,
+}
+
+/// Reads the host's clock for an exit that needs it, and logs the reading.
+struct Recording<'a, S: Sink> {
+    sink: &'a mut S,
+    clock: &'a mut LiveClock,
+    deadline: Option<u64>,
+    logged: &'a mut usize,
+    inputs: &'a mut u64,
+}
+
+impl<S: Sink> TimeSource for Recording<'_, S> {
+    fn read(&mut self, at: Position, floor: u64) -> Result<u64, MachineError> {
+        let time = self.clock.reading(Instant::now(), floor, self.deadline.is_some());
+        if self.deadline.is_some_and(|deadline| time >= deadline) {
+            self.clock.ticked(time);
+        }
+        *self.inputs += 1;
+        if self.sink.logging() {
+            self.sink.log(LogEntry::Input {
+                at: at.exit,
+                input: Input::Clock(time),
+            })?;
+            *self.logged += 1;
+        }
+        Ok(time)
+    }
+}
+
+/// Splits the borrows that one step of the machine needs.
+macro_rules! with_time {
+    ($live:ident, $call:ident) => {{
+        let deadline = $live.machine.chipset().next_deadline();
+        $live.machine.$call(&mut Recording {
+            sink: &mut $live.sink,
+            clock: &mut $live.clock,
+            deadline,
+            logged: &mut $live.unflushed,
+            inputs: &mut $live.totals.inputs,
+        })
+    }};
+}
+
+impl<C: Cpu, S: Sink> Live<C, S> {
+    /// A machine that goes on from where it stands, at an exit.
+    #[must_use]
+    pub fn new(machine: Machine<C>, sink: S, events: EventQueue, clock: LiveClock, config: LiveConfig) -> Self {
+        Live {
+            last_mark: machine.at().exit,
+            machine,
+            sink,
+            events,
+            first: None,
+            clock,
+            config,
+            watched: Arc::default(),
+            console: [VecDeque::new(), VecDeque::new()],
+            unflushed: 0,
+            last_harvest: Instant::now(),
+            stopping: None,
+            totals: Totals::default(),
+        }
+    }
+
+    /// Lives until the guest ends, is stopped, or cannot go on.
+    ///
+    /// # Errors
+    /// If the hypervisor or the sink fails.
+    pub fn run(mut self, observed: EventSender) -> Result<(Machine<C>, S, EndReason, Totals), MachineError> {
+        let _monitor = Monitor::start(
+            Arc::clone(&self.watched),
+            observed,
+            self.machine.cpu().kicker(),
+            self.config.patience,
+        );
+        if self.config.checks {
+            self.machine.keep_trail();
+        }
+        // What a backup applied last may still have left outputs, and a new life begins by taking what waits.
+        let mut ended = self.after_exit()?;
+        while ended.is_none() {
+            self.watched.enter(
+                self.machine
+                    .chipset()
+                    .next_deadline()
+                    .map(|at| self.clock.host_time(at)),
+                self.unflushed,
+            );
+            let step = with_time!(self, run_to_exit)?;
+            self.watched.leave();
+            ended = match step {
+                Step::Exit => self.after_exit()?,
+                Step::Halted => self.wait()?,
+                Step::Interrupted => self.after_kick()?,
+                Step::Ended(reason) => Some(reason),
+            };
+        }
+        let reason = ended.unwrap_or(EndReason::Stopped);
+        self.finish(&reason)?;
+        Ok((self.machine, self.sink, reason, self.totals))
+    }
+
+    fn after_exit(&mut self) -> Result<Option<EndReason>, MachineError> {
+        if self
+            .config
+            .max_exits
+            .is_some_and(|most| self.machine.at().exit.0 >= most)
+        {
+            self.stopping.get_or_insert(EndReason::Limit);
+        }
+        self.collect_checks(TRAIL_EXITS)?;
+        let now = Instant::now();
+        if self.input_due(now) {
+            if let Some(reason) = with_time!(self, settle)? {
+                return Ok(Some(reason));
+            }
+            self.take_inputs(now)?;
+            self.flush()?;
+            self.forget_dirty(now)?;
+        } else if self.machine.has_outputs() || self.unflushed >= BATCH {
+            self.flush()?;
+        }
+        Ok(self.stopping.clone())
+    }
+
+    /// The guest sleeps: so does this thread, until something raises an interrupt.
+    fn wait(&mut self) -> Result<Option<EndReason>, MachineError> {
+        if let Some(reason) = with_time!(self, settle)? {
+            return Ok(Some(reason));
+        }
+        self.flush()?;
+        if self.stopping.is_none() && !self.input_due(Instant::now()) {
+            let deadline = self
+                .machine
+                .chipset()
+                .next_deadline()
+                .map(|at| self.clock.host_time(at));
+            self.first = self.events.recv_deadline(deadline);
+        }
+        self.after_exit()
+    }
+
+    fn after_kick(&mut self) -> Result<Option<EndReason>, MachineError> {
+        self.totals.kicks += 1;
+        self.flush()?;
+        let now = Instant::now();
+        let Some(since) = self.waiting_since(now) else {
+            return Ok(None);
+        };
+        if now.saturating_duration_since(since) < self.config.patience {
+            return Ok(None);
+        }
+        match with_time!(self, checkpoint)? {
+            Checkpoint::Taken { record, pages } => {
+                self.totals.checkpoints += 1;
+                self.totals.checkpoint_pages += pages as u64;
+                if self.sink.logging() {
+                    let at = self.machine.at();
+                    for chunk in chunk::split(&record) {
+                        self.sink.log(LogEntry::Checkpoint { at, chunk })?;
+                        self.unflushed += 1;
+                    }
+                }
+                self.last_harvest = now;
+                self.after_exit()
+            }
+            Checkpoint::Exit => self.after_exit(),
+            Checkpoint::NotNow => {
+                self.watched.kick_again(now + KICK_AGAIN);
+                Ok(None)
+            }
+            Checkpoint::Ended(reason) => Ok(Some(reason)),
+        }
+    }
+
+    fn input_due(&self, now: Instant) -> bool {
+        self.first.is_some()
+            || self.events.oldest_pending().is_some()
+            || self
+                .machine
+                .chipset()
+                .next_deadline()
+                .is_some_and(|at| self.clock.at(now) >= at)
+            || self.console.iter().any(|backlog| !backlog.is_empty())
+    }
+
+    /// Since when an input has been waiting for an exit.
+    fn waiting_since(&self, now: Instant) -> Option<Instant> {
+        let deadline = self
+            .machine
+            .chipset()
+            .next_deadline()
+            .map(|at| self.clock.host_time(at))
+            .filter(|at| *at <= now);
+        [self.events.oldest_pending(), deadline].into_iter().flatten().min()
+    }
+
+    fn take_inputs(&mut self, now: Instant) -> Result<(), MachineError> {
+        if let Some(deadline) = self.machine.chipset().next_deadline()
+            && self.clock.at(now) >= deadline
+        {
+            let time = self.clock.reading(now, self.machine.time_floor(), true);
+            self.input(Input::Clock(time))?;
+            if time >= deadline {
+                self.clock.ticked(time);
+            }
+        }
+        for _ in 0..EVENTS_PER_EXIT {
+            let Some(event) = self.first.take().or_else(|| self.events.try_recv()) else {
+                break;
+            };
+            match event {
+                HostEvent::Frame { nic, bytes } if self.machine.chipset().net_rx_ready(nic) => {
+                    self.input(Input::NetRx { nic, frame: bytes })?;
+                }
+                HostEvent::Frame { .. } => {}
+                HostEvent::Console { port, bytes } => {
+                    let backlog = &mut self.console[port as usize];
+                    let room = CONSOLE_BACKLOG - backlog.len();
+                    backlog.extend(bytes.into_iter().take(room));
+                }
+                HostEvent::DiskDone { disk, id, status, data } => {
+                    self.input(Input::DiskDone { disk, id, status, data })?;
+                    self.sink.disk_done(disk, id, self.machine.at());
+                }
+                HostEvent::Entropy(bytes) => self.input(Input::Entropy { bytes })?,
+                HostEvent::Stop(StopKind::Limit) => self.stopping = Some(EndReason::Limit),
+                HostEvent::Stop(_) => self.stopping = Some(EndReason::Stopped),
+                HostEvent::Control(Control::SaveState) => self.save_state()?,
+            }
+        }
+        self.type_console(ConsolePort::Serial)?;
+        self.type_console(ConsolePort::Virtio)
+    }
+
+    fn type_console(&mut self, port: ConsolePort) -> Result<(), MachineError> {
+        let room = self.machine.chipset().console_rx_room(port);
+        let backlog = &mut self.console[port as usize];
+        let bytes: Vec<u8> = backlog.drain(..room.min(backlog.len())).collect();
+        if bytes.is_empty() {
+            Ok(())
+        } else {
+            self.input(Input::ConsoleRx { port, bytes })
+        }
+    }
+
+    fn input(&mut self, input: Input) -> Result<(), MachineError> {
+        self.totals.inputs += 1;
+        self.machine.apply(&input)?;
+        if self.sink.logging() {
+            self.sink.log(LogEntry::Input {
+                at: self.machine.at().exit,
+                input,
+            })?;
+            self.unflushed += 1;
+        }
+        Ok(())
+    }
+
+    fn save_state(&mut self) -> Result<(), MachineError> {
+        self.flush()?;
+        let record = self.machine.save()?;
+        self.machine.forget_dirty()?;
+        self.last_harvest = Instant::now();
+        let mark = self.mark();
+        self.sink.state(record, mark)
+    }
+
+    fn forget_dirty(&mut self, now: Instant) -> Result<(), MachineError> {
+        if now.saturating_duration_since(self.last_harvest) >= HARVEST_EVERY {
+            self.machine.forget_dirty()?;
+            self.last_harvest = now;
+        }
+        Ok(())
+    }
+
+    fn mark(&self) -> Mark {
+        let registers = match self.config.marks {
+            Marks::EveryFlush => None,
+            Marks::EveryExits(_) => Some(Box::new(self.machine.cpu().registers())),
+        };
+        Mark {
+            at: self.machine.at(),
+            digest: self.machine.digest(),
+            outputs: self.machine.outputs(),
+            sent_ns: 0,
+            registers,
+            memory_hash: None,
+        }
+    }
+
+    /// A mark if one is due, then the outputs it covers.
+    fn flush(&mut self) -> Result<(), MachineError> {
+        let at = self.machine.at().exit;
+        let due = match self.config.marks {
+            Marks::EveryFlush => self.unflushed > 0 || self.machine.has_outputs() || at > self.last_mark,
+            // Between exits the registers, which these marks carry, belong to no position.
+            Marks::EveryExits(exits) => at.0 - self.last_mark.0 >= exits && self.machine.at_exit(),
+        };
+        if due && self.sink.logging() {
+            self.collect_checks(1)?;
+            let mark = self.mark();
+            self.sink.log(LogEntry::Mark(mark))?;
+            self.last_mark = at;
+        }
+        for output in self.machine.drain_outputs() {
+            self.sink.output(output)?;
+        }
+        self.unflushed = 0;
+        self.sink.flush()
+    }
+
+    /// Logs the check bytes of the exits so far if there are at least `least`.
+    fn collect_checks(&mut self, least: usize) -> Result<(), MachineError> {
+        if let Some(trail) = self.machine.trail()
+            && trail.len() >= least
+            && let Some((from, bytes)) = trail.take()
+        {
+            self.sink.log(LogEntry::Checks { from, bytes })?;
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, reason: &EndReason) -> Result<(), MachineError> {
+        self.collect_checks(1)?;
+        if self.sink.logging() {
+            let mark = self.mark();
+            self.sink.log(LogEntry::Mark(mark))?;
+            self.sink.log(LogEntry::End {
+                at: self.machine.at(),
+                reason: reason.clone(),
+            })?;
+        }
+        for output in self.machine.drain_outputs() {
+            self.sink.output(output)?;
+        }
+        self.sink.flush()
+    }
+}

@@ -1,0 +1,12 @@
+//! What a machine can be doing: recording, replaying, leading a pair, following one.
+//!
+//! The protocol decisions ([`primary`], [`backup`]) are pure functions of time, messages and answers, the same code in
+//! production and in a simulator; the loops around a machine ([`live`], [`replay`]) run on the thread that owns it.
+
+pub mod backup;
+pub mod clock;
+pub mod event;
+pub mod live;
+pub mod patience;
+pub mod primary;
+pub mod replay;

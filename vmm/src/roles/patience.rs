@@ -1,0 +1,155 @@
+//! Kicks a guest that does not exit while something waits for it (DESIGN, idea 3; `--patience`).
+//!
+//! A thread of its own looks a few times per patience at what the vCPU thread has left in a few atomics. It decides
+//! nothing: a kick too many is only a lost microsecond.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{JoinHandle, Thread};
+use std::time::{Duration, Instant};
+
+use crate::backends::queue::EventSender;
+use crate::hypervisor::Kick;
+
+/// Between these the monitor's period lies: a quarter of the patience.
+const PERIODS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
+
+/// Entries that nobody has seen yet leave after this long even if the guest does not exit.
+const FLUSH_AFTER: Duration = Duration::from_millis(20);
+
+/// What the vCPU thread tells the monitor. Times are nanoseconds since `epoch`; 0 means none.
+#[derive(Debug)]
+pub struct Watched {
+    epoch: Instant,
+    in_guest: AtomicBool,
+    deadline: AtomicU64,
+    unflushed_since: AtomicU64,
+    kick_at: AtomicU64,
+}
+
+impl Default for Watched {
+    fn default() -> Self {
+        Watched {
+            epoch: Instant::now(),
+            in_guest: AtomicBool::new(false),
+            deadline: AtomicU64::new(0),
+            unflushed_since: AtomicU64::new(0),
+            kick_at: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Watched {
+    fn nanos(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.epoch).as_nanos())
+            .unwrap_or(u64::MAX)
+            .max(1)
+    }
+
+    /// The guest is about to run; its next timer is due at `deadline`, and `unflushed` entries wait.
+    pub fn enter(&self, deadline: Option<Instant>, unflushed: usize) {
+        self.deadline
+            .store(deadline.map_or(0, |at| self.nanos(at)), Ordering::Relaxed);
+        if unflushed == 0 {
+            self.unflushed_since.store(0, Ordering::Relaxed);
+        } else if self.unflushed_since.load(Ordering::Relaxed) == 0 {
+            self.unflushed_since
+                .store(self.nanos(Instant::now()), Ordering::Relaxed);
+        }
+        self.in_guest.store(true, Ordering::Release);
+    }
+
+    /// The guest has come back.
+    pub fn leave(&self) {
+        self.in_guest.store(false, Ordering::Release);
+    }
+
+    /// A kick met the guest at a bad moment.
+    pub fn kick_again(&self, at: Instant) {
+        self.kick_at.store(self.nanos(at), Ordering::Relaxed);
+    }
+
+    /// Whether a kick is due at `now`.
+    fn due(&self, now: Instant, oldest_event: Option<Instant>, patience: Duration) -> bool {
+        let now = self.nanos(now);
+        let patience = u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX);
+        let flush_after = u64::try_from(FLUSH_AFTER.as_nanos()).unwrap_or(u64::MAX);
+        let passed = |at: u64, delay: u64| at != 0 && now >= at.saturating_add(delay);
+        passed(self.deadline.load(Ordering::Relaxed), patience)
+            || passed(self.kick_at.swap(0, Ordering::Relaxed), 0)
+            || passed(self.unflushed_since.load(Ordering::Relaxed), flush_after)
+            || oldest_event.is_some_and(|at| passed(self.nanos(at), patience))
+    }
+}
+
+/// The thread; it ends when this is dropped.
+#[derive(Debug)]
+pub struct Monitor {
+    stop: Arc<AtomicBool>,
+    thread: Thread,
+    handle: Option<JoinHandle<()>>,
+}
+
+impl Monitor {
+    /// Watches until dropped.
+    ///
+    /// # Panics
+    /// If the host has no thread to give.
+    #[must_use]
+    pub fn start(watched: Arc<Watched>, events: EventSender, kick: Arc<dyn Kick>, patience: Duration) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let period = (patience / 4).clamp(PERIODS.0, PERIODS.1);
+        let handle = std::thread::Builder::new()
+            .name("patience".to_owned())
+            .spawn(move || {
+                while !stopped.load(Ordering::Acquire) {
+                    std::thread::park_timeout(period);
+                    if watched.in_guest.load(Ordering::Acquire)
+                        && watched.due(Instant::now(), events.oldest_pending(), patience)
+                    {
+                        kick.kick();
+                    }
+                }
+            })
+            .expect("a thread for the patience monitor");
+        Monitor {
+            stop,
+            thread: handle.thread().clone(),
+            handle: Some(handle),
+        }
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        self.thread.unpark();
+        if let Some(handle) = self.handle.take() {
+            // The thread does not panic; if it did, the guest merely lost its impatience.
+            let _ = handle.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kicks_only_when_something_has_waited_long_enough() {
+        let watched = Watched::default();
+        let start = watched.epoch + Duration::from_millis(100);
+        let patience = Duration::from_millis(30);
+        watched.enter(Some(start), 0);
+        assert!(!watched.due(start + Duration::from_millis(29), None, patience));
+        assert!(watched.due(start + Duration::from_millis(30), None, patience));
+        watched.enter(None, 0);
+        assert!(!watched.due(start + Duration::from_secs(9), None, patience));
+        assert!(!watched.due(start + Duration::from_millis(29), Some(start), patience));
+        assert!(watched.due(start + Duration::from_millis(30), Some(start), patience));
+        watched.kick_again(start);
+        assert!(watched.due(start, None, patience));
+        assert!(!watched.due(start, None, patience), "one kick only");
+    }
+}

@@ -1,0 +1,285 @@
+//! Each test plays one rule of PROTOCOL against the pure core, on both sides of its boundary.
+
+use logging_channel::entry::{ConsolePort, Digest, ExitSeq};
+
+use super::*;
+use crate::output::Emission;
+
+const MS: u64 = 1_000_000;
+const D: u64 = 500 * MS;
+const L: u64 = 300 * MS;
+const ME: Incarnation = Incarnation(7);
+const BACKUP: Incarnation = Incarnation(9);
+
+fn at(exit: u64, k: u32) -> Position {
+    Position { exit: ExitSeq(exit), k }
+}
+
+fn mark(position: Position, outputs: u64) -> Mark {
+    let digest = Digest::default();
+    Mark {
+        at: position,
+        digest,
+        outputs: OutputSeq(outputs),
+        sent_ns: 0,
+        registers: None,
+        memory_hash: None,
+    }
+}
+
+fn output(position: Position, seq: u64) -> Output {
+    let emission = Emission::Console {
+        port: ConsolePort::Serial,
+        position: seq,
+        bytes: vec![b'x'],
+    };
+    Output {
+        at: position,
+        seq: OutputSeq(seq),
+        emission,
+    }
+}
+
+fn ack(frame: u64, position: Position, echo_ns: u64) -> Message {
+    Message::Ack(Ack {
+        incarnation: BACKUP,
+        frame,
+        received: position,
+        executed: position,
+        echo_ns,
+    })
+}
+
+fn config() -> PrimaryConfig {
+    PrimaryConfig {
+        me: ME,
+        guest: 1,
+        detection_ns: D,
+        lease_ns: L,
+    }
+}
+
+/// A protected primary at exit 100; its grant, sent at `now`, is acked.
+fn paired(now: u64) -> Primary {
+    let mut primary = Primary::new(config(), Generation(1));
+    let mut actions = Vec::new();
+    primary.joined(now, BACKUP, &mut actions);
+    assert!(actions.contains(&Action::SaveState));
+    primary.state_saved(now, b"state", mark(at(100, 0), 0), &mut actions);
+    primary.message(now, ack(1, at(100, 0), now), &mut actions);
+    assert_eq!(primary.protection(), Protection::Protected);
+    primary
+}
+
+fn frames(actions: &[Action]) -> Vec<u64> {
+    actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::Send(Message::Log { number, .. }) => Some(*number),
+            _ => None,
+        })
+        .collect()
+}
+
+fn claims(actions: &[Action]) -> bool {
+    actions
+        .iter()
+        .any(|action| matches!(action, Action::Claim(Generation(1))))
+}
+
+#[test]
+fn alone_everything_leaves_at_once() {
+    let mut primary = Primary::new(config(), Generation(1));
+    primary.hold(output(at(5, 0), 0));
+    assert!(primary.next_release(0).is_some());
+    assert_eq!(primary.may_write(0), Writes::Freely);
+}
+
+#[test]
+fn an_output_waits_for_the_ack_of_a_mark_at_or_behind_it() {
+    let now = 1_000 * MS;
+    let mut primary = paired(now);
+    let mut actions = Vec::new();
+    primary.log(now, vec![LogEntry::Mark(mark(at(110, 2), 1))], &mut actions);
+    assert_eq!(frames(&actions), [2]);
+    primary.hold(output(at(110, 2), 0));
+    assert_eq!(primary.next_release(now), None, "nothing is acked");
+    // An acked input is no mark: the guest's next inputs may be missing.
+    primary.message(now, ack(1, at(110, 1), now), &mut actions);
+    assert_eq!(
+        primary.next_release(now),
+        None,
+        "only what lies before the mark is acked"
+    );
+    primary.message(now, ack(2, at(110, 2), now), &mut actions);
+    assert!(primary.next_release(now).is_some());
+}
+
+#[test]
+fn nothing_leaves_after_the_lease() {
+    let now = 1_000 * MS;
+    let mut primary = paired(now);
+    let mut actions = Vec::new();
+    primary.log(now, vec![LogEntry::Mark(mark(at(110, 0), 2))], &mut actions);
+    primary.message(now, ack(2, at(110, 0), now), &mut actions);
+    primary.hold(output(at(110, 0), 0));
+    primary.hold(output(at(110, 0), 1));
+    assert_eq!(primary.may_write(now + L - 1), Writes::Until(now + L));
+    assert!(primary.next_release(now + L - 1).is_some(), "the last moment");
+    assert_eq!(primary.next_release(now + L), None, "the lease is over");
+    assert_eq!(primary.may_write(now + L), Writes::NotNow);
+}
+
+#[test]
+fn an_ack_read_late_renews_nothing() {
+    let now = 1_000 * MS;
+    let mut primary = paired(now);
+    let mut actions = Vec::new();
+    primary.log(now, vec![LogEntry::Mark(mark(at(110, 0), 1))], &mut actions);
+    primary.hold(output(at(110, 0), 0));
+    // The process slept for a second with the ack in its socket buffer: it echoes the mark's send time, not now.
+    let late = now + 1_000 * MS;
+    primary.message(late, ack(2, at(110, 0), now), &mut actions);
+    assert_eq!(primary.next_release(late), None);
+}
+
+#[test]
+fn a_lost_backup_costs_a_generation() {
+    let now = 1_000 * MS;
+    for loses in [false, true] {
+        let mut primary = paired(now);
+        let mut actions = Vec::new();
+        primary.hold(output(at(100, 0), 0));
+        primary.closed(now, "gone", &mut actions);
+        assert!(claims(&actions));
+        assert_eq!(primary.next_release(now), None, "before the answer nothing leaves");
+        assert!(primary.may_join().is_err());
+        actions.clear();
+        if loses {
+            primary.claimed(
+                now,
+                &Outcome::Lost {
+                    generation: 2,
+                    owner: 9,
+                },
+                &mut actions,
+            );
+            assert!(matches!(actions[..], [Action::End { code: EXIT_LOST, .. }]));
+            assert_eq!(primary.next_release(now), None);
+        } else {
+            primary.claimed(now, &Outcome::Won { generation: 2 }, &mut actions);
+            assert_eq!(
+                (primary.generation(), primary.protection()),
+                (Generation(2), Protection::NotProtected)
+            );
+            assert!(primary.next_release(now).is_some());
+        }
+    }
+}
+
+#[test]
+fn silence_is_a_death_but_not_one_moment_early() {
+    let now = 1_000 * MS;
+    let mut primary = paired(now);
+    let mut actions = Vec::new();
+    primary.log(now, vec![LogEntry::Mark(mark(at(110, 0), 1))], &mut actions);
+    let step = D / 8;
+    for time in (1..=8).map(|n| now + n * step) {
+        primary.tick(time, &mut actions);
+    }
+    assert!(!claims(&actions), "unacked for exactly D");
+    primary.tick(now + D + step, &mut actions);
+    assert!(claims(&actions));
+}
+
+#[test]
+fn suspicion_is_final() {
+    let now = 1_000 * MS;
+    let mut primary = paired(now);
+    let mut actions = Vec::new();
+    primary.closed(now, "gone", &mut actions);
+    actions.clear();
+    primary.message(now, ack(2, at(100, 0), now), &mut actions);
+    primary.log(now, vec![LogEntry::Mark(mark(at(120, 0), 1))], &mut actions);
+    primary.tick(now + MS, &mut actions);
+    assert_eq!(actions, [], "no replication, no change of mind");
+}
+
+#[test]
+fn a_joining_backup_may_go_before_the_grant_and_costs_nothing() {
+    let mut primary = Primary::new(config(), Generation(1));
+    let mut actions = Vec::new();
+    primary.joined(0, BACKUP, &mut actions);
+    primary.hold(output(at(5, 0), 0));
+    assert!(primary.next_release(0).is_some(), "nothing is granted: outputs flow");
+    primary.closed(0, "gone", &mut actions);
+    assert!(!claims(&actions));
+    assert!(primary.may_join().is_ok());
+    primary.joined(0, BACKUP, &mut actions);
+    primary.state_saved(0, b"state", mark(at(9, 0), 1), &mut actions);
+    primary.closed(0, "gone", &mut actions);
+    assert!(claims(&actions), "from the grant on leaving needs the test-and-set");
+}
+
+#[test]
+fn a_clean_end_waits_for_its_ack() {
+    let now = 1_000 * MS;
+    let mut primary = paired(now);
+    let mut actions = Vec::new();
+    let reason = EndReason::PowerOff { status: 0 };
+    let end = LogEntry::End {
+        at: at(120, 0),
+        reason: reason.clone(),
+    };
+    primary.log(now, vec![LogEntry::Mark(mark(at(120, 0), 0)), end], &mut actions);
+    primary.guest_ended(now, reason, &mut actions);
+    assert!(
+        !actions.iter().any(|action| matches!(action, Action::End { .. })),
+        "the end is not acked"
+    );
+    primary.message(now, ack(2, at(120, 0), now), &mut actions);
+    assert!(matches!(actions.last(), Some(Action::End { code: 0, .. })));
+    assert!(!claims(&actions));
+}
+
+#[test]
+fn a_higher_generation_ends_this_side() {
+    let mut primary = paired(1_000 * MS);
+    let mut actions = Vec::new();
+    let heartbeat = |generation| Heartbeat {
+        guest: 1,
+        generation: Generation(generation),
+        incarnation: BACKUP,
+        number: 1,
+        sent_ns: 0,
+        echo_ns: 0,
+    };
+    primary.heartbeat(1_000 * MS, &heartbeat(1), &mut actions);
+    assert_eq!(actions, []);
+    primary.heartbeat(1_000 * MS, &heartbeat(2), &mut actions);
+    assert!(matches!(actions[..], [Action::End { code: EXIT_LOST, .. }]));
+}
+
+#[test]
+fn releases_are_told_after_the_call() {
+    let now = 1_000 * MS;
+    let mut primary = paired(now);
+    let mut actions = Vec::new();
+    primary.log(now, vec![LogEntry::Mark(mark(at(110, 0), 1))], &mut actions);
+    primary.message(now, ack(2, at(110, 0), now), &mut actions);
+    primary.hold(output(at(110, 0), 0));
+    let released = |actions: &[Action]| {
+        actions.iter().any(|action| match action {
+            Action::Send(Message::Log { entries, .. }) => entries
+                .iter()
+                .any(|entry| matches!(entry, LogEntry::Released { through: OutputSeq(1) })),
+            _ => false,
+        })
+    };
+    let _submitted = primary.next_release(now);
+    primary.tick(now + MS, &mut actions);
+    assert!(!released(&actions), "submitted is not released");
+    primary.released(OutputSeq(0));
+    primary.tick(now + 2 * MS, &mut actions);
+    assert!(released(&actions));
+}

@@ -1,0 +1,90 @@
+//! Tells the world what happens: on standard error, and as JSON lines for whoever reads `--events`.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::Path;
+
+use super::Failure;
+use crate::backends::fence::boottime_ns;
+use crate::roles::event::{Event, Stamped};
+
+/// Where events go.
+#[derive(Debug)]
+pub struct Reporter {
+    role: &'static str,
+    file: Option<File>,
+}
+
+impl Reporter {
+    /// Appends to `path` if there is one.
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    pub fn open(role: &'static str, path: Option<&Path>) -> Result<Self, Failure> {
+        let open = |path: &Path| {
+            let file = OpenOptions::new().create(true).append(true).open(path);
+            file.map_err(|e| Failure::new(format!("--events {}: {e}", path.display())))
+        };
+        Ok(Reporter {
+            role,
+            file: path.map(open).transpose()?,
+        })
+    }
+
+    /// The process changes its role.
+    pub fn role(&mut self, role: &'static str) {
+        self.role = role;
+    }
+
+    /// Reports one event, with the time.
+    pub fn report(&mut self, event: Event) {
+        let stamped = Stamped {
+            at_ns: boottime_ns(),
+            event,
+        };
+        match &stamped.event {
+            Event::Suspected { .. } | Event::StorageUnreachable { .. } | Event::Ending { .. } => {
+                tracing::warn!("{}: {}", self.role, in_words(&stamped.event));
+            }
+            Event::Traffic { .. } => tracing::debug!("{}: {}", self.role, in_words(&stamped.event)),
+            event => tracing::info!("{}: {}", self.role, in_words(event)),
+        }
+        if let Some(file) = &mut self.file
+            && let Ok(line) = serde_json::to_string(&stamped)
+            && let Err(error) = writeln!(file, "{line}")
+        {
+            tracing::warn!("--events: {error}; no further events are written there");
+            self.file = None;
+        }
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "shown with one decimal")]
+fn ms(ns: u64) -> f64 {
+    ns as f64 / 1e6
+}
+
+fn in_words(event: &Event) -> String {
+    match event {
+        Event::Leading { generation } => format!("live as generation {generation}"),
+        Event::Following { generation } => format!("following generation {generation}"),
+        Event::State { protection, why } => format!("{protection:?}: {why}"),
+        Event::StateRecord { bytes } => format!("state record of {:.1} MiB", ms(*bytes) * 1e6 / f64::from(1 << 20)),
+        Event::Traffic { log_bytes, exits } => format!("{log_bytes} bytes of log so far, up to exit {exits}"),
+        Event::Suspected { reason } => format!("the other side is taken for dead: {reason}"),
+        Event::ClaimAsked { generation } => format!("asking for generation {generation}"),
+        Event::ClaimWon { generation, took_ns } => format!("won generation {generation} in {:.1} ms", ms(*took_ns)),
+        Event::StorageUnreachable { why } => format!("waiting, outputs held: {why}"),
+        Event::LeaseOver { waited_ns } => format!("lease outwaited after {:.1} ms", ms(*waited_ns)),
+        Event::Drained { took_ns } => format!("log drained after {:.1} ms", ms(*took_ns)),
+        Event::WentLive {
+            generation,
+            reissued,
+            reemitted,
+        } => format!(
+            "LIVE as generation {generation}: {reissued} disk requests issued again, {reemitted} outputs emitted again"
+        ),
+        Event::FirstOutput => "first output of the new life".to_owned(),
+        Event::Ending { code, why } => format!("ending with code {code}: {why}"),
+    }
+}

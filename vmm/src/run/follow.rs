@@ -1,0 +1,270 @@
+//! The backup's shell: one task that hears the primary, the vCPU thread, the storage and the clock, asks the pure core
+//! (`roles::backup`) what to do, and does it, until it goes live or ends.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use logging_channel::clock::boottime_ns;
+use logging_channel::entry::{EndReason, Generation, Incarnation, Input, LogEntry, Position};
+use logging_channel::message::Heartbeat;
+use logging_channel::transport::TcpFrames;
+use shared_disk::arbiter::SharedDirectory;
+use shared_disk::request::DiskRequest;
+use tokio::sync::mpsc;
+
+use super::Failure;
+use super::events::Reporter;
+use super::heartbeat::Heartbeats;
+use super::link::{Connection, LinkEvent, claim, link_events};
+use super::vcpu::{Life, live};
+use crate::hypervisor::Cpu;
+use crate::machine::Machine;
+use crate::output::Output;
+use crate::roles::backup::{Action, Backup};
+use crate::roles::clock::LiveClock;
+use crate::roles::event::Event;
+use crate::roles::replay::{ReplayError, Replayer};
+
+/// How long the last messages to the primary may take to leave.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// To the vCPU thread of a backup, in order.
+#[derive(Debug)]
+pub enum ToFollower {
+    /// The state to start from.
+    Load(Vec<u8>),
+    /// Log entries.
+    Entries(Vec<LogEntry>),
+    /// Say when everything before this is executed.
+    Drain,
+    /// Live, with this to live on.
+    GoLive(Box<Life>),
+}
+
+/// From the vCPU thread of a backup.
+#[derive(Debug)]
+pub enum FromFollower {
+    Executed(Position),
+    Drained,
+    Diverged {
+        at: Position,
+        what: String,
+    },
+    Ended(EndReason),
+    /// At the horizon: what the new life must do first.
+    AtHorizon(Box<Horizon>),
+}
+
+/// What a machine that goes live leaves to be done outside.
+#[derive(Debug)]
+pub struct Horizon {
+    pub requests: Vec<DiskRequest>,
+    pub outputs: Vec<Output>,
+    pub entropy: Option<u32>,
+    pub outputs_made: logging_channel::entry::OutputSeq,
+}
+
+/// A backup at work.
+#[derive(Debug)]
+pub struct Follow {
+    pub core: Backup,
+    pub me: Incarnation,
+    pub owner: Incarnation,
+    pub detection: Duration,
+    pub reporter: Reporter,
+    pub arbiter: Arc<SharedDirectory>,
+    pub heartbeats: Heartbeats,
+    pub heard: mpsc::Receiver<Heartbeat>,
+}
+
+/// How following ended.
+#[derive(Debug)]
+pub enum Followed {
+    /// This process is to end.
+    Ended(u8),
+    /// This side is to go live under a generation.
+    GoLive(Generation, Box<Follow>),
+}
+
+/// The vCPU thread of a backup, and the way to it.
+#[derive(Debug)]
+pub struct Follower {
+    pub orders: crossbeam_channel::Sender<ToFollower>,
+    pub reports: mpsc::UnboundedReceiver<FromFollower>,
+    pub thread: JoinHandle<()>,
+}
+
+/// Starts the vCPU thread of a backup.
+///
+/// # Errors
+/// If the host has no thread to give.
+pub fn start_follower<C: Cpu + 'static>(machine: Machine<C>) -> Result<Follower, Failure> {
+    // Unbounded here, bounded by what the inbox admits (roles::backup) and, beyond, by the primary's own bounds.
+    let (orders, received) = crossbeam_channel::unbounded();
+    let (told, reports) = mpsc::unbounded_channel();
+    let thread = std::thread::Builder::new().name("vcpu".to_owned());
+    let thread = thread
+        .spawn(move || follow(machine, &received, &told))
+        .map_err(Failure::new)?;
+    Ok(Follower {
+        orders,
+        reports,
+        thread,
+    })
+}
+
+fn follow<C: Cpu>(
+    machine: Machine<C>,
+    orders: &crossbeam_channel::Receiver<ToFollower>,
+    reports: &mpsc::UnboundedSender<FromFollower>,
+) {
+    let mut replayer = Replayer::new(machine);
+    // When the entry with the last clock reading arrived: time goes on from there at go-live (PROTOCOL 20).
+    let mut last_clock = Instant::now();
+    for order in orders {
+        let result = match order {
+            ToFollower::Load(record) => replayer.load(&record),
+            ToFollower::Entries(entries) => {
+                for entry in entries {
+                    if matches!(
+                        entry,
+                        LogEntry::Input {
+                            input: Input::Clock(_),
+                            ..
+                        }
+                    ) {
+                        last_clock = Instant::now();
+                    }
+                    replayer.feed(entry);
+                }
+                replayer.catch_up()
+            }
+            ToFollower::Drain => {
+                let _ = reports.send(FromFollower::Drained);
+                Ok(())
+            }
+            ToFollower::GoLive(mut life) => {
+                let (machine, mut outputs) = replayer.into_live();
+                let horizon = Horizon {
+                    requests: machine.chipset().outstanding_requests(),
+                    outputs: std::iter::from_fn(|| outputs.pop()).collect(),
+                    entropy: machine.chipset().entropy_wanted(),
+                    outputs_made: machine.outputs(),
+                };
+                life.clock = LiveClock::starting(machine.now(), last_clock);
+                let _ = reports.send(FromFollower::AtHorizon(Box::new(horizon)));
+                return live(machine, *life);
+            }
+        };
+        let report = match result {
+            Ok(()) => match replayer.ended() {
+                Some(reason) => FromFollower::Ended(reason.clone()),
+                None => FromFollower::Executed(replayer.machine().at()),
+            },
+            Err(ReplayError::Diverged(divergence)) => FromFollower::Diverged {
+                at: replayer.machine().at(),
+                what: divergence.to_string(),
+            },
+            Err(ReplayError::Machine(error)) => FromFollower::Diverged {
+                at: replayer.machine().at(),
+                what: error.to_string(),
+            },
+        };
+        // If the link is gone, so is the process.
+        if reports.send(report).is_err() {
+            return;
+        }
+    }
+}
+
+impl Follow {
+    /// Follows until this side goes live or ends.
+    pub async fn run(mut self, frames: TcpFrames, follower: &mut Follower) -> Followed {
+        let (link, mut events) = link_events();
+        let connection = Connection::start(frames, &link);
+        let mut tick = tokio::time::interval(self.detection / 8);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut generation = self.core.generation();
+        self.heartbeats.set_generation(generation);
+        self.reporter.report(Event::Following {
+            generation: generation.0,
+        });
+        loop {
+            let mut actions = Vec::new();
+            let lease = self.core.lease_ends();
+            let lease_over = async {
+                match lease {
+                    Some(at) => tokio::time::sleep(Duration::from_nanos(at.saturating_sub(boottime_ns()))).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                event = events.recv() => if let Some(event) = event { self.link_event(event, &mut actions) },
+                report = follower.reports.recv() => self.report(report, &mut actions),
+                Some(heartbeat) = self.heard.recv() => {
+                    self.core.heartbeat(boottime_ns(), &heartbeat, &mut actions);
+                }
+                () = lease_over => self.core.tick(boottime_ns(), &mut actions),
+                _ = tick.tick() => {
+                    // Whatever arrived while this process slept is evidence, and comes before the verdict (PROTOCOL 15).
+                    while let Ok(event) = events.try_recv() {
+                        self.link_event(event, &mut actions);
+                    }
+                    self.core.tick(boottime_ns(), &mut actions);
+                    if self.core.may_speak() {
+                        self.heartbeats.send().await;
+                    }
+                }
+            }
+            for action in actions {
+                match action {
+                    Action::Send(message) => connection.send(generation, message),
+                    Action::Load(record) => order(follower, ToFollower::Load(record)),
+                    Action::Deliver(entries) => order(follower, ToFollower::Entries(entries)),
+                    Action::Drain => order(follower, ToFollower::Drain),
+                    Action::Claim(of) => claim(&self.arbiter, of, self.owner, self.me, link.clone()),
+                    Action::Report(event) => self.reporter.report(event),
+                    Action::GoLive(won) => {
+                        generation = won;
+                        return Followed::GoLive(generation, Box::new(self));
+                    }
+                    Action::End { code, why } => {
+                        connection.close(LAST_WORDS).await;
+                        self.reporter.report(Event::Ending { code, why });
+                        return Followed::Ended(code);
+                    }
+                }
+            }
+        }
+    }
+
+    fn link_event(&mut self, event: LinkEvent, actions: &mut Vec<Action>) {
+        let now = boottime_ns();
+        match event {
+            LinkEvent::Message(generation, message) => self.core.message(now, generation, message, actions),
+            LinkEvent::Closed(why) => self.core.closed(now, &why, actions),
+            LinkEvent::Claimed(outcome) => self.core.claimed(now, &outcome, actions),
+            LinkEvent::StorageSilent(why) => actions.push(Action::Report(Event::StorageUnreachable { why })),
+            LinkEvent::Joined(_) => {} // a backup has no door
+        }
+    }
+
+    fn report(&mut self, report: Option<FromFollower>, actions: &mut Vec<Action>) {
+        match report {
+            Some(FromFollower::Executed(at)) => self.core.executed(at),
+            Some(FromFollower::Drained) => self.core.drained(boottime_ns(), actions),
+            Some(FromFollower::Diverged { at, what }) => self.core.diverged(at, &what, actions),
+            Some(FromFollower::Ended(reason)) => self.core.guest_ended(&reason, actions),
+            Some(FromFollower::AtHorizon(_)) => {} // only after GoLive, which is read elsewhere
+            None => self
+                .core
+                .diverged(Position::default(), "the vCPU thread ended without a word", actions),
+        }
+    }
+}
+
+fn order(follower: &Follower, order: ToFollower) {
+    // If the thread is gone, its report channel says so.
+    let _ = follower.orders.send(order);
+}

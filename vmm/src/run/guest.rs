@@ -1,0 +1,178 @@
+//! From a command line to a machine.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rand::TryRngCore;
+use rand::rngs::OsRng;
+
+use super::Failure;
+use crate::boot::Kernel;
+use crate::cli::{GuestArgs, HostArgs};
+use crate::devices::{DiskAccess, DiskConfig, NicConfig, PlatformConfig};
+use crate::hypervisor::DeliveryMode;
+use crate::hypervisor::kvm::{CpuProfile, KvmCpu};
+use crate::hypervisor::selftest::{Capabilities, Verdict};
+use crate::machine::config::{MACHINE_VERSION, MachineConfig};
+use crate::machine::{Machine, allocate_memory};
+
+/// First bytes of a MAC address drawn for a card that was given none: locally administered, as QEMU's.
+const MAC_PREFIX: [u8; 3] = [0x52, 0x54, 0x00];
+
+/// What this host's KVM can do, as the start-up self-test finds it.
+///
+/// # Errors
+/// If it cannot run guests so that they can be replayed; the first reason, and what to do.
+pub fn capabilities() -> Result<Capabilities, Failure> {
+    let capabilities = Capabilities::at_startup();
+    match capabilities
+        .checks
+        .iter()
+        .find(|check| check.verdict == Verdict::Failed)
+    {
+        None => Ok(capabilities),
+        Some(check) => Err(Failure::new(format!(
+            "{}. {} `ftvm doctor` tells more.",
+            check.reason, check.remedy
+        ))),
+    }
+}
+
+/// 64 random bits from the host.
+///
+/// # Errors
+/// If the host has none to give.
+pub fn random_u64() -> Result<u64, Failure> {
+    OsRng
+        .try_next_u64()
+        .map_err(|e| Failure::new(format!("the host gives no random bytes: {e}")))
+}
+
+/// 128 random bits from the host, never 0.
+///
+/// # Errors
+/// If the host has none to give.
+pub fn random_u128() -> Result<u128, Failure> {
+    Ok(u128::from(random_u64()?) << 64 | u128::from(random_u64()?) | 1)
+}
+
+/// Nanoseconds of Unix time.
+#[must_use]
+pub fn unix_ns() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The kernel the user asked for.
+///
+/// # Errors
+/// If none was named, or it cannot be read.
+pub fn kernel(args: &GuestArgs) -> Result<Kernel, Failure> {
+    let Some(name) = &args.kernel else {
+        return Err(Failure {
+            code: 2,
+            text: "--kernel IMAGE is needed; `ftvm guests` lists what is built in".to_owned(),
+        });
+    };
+    Kernel::open(name).map_err(Failure::new)
+}
+
+/// The configuration of a new guest. `disk_sizes` are bytes, in the order of `host.disks`.
+///
+/// # Errors
+/// If it cannot be built.
+pub fn configure(
+    args: &GuestArgs,
+    host: &HostArgs,
+    kernel: &Kernel,
+    disk_sizes: &[u64],
+    delivery: DeliveryMode,
+) -> Result<MachineConfig, Failure> {
+    let mut nics = Vec::new();
+    for net in &host.nets {
+        let [.., a, b, c] = random_u64()?.to_le_bytes();
+        let mac = net
+            .mac
+            .unwrap_or([MAC_PREFIX[0], MAC_PREFIX[1], MAC_PREFIX[2], a, b, c]);
+        nics.push(NicConfig { mac });
+    }
+    let disks = host
+        .disks
+        .iter()
+        .zip(disk_sizes)
+        .enumerate()
+        .map(|(index, (option, size))| DiskConfig {
+            sectors: size / 512,
+            access: if option.readonly {
+                DiskAccess::ReadOnly
+            } else {
+                DiskAccess::ReadWrite
+            },
+            serial: format!("ftvm{index}"),
+        });
+    let config = MachineConfig {
+        version: MACHINE_VERSION,
+        memory: args.memory.0,
+        kernel: kernel.id.clone(),
+        cmdline: args.cmdline.clone(),
+        seed: random_u64()?,
+        platform: PlatformConfig {
+            nics,
+            disks: disks.collect(),
+            virtio_console: host.virtio_console.is_some(),
+            rng: host.rng,
+            wall_clock_ns: unix_ns(),
+        },
+        profile: CpuProfile::of_this_host(delivery).map_err(Failure::new)?,
+    };
+    config.validate().map_err(Failure::new)?;
+    Ok(config)
+}
+
+/// A machine with `kernel` loaded, about to make its first step.
+///
+/// # Errors
+/// If KVM or the image refuses.
+pub fn boot(config: &MachineConfig, kernel: &Kernel, host: &Capabilities) -> Result<Machine<KvmCpu>, Failure> {
+    let memory = allocate_memory(config.memory).map_err(Failure::new)?;
+    let entry = kernel.load(config, &memory).map_err(Failure::new)?;
+    let mut cpu = KvmCpu::new(&memory, &config.profile).map_err(Failure::new)?;
+    cpu.set_page_table_refresh(host.page_table_refresh());
+    cpu.set_entry(&entry).map_err(Failure::new)?;
+    Machine::new(config, memory, cpu).map_err(Failure::new)
+}
+
+/// A machine for a state record to be loaded into.
+///
+/// # Errors
+/// If KVM refuses.
+pub fn empty(config: &MachineConfig, host: &Capabilities) -> Result<Machine<KvmCpu>, Failure> {
+    let memory = allocate_memory(config.memory).map_err(Failure::new)?;
+    let mut cpu = KvmCpu::new(&memory, &config.profile).map_err(Failure::new)?;
+    cpu.set_page_table_refresh(host.page_table_refresh());
+    Machine::new(config, memory, cpu).map_err(Failure::new)
+}
+
+/// `ftvm guests`
+///
+/// # Errors
+/// If standard output is gone.
+pub fn list(json: bool) -> Result<u8, Failure> {
+    let guests = guest_images::all();
+    if json {
+        let list: Vec<_> = guests
+            .iter()
+            .map(|guest| serde_json::json!({ "name": guest.name, "about": guest.about, "bytes": guest.image.len() }))
+            .collect();
+        println!("{}", serde_json::Value::Array(list));
+    } else {
+        for guest in guests {
+            println!(
+                "builtin:{:<8} {:>8} bytes  {}",
+                guest.name,
+                guest.image.len(),
+                guest.about
+            );
+        }
+    }
+    Ok(0)
+}

@@ -1,0 +1,358 @@
+//! Everything a live guest touches outside, opened from this host's own settings: cables, consoles, disks.
+//!
+//! [`Outside::release`] is the only way out, and only outputs whose turn has come are given to it (`crate::output`).
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use logging_channel::entry::{ConsolePort, DiskStatus};
+use shared_disk::image::{Access, Caching, Image};
+use shared_disk::plan::{Gate, Limits, Plan};
+use shared_disk::request::{DiskOp, DiskRequest};
+
+use crate::backends::console::{Console, ConsoleTarget, Life};
+use crate::backends::disk::{Disk, DiskPool};
+use crate::backends::entropy::host_entropy;
+use crate::backends::fence::LeaseGuard;
+use crate::backends::net::rarp::rarp_frame;
+use crate::backends::net::{Inbound, NetBackend, NetConfig, NetReader, spawn_reader};
+use crate::backends::queue::EventSender;
+use crate::backends::{HostEvent, Sent};
+use crate::cli::HostArgs;
+use crate::cli::options::{DiskOption, NetTarget};
+use crate::output::{Emission, Output};
+use crate::roles::primary::Writes;
+
+/// What of a host's devices fails.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct OutsideError(String);
+
+impl OutsideError {
+    fn from(error: impl std::fmt::Display) -> Self {
+        OutsideError(error.to_string())
+    }
+
+    /// The vCPU thread does not listen any more.
+    #[must_use]
+    pub fn gone() -> Self {
+        OutsideError("the vCPU thread is gone".to_owned())
+    }
+}
+
+/// Kills this process if a shared-disk write is still in flight when the lease ends (PROTOCOL 14).
+#[derive(Debug)]
+struct Fence {
+    guard: LeaseGuard,
+    writes: usize,
+}
+
+/// A disk whose writes are known to the fence.
+#[derive(Debug)]
+struct FencedDisk {
+    image: Image,
+    fence: Arc<Mutex<Fence>>,
+}
+
+impl Disk for FencedDisk {
+    fn execute(&self, request: &DiskRequest) -> (DiskStatus, Vec<u8>) {
+        let (status, data) = self.image.execute(request);
+        if matches!(request.op, DiskOp::Write { .. }) {
+            let mut fence = self.fence.lock().unwrap_or_else(PoisonError::into_inner);
+            fence.writes = fence.writes.saturating_sub(1);
+            if fence.writes == 0
+                && let Err(error) = fence.guard.disarm()
+            {
+                tracing::error!("{error}");
+            }
+        }
+        let status = match status {
+            shared_disk::image::IoStatus::Ok => DiskStatus::Ok,
+            shared_disk::image::IoStatus::IoError => DiskStatus::IoError,
+        };
+        (status, data)
+    }
+
+    fn size(&self) -> u64 {
+        self.image.size()
+    }
+}
+
+#[derive(Debug)]
+struct Nic {
+    backend: Arc<NetBackend>,
+    reader: NetReader,
+}
+
+#[derive(Debug)]
+struct Disks {
+    pool: DiskPool,
+    plans: Vec<Plan>,
+    fence: Arc<Mutex<Fence>>,
+    /// Requests whose turn in the plan has come, waiting for leave to write.
+    ready: Vec<DiskRequest>,
+}
+
+/// This host's side of a guest.
+#[derive(Debug)]
+pub struct Outside {
+    nics: Vec<Nic>,
+    consoles: BTreeMap<ConsolePort, Console>,
+    disk_options: Vec<DiskOption>,
+    disks: Option<Disks>,
+    events: EventSender,
+}
+
+impl Outside {
+    /// Opens cables and consoles. `keep` is how long a backup's inbound frames are kept.
+    ///
+    /// # Errors
+    /// A sentence saying which device, what is wrong and what to do.
+    pub fn open(
+        host: &HostArgs,
+        life: Life,
+        inbound: Inbound,
+        keep: Duration,
+        events: &EventSender,
+    ) -> Result<Self, OutsideError> {
+        let mut nics = Vec::new();
+        for (index, net) in host.nets.iter().enumerate() {
+            let config = match &net.target {
+                NetTarget::Tap(name) => NetConfig::Tap { name: name.clone() },
+                NetTarget::Dgram { local, remote } => NetConfig::Dgram {
+                    local: local.clone(),
+                    remote: remote.clone(),
+                },
+            };
+            let backend = Arc::new(NetBackend::open(&config).map_err(OutsideError::from)?);
+            let nic = u8::try_from(index).map_err(OutsideError::from)?;
+            let reader = spawn_reader(Arc::clone(&backend), nic, inbound, keep, events.clone());
+            nics.push(Nic {
+                backend,
+                reader: reader.map_err(OutsideError::from)?,
+            });
+        }
+        let mut consoles = BTreeMap::new();
+        let targets = [
+            (ConsolePort::Serial, Some(&host.console)),
+            (ConsolePort::Virtio, host.virtio_console.as_ref()),
+        ];
+        for (port, target) in targets {
+            if let Some(target) = target {
+                let console = Console::open(target, port, life).map_err(OutsideError::from)?;
+                if let (ConsoleTarget::Pty, Some(place)) = (target, console.place()) {
+                    tracing::info!("{port:?} console at {}", place.display());
+                }
+                consoles.insert(port, console);
+            }
+        }
+        Ok(Outside {
+            nics,
+            consoles,
+            disk_options: host.disks.clone(),
+            disks: None,
+            events: events.clone(),
+        })
+    }
+
+    /// Opens the disks: only a side that is live has them open (PROTOCOL 8). Returns their sizes in bytes.
+    ///
+    /// # Errors
+    /// As [`Outside::open`].
+    pub fn open_disks(&mut self) -> Result<Vec<u64>, OutsideError> {
+        let guard = LeaseGuard::new().map_err(OutsideError::from)?;
+        let fence = Arc::new(Mutex::new(Fence { guard, writes: 0 }));
+        let mut disks: Vec<Arc<dyn Disk>> = Vec::new();
+        for option in &self.disk_options {
+            let access = if option.readonly {
+                Access::ReadOnly
+            } else {
+                Access::ReadWrite
+            };
+            let caching = if option.direct {
+                Caching::Direct
+            } else {
+                Caching::Buffered
+            };
+            let image = Image::open(&option.path, access, caching).map_err(OutsideError::from)?;
+            disks.push(Arc::new(FencedDisk {
+                image,
+                fence: Arc::clone(&fence),
+            }));
+        }
+        let sizes = disks.iter().map(|disk| disk.size()).collect();
+        let pool = DiskPool::start(&disks, &self.events).map_err(OutsideError::from)?;
+        let plans = disks.iter().map(|_| Plan::new(Limits::default())).collect();
+        self.disks = Some(Disks {
+            pool,
+            plans,
+            fence,
+            ready: Vec::new(),
+        });
+        Ok(sizes)
+    }
+
+    /// Starts to read the consoles' input.
+    ///
+    /// # Errors
+    /// As [`Outside::open`].
+    pub fn listen(&mut self) -> Result<(), OutsideError> {
+        for console in self.consoles.values_mut() {
+            console.listen(self.events.clone()).map_err(OutsideError::from)?;
+        }
+        Ok(())
+    }
+
+    /// Inbound frames reach the guest from now on, those kept first.
+    pub fn forward_frames(&self) {
+        for nic in &self.nics {
+            nic.reader.go_live();
+        }
+    }
+
+    /// Tells the switches where the guest's MAC addresses are now (PROTOCOL 22). Failures do not matter: it is repeated.
+    pub fn announce(&self, macs: &[[u8; 6]]) {
+        for (nic, mac) in self.nics.iter().zip(macs) {
+            if let Err(error) = nic.backend.send(&rarp_frame(*mac)) {
+                tracing::debug!("RARP: {error}");
+            }
+        }
+    }
+
+    /// Takes over what needs a place in a plan, or is no output at all: disk requests in the order the guest made them,
+    /// and a wish for entropy.
+    ///
+    /// # Errors
+    /// If a plan refuses the request, which the device's own bounds should prevent, or the host has no entropy.
+    pub fn accept(&mut self, emission: &Emission, gate: Gate) -> Result<(), OutsideError> {
+        match emission {
+            Emission::Disk(request) => {
+                let gate = if emission.is_output() { gate } else { Gate::Open };
+                self.with_plan(request.disk, |plan, started| {
+                    plan.submit(request.clone(), gate, started)
+                })
+            }
+            Emission::WantEntropy { len } => {
+                let bytes = host_entropy(*len).map_err(OutsideError::from)?;
+                self.events
+                    .answer(HostEvent::Entropy(bytes))
+                    .map_err(OutsideError::from)
+            }
+            Emission::Frame { .. } | Emission::Console { .. } => Ok(()),
+        }
+    }
+
+    /// Lets an output go whose turn has come; returns when its system call has.
+    ///
+    /// # Errors
+    /// If the outside cannot take it for good (a full console disk).
+    pub fn release(&mut self, output: &Output) -> Result<Sent, OutsideError> {
+        match &output.emission {
+            Emission::Frame { nic, bytes } => match self.nics.get(usize::from(*nic)) {
+                Some(nic) => nic.backend.send(bytes).map_err(OutsideError::from),
+                None => Ok(Sent::Dropped),
+            },
+            Emission::Console { port, position, bytes } => match self.consoles.get_mut(port) {
+                Some(console) => console.write(*position, bytes).map_err(OutsideError::from),
+                None => Ok(Sent::Dropped),
+            },
+            Emission::Disk(request) => {
+                self.with_plan(request.disk, |plan, started| plan.release(request.id, started))?;
+                Ok(Sent::Done)
+            }
+            Emission::WantEntropy { .. } => Ok(Sent::Done),
+        }
+    }
+
+    /// The guest has been told that a request is finished.
+    ///
+    /// # Errors
+    /// If no such request was made.
+    pub fn finished(&mut self, disk: u8, id: u64) -> Result<(), OutsideError> {
+        self.with_plan(disk, |plan, started| plan.finished(id, started))
+    }
+
+    /// The backup knows that the guest has been told.
+    ///
+    /// # Errors
+    /// If no such request was made.
+    pub fn acked(&mut self, disk: u8, id: u64) -> Result<(), OutsideError> {
+        self.with_plan(disk, |plan, started| plan.acked(id, started))
+    }
+
+    /// There is no backup any more: nothing waits for acks.
+    pub fn release_all(&mut self) {
+        if let Some(disks) = &mut self.disks {
+            for plan in &mut disks.plans {
+                plan.release_all(&mut disks.ready);
+            }
+        }
+    }
+
+    /// Whether disk requests wait for leave to start.
+    #[must_use]
+    pub fn has_ready(&self) -> bool {
+        self.disks.as_ref().is_some_and(|disks| !disks.ready.is_empty())
+    }
+
+    /// Starts the disk requests whose turn has come. `writes` is asked after the fence is armed, right before each
+    /// write starts: the order of PROTOCOL 14.
+    ///
+    /// # Errors
+    /// If the fence or the pool fails.
+    pub fn start_ready(&mut self, writes: impl Fn() -> Writes) -> Result<(), OutsideError> {
+        let Some(disks) = &mut self.disks else { return Ok(()) };
+        let mut waiting = Vec::new();
+        for request in disks.ready.drain(..) {
+            if matches!(request.op, DiskOp::Write { .. }) {
+                let mut fence = disks.fence.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Writes::Until(deadline) = writes() {
+                    fence.guard.arm(deadline).map_err(OutsideError::from)?;
+                }
+                if writes() == Writes::NotNow {
+                    if fence.writes == 0 {
+                        fence.guard.disarm().map_err(OutsideError::from)?;
+                    }
+                    waiting.push(request);
+                    continue;
+                }
+                fence.writes += 1;
+            }
+            disks.pool.submit(request).map_err(OutsideError::from)?;
+        }
+        disks.ready = waiting;
+        Ok(())
+    }
+
+    /// The lease has been renewed, or there is none any more: writes in flight have longer to land.
+    ///
+    /// # Errors
+    /// If the fence fails.
+    pub fn extend_fence(&mut self, writes: Writes) -> Result<(), OutsideError> {
+        let Some(disks) = &mut self.disks else { return Ok(()) };
+        let mut fence = disks.fence.lock().unwrap_or_else(PoisonError::into_inner);
+        match writes {
+            Writes::Until(deadline) if fence.writes > 0 => fence.guard.arm(deadline).map_err(OutsideError::from),
+            Writes::Freely => fence.guard.disarm().map_err(OutsideError::from),
+            Writes::Until(_) | Writes::NotNow => Ok(()),
+        }
+    }
+
+    fn with_plan(
+        &mut self,
+        disk: u8,
+        call: impl FnOnce(&mut Plan, &mut Vec<DiskRequest>) -> Result<(), shared_disk::plan::PlanError>,
+    ) -> Result<(), OutsideError> {
+        let plan = self.disks.as_mut().and_then(|disks| {
+            let Disks { plans, ready, .. } = disks;
+            plans.get_mut(usize::from(disk)).map(|plan| (plan, ready))
+        });
+        let Some((plan, ready)) = plan else {
+            return Err(OutsideError(format!(
+                "the guest uses disk {disk}, which this host was not given: add --disk"
+            )));
+        };
+        call(plan, ready).map_err(OutsideError::from)
+    }
+}

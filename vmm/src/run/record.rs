@@ -1,0 +1,207 @@
+//! `ftvm record`: a live guest whose log goes to a file, and whose outputs leave at once.
+
+use std::time::{Duration, Instant};
+
+use logging_channel::codec;
+use logging_channel::entry::{EndReason, LogEntry, Mark, Position};
+use logging_channel::file::{Ending, Existing, FileHeader, LogWriter, Verify};
+use logging_channel::message::PROTOCOL_VERSION;
+use shared_disk::plan::Gate;
+
+use super::outside::Outside;
+use super::{Failure, guest};
+use crate::backends::console::Life;
+use crate::backends::net::Inbound;
+use crate::backends::queue::{EventSender, event_queue};
+use crate::backends::{HostEvent, StopKind};
+use crate::cli::{RecordArgs, VerifyArg};
+use crate::machine::MachineError;
+use crate::output::Output;
+use crate::roles::clock::LiveClock;
+use crate::roles::event::clean_end;
+use crate::roles::live::{Live, LiveConfig, Marks, Sink, Totals};
+use crate::roles::primary::Writes;
+use crate::roles::replay::describe_end;
+
+/// A file log has a mark with registers at least every so many exits.
+const MARK_EVERY: u64 = 4096;
+
+/// Writes the log, and lets outputs out at once: nobody has to hear of them first.
+#[derive(Debug)]
+struct FileSink {
+    log: LogWriter,
+    outside: Outside,
+}
+
+fn log_error(error: impl std::fmt::Display) -> MachineError {
+    MachineError::Log(error.to_string())
+}
+
+impl Sink for FileSink {
+    fn logging(&self) -> bool {
+        true
+    }
+
+    fn log(&mut self, entry: LogEntry) -> Result<(), MachineError> {
+        self.log.append(&[entry]).map_err(log_error)
+    }
+
+    fn output(&mut self, output: Output) -> Result<(), MachineError> {
+        self.outside.accept(&output.emission, Gate::Open).map_err(log_error)?;
+        self.outside.release(&output).map(|_| ()).map_err(log_error)
+    }
+
+    fn flush(&mut self) -> Result<(), MachineError> {
+        self.outside.start_ready(|| Writes::Freely).map_err(log_error)
+    }
+
+    fn disk_done(&mut self, disk: u8, id: u64, _at: Position) {
+        let done = self
+            .outside
+            .finished(disk, id)
+            .and_then(|()| self.outside.acked(disk, id));
+        if let Err(error) = done {
+            tracing::error!("{error}");
+        }
+    }
+
+    fn state(&mut self, _record: Vec<u8>, _at: Mark) -> Result<(), MachineError> {
+        Ok(()) // nobody joins a recording
+    }
+}
+
+/// `ftvm record`
+///
+/// # Errors
+/// A sentence for the user.
+pub fn run(args: &RecordArgs) -> Result<u8, Failure> {
+    let kernel = guest::kernel(&args.guest)?;
+    let capabilities = guest::capabilities()?;
+    let (sender, queue) = event_queue();
+    let mut outside =
+        Outside::open(&args.host, Life::First, Inbound::Forward, Duration::ZERO, &sender).map_err(Failure::new)?;
+    let sizes = outside.open_disks().map_err(Failure::new)?;
+    let config = guest::configure(&args.guest, &args.host, &kernel, &sizes, capabilities.best_delivery())?;
+    let machine = guest::boot(&config, &kernel, &capabilities)?;
+    let log = create_log(args, &config)?;
+    outside.listen().map_err(Failure::new)?;
+    watch_signals(&sender, args.seconds.map(Duration::from_secs))?;
+    let live = LiveConfig {
+        patience: Duration::from_millis(args.guest.patience),
+        marks: Marks::EveryExits(MARK_EVERY),
+        checks: args.verify == VerifyArg::Exit,
+        max_exits: args.exits,
+    };
+    let clock = LiveClock::starting(0, Instant::now());
+    let live = Live::new(machine, FileSink { log, outside }, queue, clock, live);
+    let (machine, sink, reason, totals) = live.run(sender).map_err(Failure::new)?;
+    let FileSink { log, outside } = sink;
+    drop(outside);
+    let (code, text) = clean_end(&reason);
+    let ending = Ending {
+        exits: machine.at().exit.0,
+        outputs: machine.outputs(),
+        digest: machine.digest(),
+        memory_hash: Some(machine.memory_hash().map_err(Failure::new)?),
+        reason: reason.clone(),
+        text,
+    };
+    let memory_hash = ending.memory_hash;
+    let trailer = log.finish(ending).map_err(Failure::new)?;
+    report(
+        args,
+        &reason,
+        &totals,
+        machine.at().exit.0,
+        trailer.log_bytes,
+        memory_hash,
+    );
+    Ok(code)
+}
+
+fn create_log(args: &RecordArgs, config: &crate::machine::config::MachineConfig) -> Result<LogWriter, Failure> {
+    let header = FileHeader {
+        version: PROTOCOL_VERSION,
+        created_unix_ns: guest::unix_ns(),
+        verify: match args.verify {
+            VerifyArg::Marks => Verify::Marks,
+            VerifyArg::Exit => Verify::Exit,
+        },
+        program: format!("ftvm {}", env!("CARGO_PKG_VERSION")),
+        args: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
+        config: codec::to_bytes(config).map_err(Failure::new)?,
+        state: None,
+    };
+    let existing = if args.overwrite {
+        Existing::Replace
+    } else {
+        Existing::Refuse
+    };
+    LogWriter::create(&args.log, &header, existing).map_err(Failure::new)
+}
+
+/// SIGINT, SIGTERM and a time limit become events: a clean end is never taken for a death (PROTOCOL 18).
+///
+/// # Errors
+/// If the process can have no signal handlers or threads.
+pub fn watch_signals(events: &EventSender, limit: Option<Duration>) -> Result<(), Failure> {
+    let events = events.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Failure::new)?;
+    let watch = async move {
+        use tokio::signal::unix::{SignalKind, signal};
+        let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+        else {
+            return;
+        };
+        let end = async {
+            match limit {
+                Some(limit) => tokio::time::sleep(limit).await,
+                None => std::future::pending().await,
+            }
+        };
+        let kind = tokio::select! {
+            _ = interrupt.recv() => StopKind::Interrupt,
+            _ = terminate.recv() => StopKind::Terminate,
+            () = end => StopKind::Limit,
+        };
+        // The guest may have ended meanwhile: nobody is there to be told.
+        let _ = events.answer(HostEvent::Stop(kind));
+    };
+    let thread = std::thread::Builder::new().name("signals".to_owned());
+    thread.spawn(move || runtime.block_on(watch)).map_err(Failure::new)?;
+    Ok(())
+}
+
+fn report(
+    args: &RecordArgs,
+    reason: &EndReason,
+    totals: &Totals,
+    exits: u64,
+    log_bytes: u64,
+    memory_hash: Option<u64>,
+) {
+    let hash = format!("{:016x}", memory_hash.unwrap_or_default());
+    if args.json {
+        let object = serde_json::json!({
+            "exits": exits,
+            "inputs": totals.inputs,
+            "checkpoints": totals.checkpoints,
+            "checkpoint_pages": totals.checkpoint_pages,
+            "log_bytes": log_bytes,
+            "memory_hash": hash,
+            "outcome": describe_end(reason),
+        });
+        println!("{object}");
+    } else {
+        eprintln!(
+            "recorded {exits} exits, {} inputs, {} checkpoints ({} pages) in {log_bytes} bytes; {}; memory {hash}",
+            totals.inputs,
+            totals.checkpoints,
+            totals.checkpoint_pages,
+            describe_end(reason)
+        );
+    }
+}

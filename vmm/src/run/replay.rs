@@ -1,0 +1,231 @@
+//! `ftvm replay`: a recording run again in a new process, verified at every mark.
+
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use logging_channel::codec;
+use logging_channel::entry::{ConsolePort, LogEntry};
+use logging_channel::file::{LogError, LogReader, Verify};
+
+use super::{Failure, guest};
+use crate::boot::Kernel;
+use crate::cli::ReplayArgs;
+use crate::hypervisor::DeliveryMode;
+use crate::hypervisor::kvm::KvmCpu;
+use crate::hypervisor::selftest::Capabilities;
+use crate::machine::config::MachineConfig;
+use crate::output::Emission;
+use crate::roles::replay::{Divergence, ReplayError, Replayer, describe_end};
+
+/// Most bytes of a machine configuration in a log's header.
+const MAX_CONFIG: usize = 1 << 20;
+
+/// How often progress is shown on a terminal.
+const PROGRESS: Duration = Duration::from_millis(200);
+
+/// Exit code of a diverged replay.
+const EXIT_DIVERGED: u8 = 4;
+
+/// Exit code of a log that is not whole.
+const EXIT_DAMAGED: u8 = 5;
+
+/// What a replay found.
+#[derive(Debug, Default)]
+struct Outcome {
+    divergence: Option<Divergence>,
+    damage: Option<LogError>,
+    differences: Vec<String>,
+}
+
+/// `ftvm replay`
+///
+/// # Errors
+/// A sentence for the user.
+pub fn run(args: &ReplayArgs) -> Result<u8, Failure> {
+    let mut log = LogReader::open(&args.log).map_err(Failure::new)?;
+    let config: MachineConfig = codec::from_bytes(&log.header().config, MAX_CONFIG).map_err(Failure::new)?;
+    config.validate().map_err(Failure::new)?;
+    config.profile.check_supported().map_err(Failure::new)?;
+    let capabilities = guest::capabilities()?;
+    check_delivery(&config, &capabilities)?;
+    let kernel = Kernel::open_recorded(&config.kernel, args.kernel.as_deref()).map_err(Failure::new)?;
+    let mut machine = guest::boot(&config, &kernel, &capabilities)?;
+    if log.header().verify == Verify::Exit {
+        machine.keep_trail();
+    }
+    let mut replayer = Replayer::new(machine);
+    let begun = Instant::now();
+    let mut outcome = follow(args, &mut log, &mut replayer)?;
+    let hash = replayer.machine().memory_hash().map_err(Failure::new)?;
+    if outcome.divergence.is_none() {
+        compare_ending(&log, &mut replayer, hash, &mut outcome);
+    }
+    Ok(report(args, &log, &mut replayer, hash, &outcome, begun.elapsed()))
+}
+
+/// The interrupt delivery mode decides which exits are numbered: this host must have the recorded one (PROTOCOL 21).
+fn check_delivery(config: &MachineConfig, host: &Capabilities) -> Result<(), Failure> {
+    let needed = config.profile.delivery;
+    if needed == DeliveryMode::None || host.delivery_modes.contains(&needed) {
+        return Ok(());
+    }
+    let text = format!(
+        "the log was recorded with interrupt delivery '{}', which this host's KVM cannot replay",
+        needed.name()
+    );
+    Err(Failure::new(format!(
+        "{text}; replay it on a host like the one that recorded it"
+    )))
+}
+
+/// Feeds the replayer until the log ends, is damaged, or the histories part.
+fn follow(args: &ReplayArgs, log: &mut LogReader, replayer: &mut Replayer<KvmCpu>) -> Result<Outcome, Failure> {
+    let mut outcome = Outcome::default();
+    let mut shown = Instant::now();
+    let show = std::io::stderr().is_terminal() && !args.json && !args.console;
+    loop {
+        let entry = match log.next_entry() {
+            Ok(Some(entry)) => entry,
+            Ok(None) => break,
+            Err(error) => {
+                outcome.damage = Some(error);
+                break;
+            }
+        };
+        replayer.feed(entry);
+        match replayer.catch_up() {
+            Ok(()) => {}
+            Err(ReplayError::Diverged(mut divergence)) => {
+                name_exit(log, replayer, &mut divergence);
+                outcome.divergence = Some(*divergence);
+                break;
+            }
+            Err(ReplayError::Machine(error)) => return Err(Failure::new(error)),
+        }
+        print_outputs(args, replayer);
+        if show && shown.elapsed() > PROGRESS {
+            shown = Instant::now();
+            eprint!("\rreplaying: exit {}", replayer.machine().at().exit.0);
+        }
+    }
+    if show {
+        eprint!("\r\x1b[K");
+    }
+    print_outputs(args, replayer);
+    Ok(outcome)
+}
+
+/// The check bytes that tell the exact exit stand behind the entry where the divergence was noticed.
+fn name_exit(log: &mut LogReader, replayer: &mut Replayer<KvmCpu>, divergence: &mut Divergence) {
+    if divergence.exact || log.header().verify != Verify::Exit {
+        return;
+    }
+    while let Ok(Some(entry)) = log.next_entry() {
+        if let LogEntry::Checks { from, bytes } = entry {
+            if from.0 > divergence.at_exit {
+                return;
+            }
+            replayer.refine(from, &bytes, divergence);
+            if divergence.exact {
+                return;
+            }
+        }
+    }
+}
+
+fn print_outputs(args: &ReplayArgs, replayer: &mut Replayer<KvmCpu>) {
+    while let Some(output) = replayer.unreleased().pop() {
+        if let Emission::Console {
+            port: ConsolePort::Serial | ConsolePort::Virtio,
+            bytes,
+            ..
+        } = output.emission
+            && args.console
+        {
+            let mut out = std::io::stderr().lock();
+            // A reader that has gone away must not stop the verification.
+            let _ = out.write_all(&bytes);
+        }
+    }
+}
+
+/// What the trailer says must be so.
+fn compare_ending(log: &LogReader, replayer: &mut Replayer<KvmCpu>, hash: u64, outcome: &mut Outcome) {
+    let Some(trailer) = log.trailer() else { return };
+    let machine = replayer.machine();
+    let mut compare = |what: &str, recorded: String, replayed: String| {
+        if recorded != replayed {
+            outcome
+                .differences
+                .push(format!("{what}: recorded {recorded}, replayed {replayed}"));
+        }
+    };
+    compare(
+        "exits",
+        trailer.ending.exits.to_string(),
+        machine.at().exit.0.to_string(),
+    );
+    compare(
+        "digest",
+        format!("{:016x}", trailer.ending.digest.0),
+        format!("{:016x}", machine.digest().0),
+    );
+    if let Some(recorded) = trailer.ending.memory_hash {
+        compare("memory hash", format!("{recorded:016x}"), format!("{hash:016x}"));
+    }
+}
+
+fn report(
+    args: &ReplayArgs,
+    log: &LogReader,
+    replayer: &mut Replayer<KvmCpu>,
+    hash: u64,
+    outcome: &Outcome,
+    took: Duration,
+) -> u8 {
+    let exits = replayer.machine().at().exit.0;
+    let (inputs, checkpoints) = replayer.totals();
+    let diverged = outcome.divergence.is_some() || !outcome.differences.is_empty();
+    let mut end = replayer
+        .ended()
+        .map_or_else(|| format!("log ends at exit {exits}"), describe_end);
+    let mut code = 0;
+    if let Some(damage) = &outcome.damage {
+        code = EXIT_DAMAGED;
+        end = damage.to_string();
+    }
+    if diverged {
+        code = EXIT_DIVERGED;
+        end = outcome
+            .divergence
+            .as_ref()
+            .map_or_else(|| outcome.differences.join("; "), ToString::to_string);
+    }
+    if args.json {
+        let at_exit = match &outcome.divergence {
+            Some(divergence) => Some(divergence.at_exit),
+            None => diverged.then_some(exits),
+        };
+        let object = serde_json::json!({
+            "exits": exits,
+            "inputs": inputs,
+            "checkpoints": checkpoints,
+            "log_bytes": log.trailer().map(|trailer| trailer.log_bytes),
+            "memory_hash": format!("{hash:016x}"),
+            "outcome": end.trim_end(),
+            "diverged": diverged,
+            "at_exit": at_exit,
+            "divergence": outcome.divergence,
+            "damaged": outcome.damage.as_ref().map(ToString::to_string),
+            "seconds": took.as_secs_f64(),
+        });
+        println!("{object}");
+    } else {
+        eprintln!(
+            "replayed {exits} exits, {inputs} inputs, {checkpoints} checkpoints in {:.2} s; {}; memory {hash:016x}",
+            took.as_secs_f64(),
+            end.trim_end()
+        );
+    }
+    code
+}
