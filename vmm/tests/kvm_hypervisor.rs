@@ -290,6 +290,44 @@ fn a_pending_exception_is_saved() {
     assert_eq!(there.guest.counters()[0], 1);
 }
 
+/// Without completion the answer would be lost and the access made again.
+#[test]
+fn a_state_saved_at_a_read_holds_the_answer() {
+    let (_one, profile) = kvm();
+    let (mut here, mut there) = (bench(&profile), bench(&profile));
+    here.start(
+        Program::PortReads,
+        Privilege::User,
+        Arguments {
+            rdi: TABLE,
+            ..Arguments::default()
+        },
+    )
+    .unwrap();
+    assert_eq!(
+        here.next_exit().unwrap(),
+        Exit::PortRead {
+            port: 0x10,
+            size: 1,
+            count: 1
+        }
+    );
+    here.cpu.data().fill(0x5a);
+    assert_eq!(here.cpu.complete().unwrap(), None);
+    let state = here.cpu.save().unwrap();
+    there.guest.copy_from(&here.guest, TABLE);
+    there.cpu.restore(&state).unwrap();
+    assert_eq!(there.cpu.registers()[RAX], 0x5a);
+    assert_eq!(
+        there.next_exit().unwrap(),
+        Exit::PortRead {
+            port: 0x10,
+            size: 2,
+            count: 1
+        }
+    );
+}
+
 #[test]
 fn an_injected_interrupt_is_saved() {
     let (_one, profile) = kvm();
