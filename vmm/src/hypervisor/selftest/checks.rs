@@ -190,7 +190,7 @@ pub fn dirty_log(bench: &mut Bench, harvests: u32) -> Result<Finding, CpuError> 
         };
         bench.start(Program::Scatter, privilege, arguments)?;
         bench.cpu.harvest_dirty(&mut pages)?;
-        let mut before = bench.guest.ram();
+        let (begun, mut before) = (bench.guest.ram(), bench.guest.ram());
         for harvest in 0..harvests {
             if bench.run_to_kick()? != Exit::Interrupted {
                 return Ok(Some(
@@ -205,6 +205,11 @@ pub fn dirty_log(bench: &mut Bench, harvests: u32) -> Result<Finding, CpuError> 
                 )));
             }
             before = after;
+        }
+        if before == begun {
+            return Ok(Some(format!(
+                "a guest that writes all the time wrote nothing in {harvests} runs"
+            )));
         }
     }
     Ok(None)
