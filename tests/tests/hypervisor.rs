@@ -27,7 +27,7 @@ kvm_test! {
     timeout = 900;
     /// Each check by its name, so that a failure says which one it was.
     fn kvm_hypervisor_layer() {
-        let checks: [(&str, fn()); 21] = [
+        let checks: [(&str, fn()); 22] = [
             ("two_hundred_thousand_exits_replay_at_cpl0", two_hundred_thousand_exits_replay_at_cpl0),
             ("two_hundred_thousand_exits_replay_at_cpl3", two_hundred_thousand_exits_replay_at_cpl3),
             ("accesses_in_parts_are_completed_one_by_one", accesses_in_parts_are_completed_one_by_one),
@@ -41,6 +41,7 @@ kvm_test! {
             ("an_interrupt_waits_for_the_window_where_if_is_off", an_interrupt_waits_for_the_window_where_if_is_off),
             ("msr_accesses_leave_and_can_be_refused", msr_accesses_leave_and_can_be_refused),
             ("a_pending_exception_is_saved", a_pending_exception_is_saved),
+            ("a_state_saved_at_a_read_holds_the_answer", a_state_saved_at_a_read_holds_the_answer),
             ("an_injected_interrupt_is_saved", an_injected_interrupt_is_saved),
             ("a_triple_fault_ends_the_guest", a_triple_fault_ends_the_guest),
             ("what_kvm_cannot_emulate_is_reported_with_its_bytes", what_kvm_cannot_emulate_is_reported_with_its_bytes),
@@ -78,6 +79,11 @@ fn fine(found: Result<Option<String>, CpuError>) {
 }
 
 fn two_hundred_thousand_exits_replay_at_cpl0() {
+    let (_one, profile) = kvm();
+    fine(checks::exit_replay(&profile, Privilege::Kernel, 200_000, 7));
+}
+
+fn two_hundred_thousand_exits_replay_at_cpl3() {
     let (_one, profile) = kvm();
     fine(checks::exit_replay(&profile, Privilege::Kernel, 200_000, 7));
 }
@@ -310,6 +316,43 @@ fn a_pending_exception_is_saved() {
     assert!(!there.cpu.can_interrupt());
     there.expect_out(0x10).unwrap();
     assert_eq!(there.guest.counters()[0], 1);
+}
+
+/// Without completion the answer would be lost and the access made again.
+fn a_state_saved_at_a_read_holds_the_answer() {
+    let (_one, profile) = kvm();
+    let (mut here, mut there) = (bench(&profile), bench(&profile));
+    here.start(
+        Program::PortReads,
+        Privilege::User,
+        Arguments {
+            rdi: TABLE,
+            ..Arguments::default()
+        },
+    )
+    .unwrap();
+    assert_eq!(
+        here.next_exit().unwrap(),
+        Exit::PortRead {
+            port: 0x10,
+            size: 1,
+            count: 1
+        }
+    );
+    here.cpu.data().fill(0x5a);
+    assert_eq!(here.cpu.complete().unwrap(), None);
+    let state = here.cpu.save().unwrap();
+    there.guest.copy_from(&here.guest, TABLE);
+    there.cpu.restore(&state).unwrap();
+    assert_eq!(there.cpu.registers()[RAX], 0x5a);
+    assert_eq!(
+        there.next_exit().unwrap(),
+        Exit::PortRead {
+            port: 0x10,
+            size: 2,
+            count: 1
+        }
+    );
 }
 
 fn an_injected_interrupt_is_saved() {

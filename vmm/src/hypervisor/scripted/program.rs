@@ -162,7 +162,7 @@ impl Program {
                 value: Value::Accumulator,
             },
             11 => Step::Spin {
-                units: 1 + choices.below(2000),
+                units: 1 + choices.below(500),
             },
             12 => Step::SetInterrupts(Interrupts::Off),
             13 => Step::SetInterrupts(Interrupts::On),
