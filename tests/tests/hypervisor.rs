@@ -85,11 +85,6 @@ fn two_hundred_thousand_exits_replay_at_cpl0() {
 
 fn two_hundred_thousand_exits_replay_at_cpl3() {
     let (_one, profile) = kvm();
-    fine(checks::exit_replay(&profile, Privilege::Kernel, 200_000, 7));
-}
-
-fn two_hundred_thousand_exits_replay_at_cpl3() {
-    let (_one, profile) = kvm();
     fine(checks::exit_replay(&profile, Privilege::User, 200_000, 8));
 }
 

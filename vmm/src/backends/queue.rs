@@ -257,8 +257,9 @@ impl Shared {
         let next = state.events.front().map_or(0, |(stamp, _)| *stamp);
         self.oldest.store(next, Ordering::Release);
         state.bytes -= event.weight();
-        // All of them: a big event may not fit where a small one behind it does.
-        if state.waiting_for_room > 0 {
+        // Not before half is free, or each event taken would wake every waiting producer for the room of one.
+        let half_free = state.events.len() <= MAX_EVENTS / 2 && state.bytes <= MAX_BYTES / 2;
+        if state.waiting_for_room > 0 && half_free {
             self.room.notify_all();
         }
         Some(event)

@@ -98,7 +98,7 @@ impl I8042 {
 mod tests {
     use super::*;
     use crate::devices::testing::contract::{self, Subject, own_state};
-    use crate::devices::testing::{Seeded, Surroundings};
+    use crate::devices::testing::{Seeded, Surroundings, forgetting};
 
     /// Sends a command with its parameters and returns what the controller answers.
     fn command(controller: &mut I8042, command: u8, parameters: &[u8]) -> Option<u8> {
@@ -177,5 +177,10 @@ mod tests {
     #[test]
     fn keeps_the_contract() {
         contract::check::<I8042Subject>();
+    }
+
+    #[test]
+    fn every_field_matters() {
+        forgetting::check::<I8042Subject>(&[]);
     }
 }

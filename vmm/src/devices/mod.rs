@@ -3,6 +3,10 @@
 //! No clock, file descriptor, thread or randomness in here; time is [`Env::now`], which the machine took from the log
 //! or has just logged. What a device wants from outside leaves as an [`Effect`]; what comes back arrives as an
 //! [`Input`](logging_channel::entry::Input) at a numbered exit.
+//!
+//! [`Chipset`] is the whole platform and the only thing the machine talks to. A device's struct is its state, so saving
+//! is cloning; all of them keep one contract, which `testing::contract` states and checks. Guest memory and what comes
+//! from outside are hostile: bounds are named constants, and a broken ring stops its device ([`Fault`]), nothing else.
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
@@ -23,7 +27,6 @@ mod virtio;
 
 pub use chipset::{Access, ApplyError, BadState, Chipset, ChipsetState, Direction, RestoreError};
 pub use config::{ConfigError, DiskAccess, DiskConfig, NicConfig, PlatformConfig};
-
 pub use virtio::Fault;
 
 use logging_channel::entry::ConsolePort;
@@ -36,7 +39,8 @@ use crate::hypervisor::GuestMemory;
 pub struct Env<'a> {
     /// Guest RAM, written only through its accessors.
     pub memory: &'a GuestMemory,
-    /// The virtual clock in nanoseconds. Fresh only where `Chipset::access_needs_clock` asked for it or the input is a clock.
+    /// The virtual clock in nanoseconds. Fresh only where [`Chipset::access_needs_clock`] asked for it, or the input is
+    /// a clock.
     pub now: u64,
     /// What leaves the machine, in order.
     pub effects: &'a mut Vec<Effect>,

@@ -1,7 +1,8 @@
 //! The ACPI power-management timer at port 0x608 (ACPI 6.5, section 4.8.2.1): 24 bits at 3.579545 MHz.
 //!
 //! Linux takes it as its clock source (`pmtmr=0x608`): one `inl`, one logged clock, no TSC. It is a function of the
-//! virtual clock alone and has no state. It wraps every 4.69 s, so the guest must see time in smaller steps (PROTOCOL 20).
+//! virtual clock alone and has no state. It wraps every 4.69 s, so the guest must see time in smaller steps (PROTOCOL
+//! 20).
 
 use super::timebase::Oscillator;
 

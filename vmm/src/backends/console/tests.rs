@@ -7,7 +7,7 @@ use crate::backends::HostEvent;
 use crate::backends::queue::{EventQueue, MAX_EVENTS, event_queue};
 
 /// Longer than anything here takes on a loaded machine.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn open(target: &str, life: Life) -> Console {
     let target: ConsoleTarget = target.parse().expect("a valid target");
@@ -141,11 +141,7 @@ fn a_client_that_does_not_read_costs_one_wait() {
         .filter(|_| console.write(0, &[b'.'; 4096]).expect("no error") == Sent::Dropped)
         .count();
     assert!(dropped > 1000, "the socket took {} pieces", 2000 - dropped);
-    assert!(
-        begun.elapsed() < Duration::from_secs(10),
-        "every piece waited: {:?}",
-        begun.elapsed()
-    );
+    assert!(begun.elapsed() < PATIENCE, "every piece waited: {:?}", begun.elapsed());
     // Room again: the next piece gets through.
     client.set_nonblocking(true).expect("set");
     while client.read(&mut [0; 65536]).is_ok() {}
@@ -175,11 +171,7 @@ fn a_pty_nobody_reads_costs_one_wait() {
         .filter(|_| console.write(0, &[b'.'; 512]).expect("no error") == Sent::Dropped)
         .count();
     assert!(dropped > 500);
-    assert!(
-        begun.elapsed() < Duration::from_secs(10),
-        "every piece waited: {:?}",
-        begun.elapsed()
-    );
+    assert!(begun.elapsed() < PATIENCE, "every piece waited: {:?}", begun.elapsed());
 }
 
 #[test]

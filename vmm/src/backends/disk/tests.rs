@@ -6,7 +6,7 @@ use super::*;
 use crate::backends::queue::{EventQueue, event_queue};
 
 /// Longer than anything here takes on a loaded machine.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A disk in memory; its gate holds requests back.
 #[derive(Debug)]

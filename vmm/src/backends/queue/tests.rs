@@ -6,7 +6,7 @@ use super::*;
 use crate::backends::StopKind;
 
 /// Longer than anything here takes on a loaded machine.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn frame(size: usize) -> HostEvent {
     HostEvent::Frame {
@@ -114,9 +114,31 @@ fn push_waits_for_room() {
         finished.recv_timeout(Duration::from_millis(50)).is_err(),
         "push does not wait"
     );
+    for _ in 0..MAX_EVENTS / 2 - 1 {
+        queue.try_recv();
+    }
+    assert!(
+        finished.recv_timeout(Duration::from_millis(50)).is_err(),
+        "it is not woken for less than half"
+    );
     queue.try_recv();
     assert_eq!(finished.recv_timeout(PATIENCE), Ok(Ok(())));
     pusher.join().expect("no panic").expect("receiver is there");
+}
+
+#[test]
+fn an_event_that_fits_only_an_empty_queue_gets_in() {
+    let (sender, queue) = event_queue();
+    sender.offer(frame(MAX_BYTES));
+    let pusher = {
+        let sender = sender.clone();
+        thread::spawn(move || sender.push(frame(2 * MAX_BYTES), Instant::now() + PATIENCE))
+    };
+    while sender.shared.lock().waiting_for_room == 0 {
+        thread::yield_now();
+    }
+    queue.try_recv();
+    assert_eq!(pusher.join().expect("no panic"), Ok(()));
 }
 
 #[test]

@@ -171,14 +171,14 @@ fn config(net: &Net) -> ClientConfig {
         keys: MAX_KEYS,
         depth: 4,
         write_every: Duration::ZERO,
-        connect_wait: Duration::from_secs(10),
-        silence: Duration::from_secs(10),
-        verify_wait: Duration::from_secs(20),
+        connect_wait: Duration::from_secs(60),
+        silence: Duration::from_secs(60),
+        verify_wait: Duration::from_secs(60),
     }
 }
 
 fn until_acked(client: &Client, writes: u64) {
-    let limit = Instant::now() + Duration::from_secs(20);
+    let limit = Instant::now() + Duration::from_secs(60);
     while client.progress().acked_writes < writes {
         let progress = client.progress();
         assert!(Instant::now() < limit && !progress.ended, "{progress:?}");
@@ -187,7 +187,7 @@ fn until_acked(client: &Client, writes: u64) {
 }
 
 fn until_ended(client: &Client) {
-    let limit = Instant::now() + Duration::from_secs(20);
+    let limit = Instant::now() + Duration::from_secs(60);
     while !client.progress().ended {
         assert!(Instant::now() < limit, "the client goes on");
         std::thread::sleep(Duration::from_millis(1));

@@ -6,7 +6,7 @@ use super::*;
 use crate::backends::net::rarp::rarp_frame;
 
 /// Longer than anything here takes on a loaded machine.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 const EVERYBODY: u8 = 0xFF;
 

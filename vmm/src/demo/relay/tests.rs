@@ -4,7 +4,7 @@ use std::net::TcpStream;
 use super::*;
 
 /// Longer than anything here takes on a loaded machine.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Long enough for what should not come to have come.
 const QUIET: Duration = Duration::from_millis(100);

@@ -197,11 +197,11 @@ impl Subject for ChipsetSubject {
     }
 
     fn save(chipset: &Chipset) -> Vec<u8> {
-        serde_json::to_vec(&chipset.save()).expect("a state that serialises")
+        contract::encode(&chipset.save())
     }
 
     fn restore(state: &[u8]) -> Chipset {
-        restored(&serde_json::from_slice(state).expect("a state that was serialised"))
+        restored(&contract::decode(state))
     }
 
     fn step(chipset: &mut Chipset, guest: &mut Guest, around: &mut Surroundings, random: &mut Seeded) -> Vec<u8> {

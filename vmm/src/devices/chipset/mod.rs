@@ -1,8 +1,8 @@
 //! The platform: which device answers at which address, and how their interrupt lines meet at the PIC.
 //!
 //! The machine talks to the guest's devices through [`Chipset`] alone. Whatever a call changes is settled when it
-//! returns: interrupt lines, effects, guest memory. Unclaimed reads are all ones and unclaimed writes are ignored, as on
-//! a PC. Ports are bytes; a wider access to a byte-wide device is split into accesses to consecutive ports.
+//! returns: interrupt lines, effects, guest memory. Unclaimed reads are all ones and unclaimed writes are ignored, as
+//! on a PC. Ports are bytes; a wider access to a byte-wide device is split into accesses to consecutive ports.
 
 #[cfg(test)]
 mod contract;

@@ -222,7 +222,8 @@ impl Chip {
         };
     }
 
-    /// ICW1. Levels at the inputs and ELCR stay; the edge sense circuit is reset. Its level bit (LTIM) is ELCR's business.
+    /// ICW1. Levels at the inputs and ELCR stay; the edge sense circuit is reset. Its level bit (LTIM) is ELCR's
+    /// business.
     fn initialise(&mut self, icw1: u8) {
         *self = Chip {
             lines: self.lines,

@@ -2,8 +2,9 @@
 //!
 //! Nothing ticks: a counter is the distance between the tick at which its count was loaded and now, and channel 0's
 //! rising edges are deadlines computed from the same numbers. Edges that were missed are delivered as one, and the next
-//! one keeps its place on the grid, so a guest that was stopped sees a late tick but no drift. Simplified where software
-//! cannot tell: a count takes effect at the tick it is written, and a count written in modes 2 and 3 restarts them.
+//! one keeps its place on the grid, so a guest that was stopped sees a late tick but no drift. Simplified where
+//! software cannot tell: a count takes effect at the tick it is written, and a count written in modes 2 and 3 restarts
+//! them.
 
 mod channel;
 #[cfg(test)]
@@ -87,9 +88,6 @@ impl Pit {
                 self.channels[2].set_gate(value & GATE_2 != 0, tick);
             }
             _ => {}
-        }
-        if matches!(port, 0x40 | CONTROL) {
-            self.delivered = self.delivered.max(tick);
         }
     }
 

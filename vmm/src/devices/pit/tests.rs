@@ -1,6 +1,6 @@
 use super::*;
 use crate::devices::testing::contract::{self, Subject, own_state};
-use crate::devices::testing::{Seeded, Surroundings};
+use crate::devices::testing::{Seeded, Surroundings, forgetting};
 
 /// A virtual time at which `ticks` ticks have just passed.
 fn at(ticks: u64) -> u64 {
@@ -237,4 +237,10 @@ impl Subject for PitSubject {
 #[test]
 fn keeps_the_contract() {
     contract::check::<PitSubject>();
+}
+
+#[test]
+fn every_field_matters() {
+    // Only channel 2's gate is wired to a port.
+    forgetting::check::<PitSubject>(&["/channels/0/gate", "/channels/1/gate"]);
 }

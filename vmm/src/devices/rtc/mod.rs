@@ -1,8 +1,9 @@
 //! The MC146818 real-time clock and its NVRAM at ports 0x70 and 0x71, IRQ 8 (Motorola MC146818A data sheet).
 //!
-//! Time is the wall clock at the guest's start, plus the virtual clock, plus what the guest has set it by; nothing ticks.
-//! Flags of register C are brought up to date when something looks at them, and an interrupt is a deadline only while
-//! its flag is down, so periods nobody acknowledged are one. The time base never stops, whatever register A says of it.
+//! Time is the wall clock at the guest's start, plus the virtual clock, plus what the guest has set it by; nothing
+//! ticks. Flags of register C are brought up to date when something looks at them, and an interrupt is a deadline only
+//! while its flag is down, so periods nobody acknowledged are one. The time base never stops, whatever register A says
+//! of it.
 
 mod calendar;
 #[cfg(test)]
@@ -254,7 +255,8 @@ impl Rtc {
         std::mem::take(&mut self.flags) | interrupt
     }
 
-    /// SET holds the registers, and clears the update interrupt's enable; taking SET back starts them from what they hold.
+    /// SET holds the registers, and clears the update interrupt's enable; taking SET back starts them from what they
+    /// hold.
     fn write_b(&mut self, value: u8, now: u64) {
         self.b = value;
         if value & B_SET != 0 {

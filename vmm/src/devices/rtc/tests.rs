@@ -1,6 +1,6 @@
 use super::*;
 use crate::devices::testing::contract::{self, Subject, own_state};
-use crate::devices::testing::{Seeded, Surroundings};
+use crate::devices::testing::{Seeded, Surroundings, forgetting};
 
 /// 2027-01-15 08:00:00 UTC, a Friday, and half a second.
 const WALL: u64 = 1_800_000_000_500_000_000;
@@ -218,4 +218,9 @@ impl Subject for RtcSubject {
 #[test]
 fn keeps_the_contract() {
     contract::check::<RtcSubject>();
+}
+
+#[test]
+fn every_field_matters() {
+    forgetting::check::<RtcSubject>(&["/wall_clock_ns"]);
 }

@@ -7,12 +7,16 @@
 
 use std::fmt::Debug;
 
+use logging_channel::codec;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
 use super::{RAM, Seeded, Surroundings};
 
 /// Histories tried per device.
-const SEEDS: u64 = 60;
+pub(super) const SEEDS: u64 = 60;
 /// Steps of a history: a save happens somewhere within.
-const STEPS: u64 = 240;
+pub(super) const STEPS: u64 = 240;
 
 /// A device under contract, with the guest that uses it.
 pub(in crate::devices) trait Subject {
@@ -43,15 +47,15 @@ pub(in crate::devices) trait Subject {
 }
 
 /// One device with its guest and surroundings, somewhere in its history.
-struct Run<S: Subject> {
-    device: S::Device,
+pub(super) struct Run<S: Subject> {
+    pub device: S::Device,
     guest: S::Guest,
     around: Surroundings,
     random: Seeded,
 }
 
 impl<S: Subject> Run<S> {
-    fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         Run {
             device: S::build(),
             guest: S::Guest::default(),
@@ -62,8 +66,13 @@ impl<S: Subject> Run<S> {
 
     /// The same run with a device restored from the state of this one.
     fn revived(&self) -> Self {
+        self.with(S::restore(&S::save(&self.device)))
+    }
+
+    /// The same run with another device.
+    pub(super) fn with(&self, device: S::Device) -> Self {
         Run {
-            device: S::restore(&S::save(&self.device)),
+            device,
             guest: self.guest.clone(),
             around: self.around.copy(),
             random: self.random.clone(),
@@ -71,13 +80,13 @@ impl<S: Subject> Run<S> {
     }
 
     /// One step and everything it showed.
-    fn step(&mut self) -> String {
+    pub(super) fn step(&mut self) -> String {
         let answer = S::step(&mut self.device, &mut self.guest, &mut self.around, &mut self.random);
         let effects = std::mem::take(&mut self.around.effects);
         format!("{answer:?} {effects:?} {}", S::observe(&self.device))
     }
 
-    fn memory(&self) -> Vec<u8> {
+    pub(super) fn memory(&self) -> Vec<u8> {
         self.around.read(0, RAM.try_into().expect("64-bit host"))
     }
 }
@@ -89,8 +98,13 @@ pub(in crate::devices) fn check<S: Subject>() {
     }
 }
 
+/// The step before which the state of history `seed` is saved.
+pub(super) fn saved_at(seed: u64) -> u64 {
+    Seeded::new(!seed).below(STEPS)
+}
+
 fn check_one<S: Subject>(seed: u64) {
-    let saved_at = Seeded::new(!seed).below(STEPS);
+    let saved_at = saved_at(seed);
     let mut run = Run::<S>::new(seed);
     let mut twin = Run::<S>::new(seed);
     for step in 0..saved_at {
@@ -130,6 +144,16 @@ fn check_one<S: Subject>(seed: u64) {
     );
 }
 
+/// A state as it travels.
+pub(in crate::devices) fn encode<T: Serialize>(state: &T) -> Vec<u8> {
+    codec::to_bytes(state).expect("a state that serialises")
+}
+
+/// What arrives of it.
+pub(in crate::devices) fn decode<T: DeserializeOwned>(state: &[u8]) -> T {
+    codec::from_bytes(state, 1 << 30).expect("a state that was serialised")
+}
+
 /// Implements saving and restoring for a device whose struct is its state.
 macro_rules! own_state {
     ($build:expr) => {
@@ -138,11 +162,11 @@ macro_rules! own_state {
         }
 
         fn save(device: &Self::Device) -> Vec<u8> {
-            serde_json::to_vec(device).expect("a state that serialises")
+            $crate::devices::testing::contract::encode(device)
         }
 
         fn restore(state: &[u8]) -> Self::Device {
-            serde_json::from_slice(state).expect("a state that was serialised")
+            $crate::devices::testing::contract::decode(state)
         }
     };
 }

@@ -1,4 +1,5 @@
-//! A driver's half of virtio, as little of it as the tests need: rings in guest memory, and the initialisation sequence.
+//! A driver's half of virtio, as little of it as the tests need: rings in guest memory, and the initialisation
+//! sequence.
 
 use super::Surroundings;
 

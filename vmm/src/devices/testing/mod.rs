@@ -3,6 +3,7 @@
 
 pub(super) mod contract;
 pub(super) mod driver;
+pub(super) mod forgetting;
 
 use vm_memory::{Bytes, GuestAddress};
 

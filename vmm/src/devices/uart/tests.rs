@@ -1,6 +1,6 @@
 use super::*;
 use crate::devices::testing::contract::{self, Subject, own_state};
-use crate::devices::testing::{Seeded, Surroundings};
+use crate::devices::testing::{Seeded, Surroundings, forgetting};
 
 fn write(uart: &mut Uart, around: &mut Surroundings, offset: u16, value: u8) {
     uart.withdraw_before_write(offset);
@@ -165,4 +165,9 @@ impl Subject for UartSubject {
 #[test]
 fn keeps_the_contract() {
     contract::check::<UartSubject>();
+}
+
+#[test]
+fn every_field_matters() {
+    forgetting::check::<UartSubject>(&[]);
 }

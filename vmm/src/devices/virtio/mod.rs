@@ -2,8 +2,8 @@
 //!
 //! A device model knows its queues and its configuration ([`Model`]); the transport ([`VirtioPci`]) knows registers,
 //! feature negotiation, interrupts and resets, and is the same for all. Rings are hostile input: a driver that breaks
-//! them finds DEVICE_NEEDS_RESET, and nothing else happens. Guest memory is read and written only within an access or an
-//! input, that is at a numbered exit, and a request that takes time holds checked segments, not ring positions.
+//! them finds DEVICE_NEEDS_RESET, and nothing else happens. Guest memory is read and written only within an access or
+//! an input, that is at a numbered exit, and a request that takes time holds checked segments, not ring positions.
 
 pub(super) mod block;
 mod chain;

@@ -1,8 +1,8 @@
 //! A virtqueue as its registers show it, and the rings behind it (virtio 1.2, 2.7).
 //!
 //! The rings are accessed through the `virtio-queue` crate, opened anew for each operation from the registers and the
-//! two indices kept here: the crate's queue carries a field that its state does not, so it is never kept across an exit.
-//! EVENT_IDX and indirect descriptors are not offered.
+//! two indices kept here: the crate's queue carries a field that its state does not, so it is never kept across an
+//! exit. EVENT_IDX and indirect descriptors are not offered.
 
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::Ordering;

@@ -1,6 +1,6 @@
 use super::*;
 use crate::devices::testing::driver::{Bar, Piece};
-use crate::devices::testing::{Seeded, Surroundings, contract};
+use crate::devices::testing::{Seeded, Surroundings, contract, forgetting};
 use crate::devices::virtio::testing::Bench;
 use crate::devices::virtio::testing::contract::{Kind, VirtioSubject, pieces};
 use crate::devices::virtio::{PciFunction, VirtioPci};
@@ -99,4 +99,10 @@ impl Kind for Console {
 #[test]
 fn keeps_the_contract() {
     contract::check::<VirtioSubject<Console>>();
+}
+
+#[test]
+fn every_field_matters() {
+    // What the model fixes does not change.
+    forgetting::check::<VirtioSubject<Console>>(&["/transport/queues/0/max_size", "/transport/queues/1/max_size"]);
 }

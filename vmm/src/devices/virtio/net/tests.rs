@@ -1,6 +1,6 @@
 use super::*;
 use crate::devices::testing::driver::{Bar, CONFIG, Piece};
-use crate::devices::testing::{Seeded, Surroundings, contract};
+use crate::devices::testing::{Seeded, Surroundings, contract, forgetting};
 use crate::devices::virtio::VirtioPci;
 use crate::devices::virtio::testing::Bench;
 use crate::devices::virtio::testing::contract::{Kind, VirtioSubject, pieces};
@@ -165,4 +165,15 @@ impl Kind for Net {
 #[test]
 fn keeps_the_contract() {
     contract::check::<VirtioSubject<Net>>();
+}
+
+#[test]
+fn every_field_matters() {
+    // What the configuration fixes does not change.
+    forgetting::check::<VirtioSubject<Net>>(&[
+        "/transport/model/mac",
+        "/transport/model/number",
+        "/transport/queues/0/max_size",
+        "/transport/queues/1/max_size",
+    ]);
 }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::devices::testing::driver::{Bar, Piece};
-use crate::devices::testing::{Seeded, Surroundings, contract};
+use crate::devices::testing::{Seeded, Surroundings, contract, forgetting};
 use crate::devices::virtio::VirtioPci;
 use crate::devices::virtio::testing::Bench;
 use crate::devices::virtio::testing::contract::{Kind, VirtioSubject, pieces};
@@ -105,4 +105,10 @@ impl Kind for Rng {
 #[test]
 fn keeps_the_contract() {
     contract::check::<VirtioSubject<Rng>>();
+}
+
+#[test]
+fn every_field_matters() {
+    // What the model fixes does not change.
+    forgetting::check::<VirtioSubject<Rng>>(&["/transport/queues/0/max_size"]);
 }

@@ -8,12 +8,37 @@ use serde::de::DeserializeOwned;
 
 use super::{RING, RINGS};
 use crate::devices::testing::contract::{Subject, own_state};
-use crate::devices::testing::driver::{Bar, ISR, Piece, Ring};
+use crate::devices::testing::driver::{Bar, CONFIG, ISR, Piece, Ring};
 use crate::devices::testing::{Seeded, Surroundings};
 use crate::devices::virtio::{Model, PciFunction, VirtioPci};
 
 /// Entries of the rings: few, so that indices wrap.
 const SIZE: u16 = 8;
+
+/// Offsets and widths of what there is to read in the BAR.
+const REGISTERS: &[(u32, usize)] = &[
+    (0x00, 4),
+    (0x04, 4),
+    (0x08, 4),
+    (0x0C, 4),
+    (0x12, 2),
+    (0x14, 1),
+    (0x16, 2),
+    (0x18, 2),
+    (0x1C, 2),
+    (0x1E, 2),
+    (0x20, 8),
+    (0x28, 4),
+    (0x30, 8),
+    (ISR, 1),
+    (ISR, 1),
+    (CONFIG, 8),
+];
+
+/// Registers of configuration space that can be written, and the status.
+const CONFIGURATION: &[u8] = &[0x04, 0x10, 0x3C, 0x88, 0x8C, 0x90, 0x94];
+/// What is written to them: commands, places, and what makes the window work.
+const CONFIGURATION_VALUES: &[u32] = &[0, 1, 2, 4, 6, 0x406, 0x14, 0x1000, 0xD000_0000, 0xE000_0000];
 
 /// A model under contract.
 pub(in crate::devices::virtio) trait Kind:
@@ -84,7 +109,8 @@ impl<K: Kind> Subject for VirtioSubject<K> {
             return vec![reach.status()];
         }
         let index = usize::try_from(random.below(rings.len() as u64)).expect("an index");
-        match random.below(10) {
+        let mut answer = vec![0; 4];
+        match random.below(12) {
             0..=3 => {
                 let mut chain = K::chain(index, reach.around, random);
                 if random.once_in(60) {
@@ -96,33 +122,35 @@ impl<K: Kind> Subject for VirtioSubject<K> {
                 }
             }
             4..=6 => K::input(reach.function, reach.around, random),
-            7 => {
-                let mut data = vec![0; random.pick(&[1, 2, 4, 8])];
-                let area = random.pick(&[0, ISR, 0x2000, 0x3000]);
-                reach.read_bar(area + u32::from(random.byte()) / 4, &mut data);
-                return data;
+            7 | 8 => {
+                let (register, width) = random.pick(REGISTERS);
+                answer.resize(width, 0);
+                reach.read_bar(register, &mut answer);
             }
-            8 if random.once_in(6) => {
-                let data = random.bytes(4);
-                reach.write_bar(u32::from(random.byte()) / 4, &data);
-            }
-            8 => reach.write_bar(0x16, &u16::from(random.byte() % 3).to_le_bytes()),
-            _ => {
-                let register = random.byte() & 0xFC;
-                if random.once_in(2) {
-                    let value = random.pick(&[0u32, 4, 0x406, 2, 0xE000_0000, 0x1000]).to_le_bytes();
-                    reach
-                        .function
-                        .write_register(register, 0, &value, &mut reach.around.env());
+            9 => {
+                let (register, width) = random.pick(REGISTERS);
+                // Mostly selectors; rarely what would reset the device or break its queues.
+                if random.once_in(10) || matches!(register, 0x00 | 0x08 | 0x16) {
+                    answer = random.below(3).to_le_bytes()[..width].to_vec();
+                    reach.write_bar(register, &answer);
                 }
-                return reach
+            }
+            10 => {
+                let register = random.pick(CONFIGURATION);
+                answer = reach
                     .function
                     .read_register(register, &mut reach.around.env())
                     .to_le_bytes()
                     .to_vec();
             }
+            _ => {
+                let (register, value) = (random.pick(CONFIGURATION), random.pick(CONFIGURATION_VALUES));
+                reach
+                    .function
+                    .write_register(register, 0, &value.to_le_bytes(), &mut reach.around.env());
+            }
         }
-        vec![reach.isr()]
+        answer
     }
 
     fn observe(function: &VirtioPci<K>) -> String {
