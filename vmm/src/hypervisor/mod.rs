@@ -111,6 +111,16 @@ pub enum CpuError {
     Unsupported(String),
 }
 
+/// What an interrupt or exception pushed when it came from user mode, and IRET takes back (SDM volume 3, 6.14.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UserFrame {
+    pub rip: u64,
+    pub cs: u16,
+    pub rflags: u64,
+    pub rsp: u64,
+    pub ss: u16,
+}
+
 /// One virtual CPU and its virtual machine. Owned by one thread at a time.
 ///
 /// Order that callers keep (KVM-FACTS, "Rules that follow"): after an exit is handled and its data answered, call
@@ -140,6 +150,13 @@ pub trait Cpu: Send + Debug {
 
     /// Sets the general registers; only after `complete`.
     fn set_registers(&mut self, registers: &RegisterFile) -> Result<(), CpuError>;
+
+    /// The guest-physical address of a linear address under the current page tables; `None` where nothing is mapped.
+    fn translate(&self, linear: u64) -> Option<u64>;
+
+    /// Does what IRET from CPL 0 does with `frame`, the other registers being `registers`; only after `complete`. Flat
+    /// user segments are assumed, as every 64-bit kernel has them.
+    fn return_to_user(&mut self, registers: &RegisterFile, frame: &UserFrame) -> Result<(), CpuError>;
 
     /// Whether an interrupt may be queued now: IF = 1, and KVM is ready for one (both, KVM does not check IF).
     fn can_interrupt(&self) -> bool;

@@ -6,7 +6,7 @@ use crate::devices::PlatformConfig;
 use crate::hypervisor::kvm::CpuProfile;
 
 /// Version of [`MachineConfig`] and of the state records; a log or peer with another one is refused by name.
-pub const MACHINE_VERSION: u32 = 1;
+pub const MACHINE_VERSION: u32 = 2;
 
 /// RAM begins at 0 and must end below the hole for PCI memory at 3 GiB.
 pub const MAX_MEMORY: u64 = 3 << 30;
@@ -22,6 +22,16 @@ pub struct KernelId {
     pub sha256: [u8; 32],
 }
 
+/// What kind of guest runs in the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GuestKind {
+    /// An ELF image by the contract of the `abi` crate; nothing in it is rewritten.
+    BareMetal,
+    /// A Linux kernel whose clock reads have been rewritten ([`super::linux`]).
+    Linux,
+}
+
 /// The machine's configuration; stored in a log's header and sent to a joining backup.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineConfig {
@@ -29,6 +39,7 @@ pub struct MachineConfig {
     /// Bytes of RAM, a multiple of 2 MiB between [`MIN_MEMORY`] and [`MAX_MEMORY`].
     pub memory: u64,
     pub kernel: KernelId,
+    pub guest: GuestKind,
     pub cmdline: String,
     /// Random bits for the guest, drawn once by the primary.
     pub seed: u64,

@@ -9,6 +9,7 @@
 
 pub mod clock;
 pub mod config;
+pub mod linux;
 pub mod state;
 pub mod trail;
 
@@ -19,7 +20,7 @@ use crate::devices::{Access, ApplyError, Chipset, ConfigError, Direction, Effect
 use crate::hypervisor::{Cpu, CpuError, DeliveryMode, Exit, GuestMemory, Terminal};
 use crate::output::{Emission, Output};
 use clock::VirtualClock;
-use config::MachineConfig;
+use config::{GuestKind, MachineConfig};
 use trail::Trail;
 
 /// MSR index of the time stamp counter (SDM vol. 4).
@@ -137,6 +138,7 @@ pub struct Machine<C: Cpu> {
     cpu: C,
     chipset: Chipset,
     delivery: DeliveryMode,
+    guest: GuestKind,
     clock: VirtualClock,
     at: Position,
     digest: Digest,
@@ -173,6 +175,7 @@ impl<C: Cpu> Machine<C> {
             cpu,
             chipset: Chipset::new(&config.platform)?,
             delivery: config.profile.delivery,
+            guest: config.guest,
             clock: VirtualClock::default(),
             at: Position::default(),
             digest: Digest::default(),
@@ -393,6 +396,14 @@ impl<C: Cpu> Machine<C> {
                     self.chipset.port_read(port, item, &mut env);
                 }
             }
+            Exit::PortWrite {
+                port: linux::RDTSC_PORT,
+                ..
+            } if self.guest == GuestKind::Linux => self.answer_rdtsc()?,
+            Exit::PortWrite {
+                port: linux::GP_HOOK_PORT,
+                ..
+            } if self.guest == GuestKind::Linux => self.answer_gp_hook()?,
             Exit::PortWrite { port, size, .. } => {
                 self.clock_if_needed(
                     Access::Port {

@@ -12,7 +12,7 @@ use crate::devices::{DiskAccess, DiskConfig, NicConfig, PlatformConfig};
 use crate::hypervisor::DeliveryMode;
 use crate::hypervisor::kvm::{CpuProfile, KvmCpu};
 use crate::hypervisor::selftest::{Capabilities, Verdict};
-use crate::machine::config::{MACHINE_VERSION, MachineConfig};
+use crate::machine::config::{GuestKind, MACHINE_VERSION, MachineConfig};
 use crate::machine::{Machine, allocate_memory};
 
 /// First bytes of a MAC address drawn for a card that was given none: locally administered, as QEMU's.
@@ -113,6 +113,7 @@ pub fn configure(
         version: MACHINE_VERSION,
         memory: args.memory.0,
         kernel: kernel.id.clone(),
+        guest: GuestKind::BareMetal,
         cmdline: args.cmdline.clone(),
         seed: random_u64()?,
         platform: PlatformConfig {

@@ -3,6 +3,8 @@
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 use logging_channel::entry::RegisterFile;
 
+use crate::hypervisor::UserFrame;
+
 /// CR0: PE, MP, ET, NE, WP, AM, PG (SDM volume 3, 2.5).
 const CR0: u64 = 0x8005_0033;
 /// CR4: PAE, OSFXSR, OSXMMEXCPT.
@@ -12,6 +14,10 @@ const EFER: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11;
 /// Selectors as Linux has them: kernel code and kernel data.
 const CODE_SELECTOR: u16 = 0x10;
 const DATA_SELECTOR: u16 = 0x18;
+/// Selector of 64-bit user code.
+const USER_CODE_64: u16 = 0x33;
+/// RFLAGS.RF.
+const RESUME_FLAG: u64 = 1 << 16;
 /// Bit 1 of RFLAGS is always set; interrupts are off.
 const RFLAGS: u64 = 2;
 /// A task state segment without I/O bitmap ends here (SDM volume 3, 8.7).
@@ -105,6 +111,42 @@ impl EntryState {
         sregs.apic_base &= !APIC_ENABLE;
         (sregs.cr2, sregs.cr8, sregs.interrupt_bitmap) = (0, 0, [0; 4]);
     }
+}
+
+/// Loads the flat user segments of `frame`, and with them CPL 3. 64-bit code has selector 0x33 in every Linux layout;
+/// any other is the 32-bit one.
+pub(super) fn enter_user_mode(sregs: &mut kvm_sregs, frame: &UserFrame) {
+    let flat = kvm_segment {
+        limit: u32::MAX,
+        present: 1,
+        dpl: 3,
+        s: 1,
+        g: 1,
+        ..kvm_segment::default()
+    };
+    let long = u8::from(frame.cs == USER_CODE_64);
+    sregs.cs = kvm_segment {
+        selector: frame.cs,
+        type_: 11,
+        l: long,
+        db: 1 - long,
+        ..flat
+    };
+    sregs.ss = kvm_segment {
+        selector: frame.ss,
+        type_: 3,
+        db: 1,
+        ..flat
+    };
+}
+
+/// The registers after IRET has taken `frame`. RF is spent: the faulting instruction is behind us.
+pub(super) fn with_frame(registers: &RegisterFile, frame: &UserFrame) -> RegisterFile {
+    let mut registers = *registers;
+    registers[RIP] = frame.rip;
+    registers[RSP] = frame.rsp;
+    registers[FLAGS] = frame.rflags & !RESUME_FLAG;
+    registers
 }
 
 impl From<DescriptorTable> for kvm_dtable {

@@ -32,7 +32,7 @@ pub use vm::TSS_ADDRESS;
 
 pub(in crate::hypervisor) use system::System;
 
-use crate::hypervisor::{Cpu, CpuError, DeliveryMode, Exit, GuestMemory, Kick, Terminal};
+use crate::hypervisor::{Cpu, CpuError, DeliveryMode, Exit, GuestMemory, Kick, Terminal, UserFrame};
 use kick::KickCell;
 use run_page::{Access, Decoded, RunPage};
 use state::FpuState;
@@ -227,14 +227,11 @@ impl KvmCpu {
     /// Whether the instruction before RIP looks like `sti`.
     fn is_behind_sti(&self) -> bool {
         let address = self.run.registers().rip.wrapping_sub(1);
-        let Ok(translation) = self.vcpu.translate_gva(address) else {
-            return false;
-        };
-        translation.valid != 0
-            && self
-                .memory
-                .read_obj::<u8>(GuestAddress(translation.physical_address))
+        self.translate(address).is_some_and(|address| {
+            self.memory
+                .read_obj::<u8>(GuestAddress(address))
                 .is_ok_and(|byte| byte == STI)
+        })
     }
 
     /// Executes the one instruction that the shadow of `sti` protects. `None` if the window is not open behind it: then
@@ -340,6 +337,21 @@ impl Cpu for KvmCpu {
         self.run.show_registers(&regs);
         self.gate.interrupt_flag = regs.rflags & state::INTERRUPT_FLAG != 0;
         Ok(())
+    }
+
+    fn translate(&self, linear: u64) -> Option<u64> {
+        let translation = self.vcpu.translate_gva(linear).ok()?;
+        (translation.valid != 0).then_some(translation.physical_address)
+    }
+
+    fn return_to_user(&mut self, registers: &RegisterFile, frame: &UserFrame) -> Result<(), CpuError> {
+        self.assert_completed();
+        let mut sregs = self.vcpu.get_sregs().map_err(kvm_error("KVM_GET_SREGS"))?;
+        entry::enter_user_mode(&mut sregs, frame);
+        self.vcpu
+            .set_sregs(&sregs)
+            .map_err(kvm_error("returning to user mode (KVM_SET_SREGS)"))?;
+        self.set_registers(&entry::with_frame(registers, frame))
     }
 
     fn can_interrupt(&self) -> bool {

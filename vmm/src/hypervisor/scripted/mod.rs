@@ -20,7 +20,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 pub use program::{Interrupts, Program, Step, Value};
 
-use super::{Cpu, CpuError, DeliveryMode, Exit, GuestMemory, Kick, Terminal};
+use super::{Cpu, CpuError, DeliveryMode, Exit, GuestMemory, Kick, Terminal, UserFrame};
 
 const PAGE_SHIFT: u32 = 12;
 const PAGE_SIZE: u64 = 1 << PAGE_SHIFT;
@@ -414,6 +414,15 @@ impl Cpu for ScriptedCpu {
         }
         self.state.interrupt_flag = registers[RFLAGS] & INTERRUPT_FLAG != 0;
         Ok(())
+    }
+
+    /// There is no paging here.
+    fn translate(&self, linear: u64) -> Option<u64> {
+        Some(linear)
+    }
+
+    fn return_to_user(&mut self, _registers: &RegisterFile, _frame: &UserFrame) -> Result<(), CpuError> {
+        Err(CpuError::Unsupported("the scripted CPU has no user mode".to_owned()))
     }
 
     fn can_interrupt(&self) -> bool {
