@@ -10,6 +10,7 @@
 pub mod clock;
 pub mod config;
 pub mod linux;
+mod pages;
 pub mod state;
 pub mod trail;
 
@@ -21,6 +22,7 @@ use crate::hypervisor::{Cpu, CpuError, DeliveryMode, Exit, GuestMemory, Terminal
 use crate::output::{Emission, Output};
 use clock::VirtualClock;
 use config::{GuestKind, MachineConfig};
+use pages::Copies;
 use trail::Trail;
 
 /// MSR index of the time stamp counter (SDM vol. 4).
@@ -151,6 +153,7 @@ pub struct Machine<C: Cpu> {
     effects: Vec<Effect>,
     emitted: Vec<Output>,
     trail: Option<Trail>,
+    copies: Copies,
 }
 
 /// Guest RAM of `bytes` bytes from address 0.
@@ -187,6 +190,7 @@ impl<C: Cpu> Machine<C> {
             effects: Vec::new(),
             emitted: Vec::new(),
             trail: None,
+            copies: Copies::default(),
         })
     }
 

@@ -7,6 +7,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend as _, GuestMemoryRegion 
 
 use super::clock::VirtualClock;
 use super::config::MACHINE_VERSION;
+use super::pages::Pages;
 use super::{Machine, MachineError, Phase, Step, TimeSource};
 use crate::devices::ChipsetState;
 use crate::hypervisor::Cpu;
@@ -33,11 +34,11 @@ struct StateRecord<C> {
     pages: Pages,
 }
 
-/// Page numbers, and the pages' bytes one after the other.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-struct Pages {
-    numbers: Vec<u64>,
-    bytes: serde_bytes::ByteBuf,
+/// How a record holds its pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Whole,
+    Differences,
 }
 
 /// What a kick led to.
@@ -73,7 +74,7 @@ impl<C: Cpu> Machine<C> {
         self.at.k += 1;
         let mut pages = Vec::new();
         self.cpu.harvest_dirty(&mut pages)?;
-        let record = self.encode(&pages)?;
+        let record = self.encode(&pages, Form::Differences)?;
         self.digest.fold_bytes(&record);
         Ok(Checkpoint::Taken {
             record,
@@ -108,7 +109,8 @@ impl<C: Cpu> Machine<C> {
                 numbers.push(number);
             }
         }
-        self.encode(&numbers)
+        self.copies.clear();
+        self.encode(&numbers, Form::Whole)
     }
 
     /// Puts a record of [`Machine::save`] into a machine that has not run.
@@ -117,6 +119,7 @@ impl<C: Cpu> Machine<C> {
     /// If the record is not one, or the hypervisor refuses it.
     pub fn load(&mut self, record: &[u8]) -> Result<(), MachineError> {
         let state = self.decode(record)?;
+        self.copies.clear();
         self.digest = state.digest;
         self.at = state.at;
         self.outputs = state.outputs;
@@ -187,7 +190,7 @@ impl<C: Cpu> Machine<C> {
             .map_err(|e| MachineError::State(format!("page {number}: {e}")))
     }
 
-    fn encode(&mut self, numbers: &[u64]) -> Result<Vec<u8>, MachineError> {
+    fn encode(&mut self, numbers: &[u64], form: Form) -> Result<Vec<u8>, MachineError> {
         let mut bytes = vec![0; numbers.len() * PAGE];
         for (number, page) in numbers.iter().zip(bytes.as_chunks_mut::<PAGE>().0) {
             self.read_page(*number, page)?;
@@ -202,9 +205,9 @@ impl<C: Cpu> Machine<C> {
             halted: self.halted,
             cpu: self.cpu.save()?,
             chipset: self.chipset.save(),
-            pages: Pages {
-                numbers: numbers.to_vec(),
-                bytes: serde_bytes::ByteBuf::from(bytes),
+            pages: match form {
+                Form::Whole => Pages::whole(numbers.to_vec(), bytes),
+                Form::Differences => Pages::differences(numbers.to_vec(), bytes, &mut self.copies),
             },
         };
         codec::to_bytes(&state).map_err(|e| MachineError::State(e.to_string()))
@@ -220,21 +223,14 @@ impl<C: Cpu> Machine<C> {
                 state.version
             )));
         }
-        let Pages { numbers, bytes } = &state.pages;
-        if bytes.len() != numbers.len() * PAGE || numbers.iter().any(|number| *number >= self.page_count()) {
-            return Err(MachineError::State(format!(
-                "{} pages with {} bytes do not fit {} pages of RAM",
-                numbers.len(),
-                bytes.len(),
-                self.page_count()
-            )));
-        }
         Ok(state)
     }
 
     /// Pages first, then the vCPU (which makes it see new page tables), then the devices.
     fn install(&mut self, state: StateRecord<C::State>) -> Result<(), MachineError> {
-        for (number, page) in state.pages.numbers.iter().zip(state.pages.bytes.chunks_exact(PAGE)) {
+        let pages = state.pages.bytes(self.page_count(), &mut self.copies);
+        let pages = pages.map_err(|e| MachineError::State(e.to_string()))?;
+        for (number, page) in state.pages.numbers.iter().zip(pages.chunks_exact(PAGE)) {
             self.memory
                 .write_slice(page, GuestAddress(number * PAGE as u64))
                 .map_err(|e| MachineError::State(format!("page {number}: {e}")))?;
