@@ -6,7 +6,7 @@
 //! `nested-host` in cargo's target folder.
 //!
 //! Parts: `kernel` and `modules` (what boots), `cpio` and `image` (what it finds), `qemu` (the machine), `channel`
-//! (bytes in and out), `run` (from start to outcome).
+//! (bytes in and out), `share` (folders that several hosts have), `run` (from start to outcome).
 
 mod channel;
 pub mod cpio;
@@ -17,6 +17,7 @@ pub mod modules;
 pub mod programs;
 mod qemu;
 mod run;
+mod share;
 
 use std::env;
 use std::fs::{self, File};
@@ -26,7 +27,9 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 pub use channel::Capture;
+pub use qemu::Nic;
 pub use run::{Outcome, Run, Running, Streams};
+pub use share::Share;
 
 /// What can go wrong with a nested host. The exit code of the command is not among it: see [`Outcome`].
 #[derive(Debug, thiserror::Error)]

@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 
 use super::channel::Channel;
 use super::programs;
+use super::share::Share;
 
 /// EPYC with SVM, without the features that QEMU 7.2's emulator does not have.
 const PROCESSOR: &str = "EPYC,-rdseed,-sha-ni,-fxsr-opt,-misalignsse,-3dnowprefetch,-osvw,-topoext,-nrip-save,-xsavec";
@@ -21,6 +22,18 @@ const KERNEL_COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 oops=panic tsc=r
 /// Name of the image in the run's folder.
 pub(super) const IMAGE: &str = "image";
 
+/// A network card whose Ethernet frames travel as Unix datagrams: the other end is a port of `vmm::demo::hub`, or a
+/// card of another host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nic {
+    /// Its address.
+    pub mac: [u8; 6],
+    /// QEMU's socket, which it makes.
+    pub local: PathBuf,
+    /// The other end's.
+    pub remote: PathBuf,
+}
+
 /// One machine.
 #[derive(Debug)]
 pub(super) struct Machine<'a> {
@@ -30,6 +43,10 @@ pub(super) struct Machine<'a> {
     pub(super) kernel: PathBuf,
     pub(super) processors: u32,
     pub(super) memory_mib: u32,
+    pub(super) nics: &'a [Nic],
+    /// Raw images, which other machines may write at the same time.
+    pub(super) disks: &'a [PathBuf],
+    pub(super) shares: &'a [Share],
 }
 
 impl Machine<'_> {
@@ -74,6 +91,43 @@ impl Machine<'_> {
                 Channel::Console => add("-serial", format!("chardev:{name}").as_ref()),
                 port => add("-device", port_device(port).as_ref()),
             }
+        }
+        for (number, nic) in self.nics.iter().enumerate() {
+            let (id, mac) = (
+                format!("net{number}"),
+                nic.mac.map(|byte| format!("{byte:02x}")).join(":"),
+            );
+            let mut ends = OsString::from(format!("dgram,id={id},local.type=unix,local.path="));
+            ends.push(&nic.local);
+            ends.push(",remote.type=unix,remote.path=");
+            ends.push(&nic.remote);
+            add("-netdev", &ends);
+            add("-device", format!("virtio-net-pci,netdev={id},mac={mac}").as_ref());
+        }
+        for (number, disk) in self.disks.iter().enumerate() {
+            let mut drive = OsString::from(format!(
+                "if=none,id=disk{number},format=raw,cache=none,file.locking=off,file="
+            ));
+            drive.push(disk);
+            add("-drive", &drive);
+            add(
+                "-device",
+                format!("virtio-blk-pci,drive=disk{number},share-rw=on").as_ref(),
+            );
+        }
+        if !self.shares.is_empty() {
+            // The file system's daemon reads and writes the machine's memory.
+            let size = self.memory_mib;
+            add(
+                "-object",
+                format!("memory-backend-memfd,id=memory,size={size}M,share=on").as_ref(),
+            );
+            add("-machine", "memory-backend=memory".as_ref());
+        }
+        for share in self.shares {
+            let (socket, tag) = (share.socket(), &share.tag);
+            add("-chardev", format!("socket,id={tag},path={socket}").as_ref());
+            add("-device", format!("vhost-user-fs-pci,chardev={tag},tag={tag}").as_ref());
         }
         arguments.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(OsString::from));
         arguments

@@ -16,7 +16,8 @@ use super::folder::Folder;
 use super::image::{self, Image};
 use super::kernel::{Kernel, REQUIRED_MODULES};
 use super::modules;
-use super::qemu::{IMAGE, Machine};
+use super::qemu::{IMAGE, Machine, Nic};
+use super::share::{Daemon, Share};
 
 /// A boot takes about 6 s on an idle machine; on one so busy that it took 50 s this is still plenty.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(240);
@@ -52,6 +53,12 @@ pub struct Run {
     pub processors: u32,
     /// Memory of the nested host in MiB. The image and all files written count too.
     pub memory_mib: u32,
+    /// Network cards, `eth0` and so on.
+    pub nics: Vec<Nic>,
+    /// Raw disk images of this machine, `/dev/vda` and so on; several hosts may have one at the same time.
+    pub disks: Vec<PathBuf>,
+    /// Folders of this machine.
+    pub shares: Vec<Share>,
     /// How long the command may run, not counting the boot.
     pub timeout: Duration,
     /// Folder of this machine for the files that the command leaves in `/out`; they come also after a timeout.
@@ -70,6 +77,9 @@ impl Run {
             modules: ["tun", "veth", "bridge"].map(str::to_owned).to_vec(),
             processors: 2,
             memory_mib: 2048,
+            nics: Vec::new(),
+            disks: Vec::new(),
+            shares: Vec::new(),
             timeout: Duration::from_secs(120),
             out: None,
         }
@@ -98,13 +108,16 @@ impl Run {
         Ok(())
     }
 
-    fn machine<'a>(&self, kernel: &Kernel, dir: &'a Path) -> Result<Machine<'a>, Error> {
+    fn machine<'a>(&'a self, kernel: &Kernel, dir: &'a Path) -> Result<Machine<'a>, Error> {
         let kernel = kernel.image.canonicalize().map_err(failed("find the kernel"))?;
         Ok(Machine {
             dir,
             kernel,
             processors: self.processors,
             memory_mib: self.memory_mib,
+            nics: &self.nics,
+            disks: &self.disks,
+            shares: &self.shares,
         })
     }
 
@@ -112,6 +125,9 @@ impl Run {
         let wanted: Vec<&str> = REQUIRED_MODULES
             .into_iter()
             .chain(self.modules.iter().map(String::as_str))
+            .chain((!self.nics.is_empty()).then_some("virtio_net"))
+            .chain((!self.disks.is_empty()).then_some("virtio_blk"))
+            .chain((!self.shares.is_empty()).then_some("virtiofs"))
             .collect();
         let mut image = Image::new(BufWriter::with_capacity(1 << 20, file))?;
         image.modules(&modules::in_load_order(&kernel.modules, &wanted)?)?;
@@ -227,6 +243,8 @@ pub struct Outcome {
 #[derive(Debug)]
 pub struct Running {
     qemu: Child,
+    /// Serve the shared folders.
+    daemons: Vec<Daemon>,
     events: Receiver<Event>,
     threads: Vec<JoinHandle<()>>,
     console: Capture,
@@ -259,11 +277,15 @@ impl Running {
             (Channel::Control, Sink::Lines),
         ];
         let mut threads = Vec::new();
+        let mut daemons = Vec::new();
         let started = Instant::now();
         let connect = || -> Result<Child, Error> {
             for (channel, sink) in sinks {
                 let thread = channel::serve(dir.path(), channel, sink, sender.clone());
                 threads.push(thread.map_err(failed("serve a channel"))?);
+            }
+            for share in &run.shares {
+                daemons.push(share.serve(dir.path())?);
             }
             let mut qemu = run.machine(kernel, dir.path())?.start()?;
             if let Some(stderr) = qemu.stderr.take() {
@@ -274,6 +296,7 @@ impl Running {
         let qemu = connect().inspect_err(|_| channel::release(dir.path()))?;
         Ok(Self {
             qemu,
+            daemons,
             events,
             threads,
             console,
@@ -384,6 +407,7 @@ impl Running {
         // Fails only if it has ended already.
         let _ = self.qemu.kill();
         let _ = self.qemu.wait();
+        self.daemons.clear();
         // No thread may wait for room in a queue that nobody reads.
         self.events = mpsc::sync_channel(0).1;
         channel::release(self.dir.path());
