@@ -8,7 +8,7 @@
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Machine, MachineError, RAX};
+use super::{Machine, MachineError};
 use crate::hypervisor::{Cpu, CpuError, UserFrame};
 
 /// A rewritten RDTSC writes AL here: EDX:EAX are to be set.
@@ -17,7 +17,8 @@ pub const RDTSC_PORT: u16 = 0xEE;
 /// The kernel's #GP entry writes AL here, with the error code and the interrupt frame on its stack.
 pub const GP_HOOK_PORT: u16 = 0xEF;
 
-/// Index of RCX, RDX and RSP in a register file.
+/// Index of RAX, RCX, RDX and RSP in a register file.
+const RAX: usize = 0;
 const RCX: usize = 2;
 const RDX: usize = 3;
 const RSP: usize = 6;

@@ -9,6 +9,7 @@
 
 pub mod clock;
 pub mod config;
+mod exit;
 pub mod linux;
 mod pages;
 pub mod state;
@@ -18,23 +19,16 @@ use logging_channel::entry::{Digest, EndReason, ExitSeq, Input, OutputSeq, Posit
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use crate::devices::{Access, ApplyError, Chipset, ConfigError, Direction, Effect, Env};
-use crate::hypervisor::{Cpu, CpuError, DeliveryMode, Exit, GuestMemory, Terminal};
+use crate::hypervisor::{Cpu, CpuError, DeliveryMode, Exit, GuestMemory};
 use crate::output::{Emission, Output};
 use clock::VirtualClock;
 use config::{GuestKind, MachineConfig};
+use exit::{fold_exit, terminal_reason};
 use pages::Copies;
 use trail::Trail;
 
 /// MSR index of the time stamp counter (SDM vol. 4).
 const MSR_TSC: u32 = 0x10;
-
-/// RFLAGS bits that differ between hosts without meaning: RF (16) and IOPL (12, 13).
-const RFLAGS_IGNORED: u64 = (1 << 16) | (3 << 12);
-
-/// Index of RAX and RIP and RFLAGS in a [`RegisterFile`].
-const RAX: usize = 0;
-const RIP: usize = 16;
-const RFLAGS: usize = 17;
 
 /// Where a clock reading comes from that an exit itself needs: the host (and into the log), or the log.
 pub trait TimeSource {
@@ -315,11 +309,7 @@ impl<C: Cpu> Machine<C> {
             self.set_clock(*time)?;
         }
         let at = self.at;
-        let mut env = Env {
-            memory: &self.memory,
-            now: self.clock.now(),
-            effects: &mut self.effects,
-        };
+        let mut env = env(&self.memory, self.clock.now(), &mut self.effects);
         self.chipset
             .apply(input, &mut env)
             .map_err(|source| MachineError::Apply { at, source })?;
@@ -391,11 +381,7 @@ impl<C: Cpu> Machine<C> {
                     },
                     time,
                 )?;
-                let mut env = Env {
-                    memory: &self.memory,
-                    now: self.clock.now(),
-                    effects: &mut self.effects,
-                };
+                let mut env = env(&self.memory, self.clock.now(), &mut self.effects);
                 for item in self.cpu.data().chunks_exact_mut(usize::from(size)) {
                     self.chipset.port_read(port, item, &mut env);
                 }
@@ -416,11 +402,7 @@ impl<C: Cpu> Machine<C> {
                     },
                     time,
                 )?;
-                let mut env = Env {
-                    memory: &self.memory,
-                    now: self.clock.now(),
-                    effects: &mut self.effects,
-                };
+                let mut env = env(&self.memory, self.clock.now(), &mut self.effects);
                 let data = self.cpu.data();
                 self.digest.fold_bytes(data);
                 for item in data.chunks_exact(usize::from(size)) {
@@ -435,11 +417,7 @@ impl<C: Cpu> Machine<C> {
                     },
                     time,
                 )?;
-                let mut env = Env {
-                    memory: &self.memory,
-                    now: self.clock.now(),
-                    effects: &mut self.effects,
-                };
+                let mut env = env(&self.memory, self.clock.now(), &mut self.effects);
                 self.chipset.mmio_read(addr, self.cpu.data(), &mut env);
             }
             Exit::MmioWrite { addr, .. } => {
@@ -450,11 +428,7 @@ impl<C: Cpu> Machine<C> {
                     },
                     time,
                 )?;
-                let mut env = Env {
-                    memory: &self.memory,
-                    now: self.clock.now(),
-                    effects: &mut self.effects,
-                };
+                let mut env = env(&self.memory, self.clock.now(), &mut self.effects);
                 let data = self.cpu.data();
                 self.digest.fold_bytes(data);
                 self.chipset.mmio_write(addr, data, &mut env);
@@ -510,11 +484,7 @@ impl<C: Cpu> Machine<C> {
         self.at.k += 1;
         self.set_clock(now)?;
         let at = self.at;
-        let mut env = Env {
-            memory: &self.memory,
-            now,
-            effects: &mut self.effects,
-        };
+        let mut env = env(&self.memory, now, &mut self.effects);
         self.chipset
             .apply(&Input::Clock(now), &mut env)
             .map_err(|source| MachineError::Apply { at, source })
@@ -556,55 +526,6 @@ impl<C: Cpu> Machine<C> {
     }
 }
 
-/// Folds an exit and the registers at it. RIP is left out at OUT and the destination at IN: hosts report them
-/// differently before completion (PROTOCOL 5; KVM-FACTS, "Digest").
-fn fold_exit(digest: &mut Digest, exit: Exit, registers: &RegisterFile) {
-    let (kind, detail) = match exit {
-        Exit::PortRead { port, size, count } => (1, u64::from(port) | u64::from(size) << 16 | u64::from(count) << 32),
-        Exit::PortWrite { port, size, count } => (2, u64::from(port) | u64::from(size) << 16 | u64::from(count) << 32),
-        Exit::MmioRead { addr, len } => (3, addr ^ u64::from(len) << 56),
-        Exit::MmioWrite { addr, len } => (4, addr ^ u64::from(len) << 56),
-        Exit::Hlt => (5, 0),
-        Exit::ReadMsr { index } => (6, u64::from(index)),
-        Exit::WriteMsr { index, value } => (7, u64::from(index) ^ value.rotate_left(32)),
-        Exit::IrqWindow => (8, 0),
-        Exit::SetTpr => (9, 0),
-        Exit::Hypercall => (10, 0),
-        Exit::Interrupted | Exit::Terminal(_) => (0, 0),
-    };
-    digest.fold(kind << 60 | detail);
-    for (index, value) in registers.iter().enumerate() {
-        let ignored = match index {
-            RAX => matches!(exit, Exit::PortRead { .. }),
-            RIP => matches!(exit, Exit::PortWrite { .. }),
-            _ => false,
-        };
-        if !ignored {
-            digest.fold(if index == RFLAGS {
-                value & !RFLAGS_IGNORED
-            } else {
-                *value
-            });
-        }
-    }
-}
-
-fn terminal_reason(terminal: Terminal, registers: &RegisterFile) -> EndReason {
-    let rip = registers[RIP];
-    let what = match terminal {
-        Terminal::Shutdown => format!("triple fault at RIP {rip:#x}"),
-        Terminal::SystemEvent { kind } => format!("KVM system event {kind} at RIP {rip:#x}"),
-        Terminal::InternalError { suberror, len, bytes } => {
-            let shown = bytes
-                .iter()
-                .take(usize::from(len))
-                .map(|b| format!("{b:02x}"))
-                .collect::<Vec<_>>()
-                .join(" ");
-            format!("KVM internal error {suberror} at RIP {rip:#x}, instruction bytes: {shown}")
-        }
-        Terminal::FailEntry { reason } => format!("KVM could not enter the guest: hardware reason {reason:#x}"),
-        Terminal::Unknown { reason } => format!("KVM exit reason {reason}, unknown to ftvm, at RIP {rip:#x}"),
-    };
-    EndReason::GuestFailure { what }
+fn env<'a>(memory: &'a GuestMemory, now: u64, effects: &'a mut Vec<Effect>) -> Env<'a> {
+    Env { memory, now, effects }
 }
