@@ -244,7 +244,7 @@ impl Subject for PicSubject {
     own_state!(started(1));
 
     fn step(pic: &mut Pic, (): &mut (), _: &mut Surroundings, random: &mut Seeded) -> Vec<u8> {
-        match random.below(14) {
+        match random.below(17) {
             0..=4 => {
                 let irq = random.pick(&[0, 1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
                 pic.set_line(irq, random.once_in(2));
@@ -259,11 +259,27 @@ impl Subject for PicSubject {
                 ]);
                 pic.write(random.pick(&[0x20, 0xA0]), value);
             }
+            // The slave's modes show only when several of its requests get through the master.
+            11..=13 => {
+                pic.write(0x21, 0);
+                pic.write(0x20, 0x20);
+                pic.write(0xA1, random.byte() & random.byte());
+                pic.write(
+                    0xA0,
+                    random.pick(&[0x80, 0x80, 0x68, 0x68, 0x20, 0x20, 0xA0, 0x00, 0x48]),
+                );
+                (8..16).filter(|_| random.once_in(2)).for_each(|irq| pic.pulse(irq));
+            }
             _ if random.once_in(10) => {
                 for (command, data, icws) in [(0x20, 0x21, [0x20, 4]), (0xA0, 0xA1, [0x28, 2])] {
+                    let icw4 = random.pick(&[0x01, 0x03, 0x03, 0x11, 0x13]);
+                    // Now and then the state is saved in the middle of it.
+                    let sent = random.pick(&[0, 1, 2, 3, 3, 3, 3, 3]);
                     pic.write(command, 0x11);
-                    icws.into_iter().for_each(|icw| pic.write(data, icw));
-                    pic.write(data, random.pick(&[0x01, 0x03, 0x03, 0x11, 0x13]));
+                    icws.into_iter()
+                        .chain([icw4])
+                        .take(sent)
+                        .for_each(|icw| pic.write(data, icw));
                 }
             }
             _ if random.once_in(10) => pic.write(random.pick(&[0x20, 0xA0]), random.byte()),

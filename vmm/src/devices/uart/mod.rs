@@ -4,6 +4,9 @@
 //! empty again. Reception fills a FIFO of 16 bytes that arrive as inputs; what finds it full is lost and says so by the
 //! overrun bit, as on hardware. The interrupt output is not gated by OUT2: small guests never set it, and other machine
 //! models do not gate it either.
+//!
+//! Not vm-superio's model: that one calls its interrupt trigger and its output from within, also while a state is being
+//! restored, and knows no overrun; here interrupt level and output are values that the chipset and the log can see.
 
 #[cfg(test)]
 mod tests;
