@@ -5,9 +5,11 @@
 //! saying what is missing; it never passes unrun. The emulated machine is slow, so tests scale the times they wait for
 //! with [`scaled`], and find the program under test with [`ftvm`].
 
+pub mod failover;
 pub mod kvm;
 pub mod nested;
 pub mod pair;
+pub mod soak;
 
 use std::env;
 use std::path::{Path, PathBuf};

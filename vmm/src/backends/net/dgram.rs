@@ -28,7 +28,11 @@ pub struct Dgram {
 }
 
 impl Dgram {
-    pub(crate) fn open(local: &Path, remote: &Path) -> Result<Dgram, NetError> {
+    /// Makes the socket `local` and sends to `remote`, which may come and go.
+    ///
+    /// # Errors
+    /// If a path is too long for a socket, both are the same, or the socket cannot be made.
+    pub fn open(local: &Path, remote: &Path) -> Result<Dgram, NetError> {
         if local == remote {
             return Err(NetError::Loop(local.to_owned()));
         }

@@ -20,7 +20,7 @@ pub mod rarp;
 pub mod reader;
 mod tap;
 
-pub(crate) use dgram::Dgram;
+pub use dgram::Dgram;
 pub use kept::{MAX_KEPT_BYTES, MAX_KEPT_FRAMES};
 pub use reader::{Inbound, NetCounts, NetReader, spawn_reader};
 

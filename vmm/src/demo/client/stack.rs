@@ -29,7 +29,8 @@ const SOCKET_BUFFER: usize = 65_535;
 const FRAME: usize = 1514;
 
 /// One interface with one TCP socket.
-pub(super) struct Stack {
+#[allow(missing_debug_implementations, reason = "smoltcp's interface has none")]
+pub struct Stack {
     pub(super) cable: Cable,
     interface: Interface,
     sockets: SocketSet<'static>,
@@ -38,7 +39,9 @@ pub(super) struct Stack {
 }
 
 impl Stack {
-    pub(super) fn new(dgram: Dgram, mac: [u8; 6], ip: Ipv4Addr, prefix: u8, seed: u64) -> Stack {
+    /// A stack at `ip` in a network of `prefix` bits, on the hub port that `dgram` is plugged into.
+    #[must_use]
+    pub fn new(dgram: Dgram, mac: [u8; 6], ip: Ipv4Addr, prefix: u8, seed: u64) -> Stack {
         let mut cable = Cable { dgram };
         let mut config = Config::new(HardwareAddress::Ethernet(EthernetAddress(mac)));
         config.random_seed = seed;
@@ -65,24 +68,27 @@ impl Stack {
     }
 
     /// Lets the stack receive, send and look at its timers.
-    pub(super) fn turn(&mut self) {
+    pub fn turn(&mut self) {
         let now = self.now();
         self.interface.poll(now, &mut self.cable, &mut self.sockets);
     }
 
     /// The socket.
-    pub(super) fn socket(&mut self) -> &mut tcp::Socket<'static> {
+    pub fn socket(&mut self) -> &mut tcp::Socket<'static> {
         self.sockets.get_mut(self.socket)
     }
 
-    /// Begins to connect; the socket must be closed.
-    pub(super) fn connect(&mut self, server: (Ipv4Addr, u16), port: u16) -> Result<(), tcp::ConnectError> {
+    /// Begins to connect from local port `port`; the socket must be closed.
+    ///
+    /// # Errors
+    /// If the socket is not closed, or an address is none.
+    pub fn connect(&mut self, server: (Ipv4Addr, u16), port: u16) -> Result<(), tcp::ConnectError> {
         let socket = self.sockets.get_mut::<tcp::Socket<'static>>(self.socket);
         socket.connect(self.interface.context(), server, port)
     }
 
     /// Waits until a frame arrives, a timer of the stack is due, or `at_most` has passed.
-    pub(super) fn wait(&mut self, at_most: Duration) {
+    pub fn wait(&mut self, at_most: Duration) {
         let now = self.now();
         let due = self.interface.poll_delay(now, &self.sockets);
         let due = due.map_or(at_most, |due| Duration::from(due) / CLOCK_SCALE);
@@ -98,7 +104,8 @@ impl Stack {
 }
 
 /// The stack's network card.
-pub(super) struct Cable {
+#[derive(Debug)]
+pub struct Cable {
     pub(super) dgram: Dgram,
 }
 
@@ -131,7 +138,8 @@ impl Device for Cable {
 }
 
 /// A received frame.
-pub(super) struct Received(Vec<u8>);
+#[derive(Debug)]
+pub struct Received(Vec<u8>);
 
 impl RxToken for Received {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, read: F) -> R {
@@ -140,7 +148,8 @@ impl RxToken for Received {
 }
 
 /// Room for a frame.
-pub(super) struct Sending<'a>(&'a Dgram);
+#[derive(Debug)]
+pub struct Sending<'a>(&'a Dgram);
 
 impl TxToken for Sending<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, fill: F) -> R {
