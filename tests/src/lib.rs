@@ -3,10 +3,11 @@
 //! [`nested`] boots machines with `/dev/kvm` where there is none. [`kvm_test!`] declares a test that needs KVM: it runs
 //! here if this machine has a KVM that works, and otherwise by itself in a nested host. Either way it runs, or fails
 //! saying what is missing; it never passes unrun. The emulated machine is slow, so tests scale the times they wait for
-//! with [`scaled`], and find the program under test with [`ftvm`].
+//! with [`scaled`], and find the program under test with [`ftvm`]. [`linux`] builds the Linux guest.
 
 pub mod failover;
 pub mod kvm;
+pub mod linux;
 pub mod nested;
 pub mod pair;
 pub mod soak;

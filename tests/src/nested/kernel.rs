@@ -7,22 +7,14 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
+use super::apt::{Apt, run};
 use super::modules;
 
 /// The package that names the current kernel package of the flavour.
-const META_PACKAGE: &str = "linux-image-cloud-amd64";
+pub(crate) const META_PACKAGE: &str = "linux-image-cloud-amd64";
 /// A kernel without one of these is passed over.
 pub(super) const REQUIRED_MODULES: [&str; 3] = ["kvm_amd", "virtio_pci", "virtio_console"];
-/// One retry and half a minute for each transfer: a machine without network must say so soon.
-const APT_LIMITS: [&str; 4] = [
-    "-oAcquire::Retries=1",
-    "-oAcquire::http::Timeout=30",
-    "-oAPT::Sandbox::User=root",
-    "-qq",
-];
-
 /// What can go wrong while looking for a kernel.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -112,21 +104,8 @@ fn fetch(cache: &Path, target: &Path) -> Result<(), String> {
     let work = cache.join("fetch");
     let _ = fs::remove_dir_all(&work);
     let inside = |e: io::Error| format!("{}: {e}", work.display());
-    fs::create_dir_all(work.join("lists/partial")).map_err(inside)?;
-    fs::create_dir_all(work.join("cache/archives/partial")).map_err(inside)?;
-    let here = format!("-oDir::Cache={}", work.join("cache").display());
-    let lists = format!("-oDir::State::Lists={}", work.join("lists").display());
-    let shared_lists = download(&work, &[&here]);
-    if let Err(first) = shared_lists {
-        // This machine's package lists are missing or too old: fetch current ones, into the cache.
-        run(
-            &work,
-            "apt-get",
-            &[&["update"], &APT_LIMITS[..], &[&here, &lists]].concat(),
-        )
-        .and_then(|_| download(&work, &[&here, &lists]))
-        .map_err(|second| format!("{first}; with fresh package lists: {second}"))?;
-    }
+    fs::create_dir_all(&work).map_err(inside)?;
+    Apt::with_lists(&work, download)?;
     let package = fs::read_dir(&work)
         .map_err(inside)?
         .filter_map(|entry| Some(entry.ok()?.path()))
@@ -138,41 +117,18 @@ fn fetch(cache: &Path, target: &Path) -> Result<(), String> {
     fs::remove_dir_all(&work).map_err(inside)
 }
 
-fn download(work: &Path, options: &[&str]) -> Result<(), String> {
-    let listing = run(work, "apt-cache", &[&["depends", META_PACKAGE], options].concat())?;
+fn download(apt: &Apt<'_>) -> Result<(), String> {
+    let listing = apt.cache(&["depends", META_PACKAGE])?;
     let package = concrete_package(&listing).ok_or_else(|| format!("{META_PACKAGE} is not in the package lists"))?;
-    run(
-        work,
-        "apt-get",
-        &[&["download", package], &APT_LIMITS[..], options].concat(),
-    )
-    .map(drop)
+    apt.download(package)
 }
 
 /// The kernel package that the listing of `apt-cache depends` names.
-fn concrete_package(listing: &str) -> Option<&str> {
+pub(crate) fn concrete_package(listing: &str) -> Option<&str> {
     listing
         .lines()
         .find_map(|line| line.trim().strip_prefix("Depends: "))
         .filter(|name| name.starts_with("linux-image-"))
-}
-
-fn run(dir: &Path, program: &str, arguments: &[&str]) -> Result<String, String> {
-    let ran = Command::new(program)
-        .args(arguments)
-        .current_dir(dir)
-        .env("LC_ALL", "C")
-        .output();
-    let ran = ran.map_err(|e| format!("{program}: {e}"))?;
-    if ran.status.success() {
-        return Ok(String::from_utf8_lossy(&ran.stdout).into_owned());
-    }
-    let said = String::from_utf8_lossy(&ran.stderr);
-    Err(format!(
-        "`{program} {}` failed: {}",
-        arguments.first().unwrap_or(&""),
-        said.trim()
-    ))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 //! Parts: `kernel` and `modules` (what boots), `cpio` and `image` (what it finds), `qemu` (the machine), `channel`
 //! (bytes in and out), `share` (folders that several hosts have), `run` (from start to outcome).
 
+pub(crate) mod apt;
 mod channel;
 pub mod cpio;
 mod folder;

@@ -1,0 +1,3 @@
+#!/bin/sh
+# Nothing: only boot and power-off.
+echo "workload boot ok 0"

@@ -1,0 +1,308 @@
+//! Debian packages: which are needed, and their files, in a cache.
+//!
+//! Dependencies are followed from a set's roots, the first alternative that the archive has, without recommendations.
+//! Left out is what only the packages' installation scripts call, since nothing is installed: half of what Debian
+//! considers essential. The archive's hash of each package goes into the lock file; every package is verified against
+//! it before it is unpacked.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::lock::{self, Lock, Package, Set};
+use crate::nested::apt::{Apt, run};
+use crate::nested::kernel::{META_PACKAGE, concrete_package};
+use crate::nested::programs::{self, Missing};
+
+/// Packages that only installation scripts, or the machine that starts services, need. What they need is not needed.
+const NOT_NEEDED: [&str; 9] = [
+    "adduser",
+    "debconf",
+    "debconf-2.0",
+    "dpkg",
+    "init-system-helpers",
+    "iproute2",
+    "lsb-base",
+    "perl-base",
+    "sysvinit-utils",
+];
+/// A closure of more packages than this means that something essential is missing from [`NOT_NEEDED`].
+const MAX_PACKAGES: usize = 64;
+
+/// What can go wrong with packages.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A program is not on this machine.
+    #[error(transparent)]
+    Missing(#[from] Missing),
+    /// A file or folder of the cache cannot be used.
+    #[error("cache of Debian packages, {path}: {source}; FTVM_CACHE=DIR chooses another place")]
+    Cache {
+        /// The file or folder.
+        path: PathBuf,
+        /// The failure itself.
+        source: io::Error,
+    },
+    /// The archive does not have the locked version (any more), or is out of reach.
+    #[error(
+        "Debian's archive did not give {package} of guest-images/linux/packages.lock: {reason}. If the archive has a \
+         newer version by now, take it with `cargo run --release -p tests --bin guest-image -- update-lock`"
+    )]
+    Unavailable {
+        /// Name and version.
+        package: String,
+        /// What apt said.
+        reason: String,
+    },
+    /// The file is not the one that was locked.
+    #[error("{package} has the SHA-256 {found}; expected {expected} as in guest-images/linux/packages.lock")]
+    Hash {
+        /// Name and version.
+        package: String,
+        /// The hash in the lock file.
+        expected: String,
+        /// The file's hash.
+        found: String,
+    },
+    /// apt cannot tell what is needed.
+    #[error("cannot resolve the packages of the set {set}: {reason}")]
+    Resolve {
+        /// The set's name.
+        set: &'static str,
+        /// What was expected and what was found.
+        reason: String,
+    },
+    /// The package cannot be unpacked.
+    #[error("cannot unpack {package}: {reason}")]
+    Unpack {
+        /// Name and version.
+        package: String,
+        /// What dpkg-deb said.
+        reason: String,
+    },
+    /// A package lacks a file that the guest needs.
+    #[error("the packages of the set base have no {0}")]
+    Incomplete(&'static str),
+    /// The lock file does not serve.
+    #[error(transparent)]
+    Lock(#[from] lock::Error),
+}
+
+fn cache_error(path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Cache { path, source }
+}
+
+/// The cache of packages, fetched and unpacked. One process at a time has it.
+#[derive(Debug)]
+pub(super) struct Store {
+    dir: PathBuf,
+    _lock: File,
+}
+
+/// Folders with the contents of packages.
+#[derive(Debug)]
+pub(super) struct Unpacked {
+    /// One for each package, by the package's name.
+    pub(super) folders: BTreeMap<String, PathBuf>,
+}
+
+impl Unpacked {
+    /// The kernel's bzImage.
+    pub(super) fn kernel_image(&self) -> Result<PathBuf, Error> {
+        Ok(self.kernel_folder()?.join(format!("boot/vmlinuz-{}", self.version()?)))
+    }
+
+    /// The folder of the kernel's modules.
+    pub(super) fn modules(&self) -> Result<PathBuf, Error> {
+        Ok(self.kernel_folder()?.join("lib/modules").join(self.version()?))
+    }
+
+    /// The static busybox.
+    pub(super) fn busybox(&self) -> Result<PathBuf, Error> {
+        let folder = self.folders.get("busybox-static");
+        Ok(folder.ok_or(Error::Incomplete("busybox-static"))?.join("bin/busybox"))
+    }
+
+    fn version(&self) -> Result<&str, Error> {
+        let mut names = self.folders.keys();
+        names
+            .find_map(|name| name.strip_prefix("linux-image-"))
+            .ok_or(Error::Incomplete("kernel"))
+    }
+
+    fn kernel_folder(&self) -> Result<&Path, Error> {
+        let mut folders = self.folders.iter();
+        folders
+            .find_map(|(name, folder)| name.starts_with("linux-image-").then_some(folder.as_path()))
+            .ok_or(Error::Incomplete("kernel"))
+    }
+}
+
+impl Store {
+    /// Opens the cache in `dir`; waits while another process has it.
+    pub(super) fn open(dir: &Path) -> Result<Self, Error> {
+        for program in ["apt-get", "dpkg-deb", "xz"] {
+            programs::find(program)?;
+        }
+        fs::create_dir_all(dir).map_err(cache_error(dir))?;
+        let lock = File::create(dir.join("lock")).map_err(cache_error(dir))?;
+        lock.lock().map_err(cache_error(dir))?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            _lock: lock,
+        })
+    }
+
+    /// The packages of some sets, fetched if need be, verified and unpacked.
+    pub(super) fn unpack(&self, lock: &Lock, sets: &[Set]) -> Result<Unpacked, Error> {
+        let mut folders = BTreeMap::new();
+        for package in lock.packages(sets)? {
+            folders.insert(package.name.clone(), self.unpack_one(package)?);
+        }
+        Ok(Unpacked { folders })
+    }
+
+    fn unpack_one(&self, package: &Package) -> Result<PathBuf, Error> {
+        let title = format!("{} {}", package.name, package.version);
+        // The name says everything that the contents depend on, and the folder appears only when it is complete.
+        let folder = self.dir.join(format!("{}-{}", package.name, &package.sha256[..16]));
+        if folder.is_dir() {
+            return Ok(folder);
+        }
+        let work = self.dir.join("work");
+        let _ = fs::remove_dir_all(&work);
+        fs::create_dir_all(&work).map_err(cache_error(&work))?;
+        let file = fetch(&work, package)?;
+        let failed = |reason| Error::Unpack {
+            package: title.clone(),
+            reason,
+        };
+        run(&work, "dpkg-deb", &["-x", &file.to_string_lossy(), "unpacked"]).map_err(failed)?;
+        fs::rename(work.join("unpacked"), &folder).map_err(cache_error(&folder))?;
+        fs::remove_dir_all(&work).map_err(cache_error(&work))?;
+        Ok(folder)
+    }
+
+    /// What the archive offers now, for all sets.
+    pub(super) fn resolve(&self) -> Result<Lock, Error> {
+        let work = self.dir.join("work");
+        let _ = fs::remove_dir_all(&work);
+        fs::create_dir_all(&work).map_err(cache_error(&work))?;
+        let mut sets = BTreeMap::new();
+        for set in Set::ALL {
+            let resolved = Apt::with_lists(&work, |apt| resolve(apt, set));
+            let resolved = resolved.map_err(|reason| Error::Resolve {
+                set: set.name(),
+                reason,
+            })?;
+            sets.insert(set, resolved);
+        }
+        fs::remove_dir_all(&work).map_err(cache_error(&work))?;
+        Ok(Lock::new(sets))
+    }
+}
+
+/// Fetches a package into `work` and verifies it.
+fn fetch(work: &Path, package: &Package) -> Result<PathBuf, Error> {
+    let title = format!("{} {}", package.name, package.version);
+    eprintln!("guest-image: fetching {title}");
+    let name = format!("{}={}", package.name, package.version);
+    Apt::with_lists(work, |apt| apt.download(&name)).map_err(|reason| Error::Unavailable {
+        package: title.clone(),
+        reason,
+    })?;
+    let file = fs::read_dir(work)
+        .map_err(cache_error(work))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.extension().is_some_and(|ending| ending == "deb"))
+        .ok_or_else(|| Error::Unavailable {
+            package: title.clone(),
+            reason: "apt-get download left no package".to_owned(),
+        })?;
+    verify(&file, package)?;
+    Ok(file)
+}
+
+fn verify(file: &Path, package: &Package) -> Result<(), Error> {
+    let mut hash = Sha256::new();
+    let mut bytes = File::open(file).map_err(cache_error(file))?;
+    io::copy(&mut bytes, &mut hash).map_err(cache_error(file))?;
+    let found = format!("{:x}", hash.finalize());
+    if found == package.sha256 {
+        return Ok(());
+    }
+    Err(Error::Hash {
+        package: format!("{} {}", package.name, package.version),
+        expected: package.sha256.clone(),
+        found,
+    })
+}
+
+fn roots(apt: &Apt<'_>, set: Set) -> Result<Vec<String>, String> {
+    Ok(match set {
+        Set::Base => {
+            let listing = apt.cache(&["depends", META_PACKAGE])?;
+            let kernel = concrete_package(&listing).ok_or_else(|| format!("{META_PACKAGE} names no kernel"))?;
+            vec![kernel.to_owned(), "busybox-static".to_owned()]
+        }
+        Set::Redis => vec!["redis-server".to_owned()],
+        Set::Nginx => vec!["nginx".to_owned()],
+        Set::Sqlite => vec!["sqlite3".to_owned()],
+    })
+}
+
+/// The packages of a set, by name: its roots and what they need. The kernel needs only what installs it.
+fn resolve(apt: &Apt<'_>, set: Set) -> Result<Vec<Package>, String> {
+    let mut found: BTreeMap<String, Package> = BTreeMap::new();
+    let mut wanted: Vec<Vec<String>> = roots(apt, set)?.into_iter().map(|name| vec![name]).collect();
+    while let Some(alternatives) = wanted.pop() {
+        let settled = |name: &String| found.contains_key(name) || NOT_NEEDED.contains(&name.as_str());
+        if alternatives.iter().any(settled) {
+            continue;
+        }
+        let described = alternatives.iter().find_map(|name| {
+            let text = apt.cache(&["show", "--no-all-versions", name]).ok()?;
+            description(&text)
+        });
+        let (package, needs) = described.ok_or_else(|| format!("the archive has none of {alternatives:?}"))?;
+        found.insert(package.name.clone(), package);
+        if found.len() > MAX_PACKAGES {
+            return Err(format!(
+                "more than {MAX_PACKAGES} packages are needed: {:?}",
+                found.keys()
+            ));
+        }
+        if set != Set::Base {
+            wanted.extend(needs);
+        }
+    }
+    Ok(found.into_values().collect())
+}
+
+/// Reads what `apt-cache show` prints about a package: the package, and its dependencies, each with its alternatives.
+fn description(text: &str) -> Option<(Package, Vec<Vec<String>>)> {
+    let field = |name: &str| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+            .map(str::to_owned)
+    };
+    let package = Package {
+        name: field("Package")?,
+        version: field("Version")?,
+        architecture: field("Architecture")?,
+        sha256: field("SHA256")?,
+    };
+    let needs = [field("Pre-Depends"), field("Depends")].into_iter().flatten();
+    let needs = needs.flat_map(|list| list.split(", ").map(alternatives).collect::<Vec<_>>());
+    Some((package, needs.collect()))
+}
+
+/// The names in `a (>= 1) | b:any`.
+fn alternatives(dependency: &str) -> Vec<String> {
+    let name = |text: &str| text.trim().split([' ', ':']).next().unwrap_or_default().to_owned();
+    dependency.split('|').map(name).collect()
+}
