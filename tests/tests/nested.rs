@@ -101,6 +101,40 @@ fn nested_kernel_panic_is_told_from_a_failure() {
 }
 
 #[test]
+fn nested_hosts_have_folders_disks_and_cards_of_this_machine() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, disk) = (dir.path().join("folder"), dir.path().join("disk"));
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("from-here"), "hello\n").unwrap();
+    fs::write(&disk, vec![0; 1 << 20]).unwrap();
+    let script =
+        "mkdir /s && mount -t virtiofs tag /s && cat /s/from-here && echo back > /s/one && sync && ln /s/one /s/two
+                  ! ln /s/one /s/two 2>/dev/null || exit 9
+                  printf block | dd of=/dev/vda conv=fsync,notrunc 2>/dev/null && cat /sys/class/net/eth0/address";
+    let mut run = Run::new(["sh", "-c", script]);
+    run.shares = vec![nested::Share {
+        here: folder.clone(),
+        tag: "tag".to_owned(),
+    }];
+    run.disks = vec![disk.clone()];
+    run.nics = vec![nested::Nic {
+        mac: [0x52, 0x54, 0, 1, 2, 3],
+        local: dir.path().join("local"),
+        remote: dir.path().join("remote"),
+    }];
+    let stdout = Capture::new(1 << 16);
+    let streams = Streams {
+        stdout: Box::new(stdout.clone()),
+        stderr: Box::new(io::stderr()),
+    };
+    let _turn = nested::take_turn().unwrap();
+    assert_eq!(start(&run, streams).wait().unwrap().code, 0);
+    assert_eq!(stdout.text(), "hello\n52:54:00:01:02:03\n");
+    assert_eq!(fs::read_to_string(folder.join("two")).unwrap(), "back\n");
+    assert_eq!(&fs::read(&disk).unwrap()[..6], b"block\0");
+}
+
+#[test]
 fn nested_shutdown_is_told_from_success() {
     let (result, stdout, _) = shell("echo last; sleep 1; poweroff -f", |_| ());
     assert!(

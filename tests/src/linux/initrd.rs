@@ -108,7 +108,8 @@ pub(super) fn applets(busybox: &Path) -> Result<Vec<String>, Error> {
     Ok(names.map(str::to_owned).collect())
 }
 
-fn workloads() -> Result<Vec<String>, Error> {
+/// Files with workloads.
+pub(super) fn workloads() -> Result<Vec<String>, Error> {
     let files = super::walk(&sources().join("workloads"))?;
     Ok(files.iter().map(|path| path.display().to_string()).collect())
 }

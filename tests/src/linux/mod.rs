@@ -130,6 +130,19 @@ fn write_disk(settings: &Settings, mib: u32, store: &Store, lock: &Lock, base: &
     Ok(disk)
 }
 
+/// Names of the workloads in the guest: `NAME` is run as `/ftvm/workloads/NAME.sh`.
+///
+/// # Errors
+/// Fails when their folder cannot be read.
+pub fn workloads() -> Result<Vec<String>, Error> {
+    let files = initrd::workloads()?;
+    Ok(files
+        .iter()
+        .filter_map(|name| name.strip_suffix(".sh"))
+        .map(str::to_owned)
+        .collect())
+}
+
 /// Writes the lock file anew, with the packages that this machine's apt offers now.
 ///
 /// # Errors

@@ -1,5 +1,7 @@
 //! Runs commands in nested hosts: emulated machines with `/dev/kvm`, on a machine that has none.
 
+mod linux;
+
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -27,6 +29,10 @@ struct Cli {
 enum Action {
     /// Boot a nested host, run one command in it as root, and end it.
     Run(RunArguments),
+    /// Record and replay Linux, many times and mixed; on this machine's KVM if it has one that works.
+    Soak(linux::SoakArguments),
+    /// Kill the primary host of a protected Linux guest with Redis and nginx, under load.
+    Failover(linux::FailoverArguments),
 }
 
 #[derive(Args)]
@@ -78,7 +84,11 @@ fn parse_variable(text: &str) -> Result<(String, OsString), String> {
 }
 
 fn main() -> ExitCode {
-    let Action::Run(arguments) = Cli::parse().action;
+    let arguments = match Cli::parse().action {
+        Action::Run(arguments) => arguments,
+        Action::Soak(arguments) => return linux::soak(&arguments),
+        Action::Failover(arguments) => return linux::failover(&arguments),
+    };
     let result = run(&arguments);
     if arguments.json {
         println!("{}", summary(&result));
