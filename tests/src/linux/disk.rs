@@ -21,10 +21,12 @@ const UUID: &str = "6674766d-0000-4000-8000-6c696e757821";
 /// Debian 12's choice, spelt out, so that this machine's mke2fs.conf does not matter.
 const FEATURES: &str = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,\
                         large_file,huge_file,dir_nlink,extra_isize,metadata_csum";
+/// mke2fs wants its two types for a disk of up to 512 MiB, and the one for larger ones, to be there.
+const CONFIGURATION: &str = "[fs_types]\next4 = {\nblocksize = 4096\n}\nsmall = {\nblocksize = 4096\n}\n";
 /// Initialised here, so that the guest's kernel does not do it in the background.
 const EXTENDED: &str = "root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0,nodiscard,hash_seed=";
 /// What nobody in the guest reads.
-const LEFT_OUT: [&str; 12] = [
+const LEFT_OUT: [&str; 16] = [
     "etc/cron.d",
     "etc/cron.daily",
     "etc/init.d",
@@ -34,9 +36,13 @@ const LEFT_OUT: [&str; 12] = [
     "usr/share/bash-completion",
     "usr/share/bug",
     "usr/share/doc",
+    "usr/share/gcc",
+    "usr/share/gdb",
+    "usr/share/info",
     "usr/share/lintian",
     "usr/share/locale",
     "usr/share/man",
+    "usr/share/vim",
 ];
 /// Folders that packages make when they are installed, and mount points of the guest's init.
 const FOLDERS: [&str; 17] = [
@@ -80,9 +86,11 @@ pub(super) fn write(base: &Unpacked, packages: &Unpacked, sets: &[Set], mib: u32
     tree.own(sets, generated.path())?;
     let script = generated.path().join("debugfs");
     fs::write(&script, tree.script()?).map_err(Error::io(&script))?;
+    let configuration = generated.path().join("mke2fs.conf");
+    fs::write(&configuration, CONFIGURATION).map_err(Error::io(&configuration))?;
+    let tool = |name, arguments: &[&str]| tool(name, &configuration, tree.newest, arguments);
     tool(
         "mke2fs",
-        tree.newest,
         &[
             "-q",
             "-F",
@@ -108,10 +116,9 @@ pub(super) fn write(base: &Unpacked, packages: &Unpacked, sets: &[Set], mib: u32
     )?;
     tool(
         "debugfs",
-        tree.newest,
         &["-w", "-f", &script.to_string_lossy(), &out.to_string_lossy()],
     )?;
-    tool("e2fsck", tree.newest, &["-fn", &out.to_string_lossy()])
+    tool("e2fsck", &["-fn", &out.to_string_lossy()])
 }
 
 /// What the disk will have, by path, and the newest time among the packages' files: that of all other files.
@@ -203,9 +210,11 @@ impl Tree {
         for (path, entry) in &self.entries {
             let path = format!("/{}", plain(path)?);
             let (folder, name) = path.rsplit_once('/').unwrap_or(("", &path));
+            // debugfs makes things in the current folder only: it takes the parent of `/a` for that too.
+            line(&mut script, &format!("cd {folder}/"));
             let (mode, time) = match entry {
                 Entry::Folder => {
-                    line(&mut script, &format!("mkdir {path}"));
+                    line(&mut script, &format!("mkdir {name}"));
                     (
                         if path == "/tmp" || path == "/var/tmp" {
                             0o041_777
@@ -216,17 +225,15 @@ impl Tree {
                     )
                 }
                 Entry::Link(target) => {
-                    line(&mut script, &format!("symlink {path} {}", plain(Path::new(target))?));
+                    line(&mut script, &format!("symlink {name} {}", plain(Path::new(target))?));
                     (0o120_777, self.newest)
                 }
                 Entry::File { from, mode, time } => {
-                    // `write` takes a name in the current folder only.
-                    line(&mut script, &format!("cd {folder}/"));
                     line(&mut script, &format!("write {} {name}", plain(from)?));
                     (0o100_000 | mode, *time)
                 }
             };
-            line(&mut script, &format!("set_inode_field {path} mode {mode:#o}"));
+            line(&mut script, &format!("set_inode_field {path} mode 0{mode:o}"));
             for field in ["mtime", "atime", "ctime", "crtime"] {
                 line(&mut script, &format!("set_inode_field {path} {field} @{time}"));
             }
@@ -253,10 +260,10 @@ fn plain(path: &Path) -> Result<&str, Error> {
 }
 
 /// Runs a tool of e2fsprogs whose clock stands at `time`.
-fn tool(name: &str, time: i64, arguments: &[&str]) -> Result<(), Error> {
+fn tool(name: &str, configuration: &Path, time: i64, arguments: &[&str]) -> Result<(), Error> {
     let ran = Command::new(programs::find(name)?)
         .args(arguments)
-        .env("MKE2FS_CONFIG", "/dev/null")
+        .env("MKE2FS_CONFIG", configuration)
         .env("E2FSPROGS_FAKE_TIME", time.to_string())
         .env("SOURCE_DATE_EPOCH", time.to_string())
         .env("LC_ALL", "C")
@@ -268,7 +275,9 @@ fn tool(name: &str, time: i64, arguments: &[&str]) -> Result<(), Error> {
     if ran.status.success() && complaints.is_empty() {
         return Ok(());
     }
-    let (found, listing) = (complaints.join("; "), String::from_utf8_lossy(&ran.stdout));
+    // The first of many says what is wrong; e2fsck says it on stdout.
+    let found = complaints.into_iter().take(3).collect::<Vec<_>>().join("; ");
+    let listing = String::from_utf8_lossy(&ran.stdout);
     let end: Vec<&str> = listing.lines().rev().take(3).collect();
     Err(Error::Disk(format!("{name} failed ({}): {found} {end:?}", ran.status)))
 }

@@ -6,12 +6,12 @@ use std::path::Path;
 use std::process::Command;
 
 use super::packages::Unpacked;
-use super::{Error, open, sources};
+use super::{Error, open, power_off, sources};
 use crate::nested::cpio::Writer;
 use crate::nested::modules;
 
-/// In the order in which they are loaded, as far as none needs another. The legacy part of virtio_pci comes along
-/// because the module needs it. ext4 finds the checksum that it uses by name at run time.
+/// In the order in which they are loaded, as far as none needs another; what is built into the kernel, as ext4 is in
+/// Debian 12's, is passed over. ext4 finds the checksum that it uses by name at run time.
 const MODULES: [&str; 8] = [
     "virtio_pci_modern_dev",
     "virtio_pci",
@@ -60,6 +60,9 @@ pub(super) fn write(base: &Unpacked, run: Option<&Path>, out: &Path) -> Result<(
         add_text(&mut archive, path, 0o644, text)?;
     }
     add_file(&mut archive, &sources().join("init"), "init", 0o755)?;
+    let program = power_off::program();
+    let size = program.len() as u64;
+    archive.file(Path::new("ftvm/bin/power-off"), 0o755, size, &mut &program[..])?;
     add_modules(&mut archive, base)?;
     for name in workloads()? {
         let path = format!("{WORKLOADS}/{name}");

@@ -5,13 +5,15 @@
 //! sources give the same bytes, because order, owners and times are all set here: a workload that is to be recorded on
 //! one day and replayed on another has to run on one and the same guest.
 //!
-//! Parts: `lock` (which packages), `packages` (resolving, fetching, unpacking), `initrd` and `disk` (what is written).
+//! Parts: `lock` (which packages), `packages` (resolving, fetching, unpacking), `initrd` and `disk` (what is written),
+//! `power_off` (a program of the guest's).
 //! What the guest is and does stands in `guest-images/linux/README.md`.
 
 mod disk;
 mod initrd;
 pub mod lock;
 mod packages;
+mod power_off;
 
 use std::fs::{self, File};
 use std::io;

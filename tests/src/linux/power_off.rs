@@ -1,0 +1,94 @@
+//! The guest's program `power-off STATUS`: ends the machine with a status, through ftvm's port 0xF4.
+//!
+//! Debian's cloud kernel has no `/dev/port`, so no script can write to a port; a process may, after ioperm(2). These
+//! few instructions are written out here because everything else in the guest comes as a binary package: a compiler
+//! for the sake of one `out` would be one more tool to install, pin and keep reproducible.
+
+/// Where the program is loaded: any page beyond what Linux keeps unmapped.
+const BASE: u64 = 0x40_0000;
+/// Sizes of ELF64's file header and program header (System V ABI, chapters 4 and 5).
+const HEADER: u16 = 64;
+const PROGRAM_HEADER: u16 = 56;
+
+/// `STATUS` is decimal, the first argument: at `[rsp + 16]` when a process starts (System V ABI, AMD64, 3.4.1).
+#[rustfmt::skip]
+const CODE: &[u8] = &[
+    0x48, 0x8B, 0x74, 0x24, 0x10,   //       mov rsi, [rsp + 16]
+    0x31, 0xDB,                     //       xor ebx, ebx
+    0x0F, 0xB6, 0x06,               // next: movzx eax, byte [rsi]
+    0x83, 0xE8, 0x30,               //       sub eax, '0'
+    0x83, 0xF8, 0x09,               //       cmp eax, 9
+    0x77, 0x0A,                     //       ja port
+    0x6B, 0xDB, 0x0A,               //       imul ebx, ebx, 10
+    0x01, 0xC3,                     //       add ebx, eax
+    0x48, 0xFF, 0xC6,               //       inc rsi
+    0xEB, 0xEB,                     //       jmp next
+    0xB8, 0xAD, 0x00, 0x00, 0x00,   // port: mov eax, 173 (ioperm)
+    0xBF, 0xF4, 0x00, 0x00, 0x00,   //       mov edi, 0xF4
+    0xBE, 0x01, 0x00, 0x00, 0x00,   //       mov esi, 1
+    0xBA, 0x01, 0x00, 0x00, 0x00,   //       mov edx, 1
+    0x0F, 0x05,                     //       syscall
+    0x85, 0xC0,                     //       test eax, eax
+    0x75, 0x04,                     //       jnz exit
+    0x89, 0xD8,                     //       mov eax, ebx
+    0xE6, 0xF4,                     //       out 0xF4, al
+    0xB8, 0x3C, 0x00, 0x00, 0x00,   // exit: mov eax, 60 (exit)
+    0xBF, 0x01, 0x00, 0x00, 0x00,   //       mov edi, 1: the machine still runs
+    0x0F, 0x05,                     //       syscall
+];
+
+/// The program, a static ELF64 executable with one segment.
+pub(super) fn program() -> Vec<u8> {
+    let start = u64::from(HEADER + PROGRAM_HEADER);
+    let size = start + CODE.len() as u64;
+    // ELF64, little endian, version 1, System V.
+    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+    file.resize(16, 0);
+    let half = |file: &mut Vec<u8>, values: &[u16]| values.iter().for_each(|v| file.extend(v.to_le_bytes()));
+    let word = |file: &mut Vec<u8>, values: &[u32]| values.iter().for_each(|v| file.extend(v.to_le_bytes()));
+    let long = |file: &mut Vec<u8>, values: &[u64]| values.iter().for_each(|v| file.extend(v.to_le_bytes()));
+    // Executable, x86-64, version 1; entry, program headers, no section headers; flags; sizes and numbers of headers.
+    half(&mut file, &[2, 62]);
+    word(&mut file, &[1]);
+    long(&mut file, &[BASE + start, u64::from(HEADER), 0]);
+    word(&mut file, &[0]);
+    half(&mut file, &[HEADER, PROGRAM_HEADER, 1, 0, 0, 0]);
+    // Load, readable and executable; offset, addresses, sizes, alignment.
+    word(&mut file, &[1, 5]);
+    long(&mut file, &[0, BASE, BASE, size, size, 0x1000]);
+    file.extend(CODE);
+    file
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::process::Command;
+
+    use super::*;
+
+    /// The port itself is tested in the guest; `setpriv` takes the right to it away, where the tester has it.
+    #[test]
+    fn without_the_right_to_the_port_it_ends_with_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("power-off");
+        fs::write(&path, program()).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--inh-caps=-all", "--bounding-set=-sys_rawio", "--"])
+            .arg(&path)
+            .arg("12");
+        // An ordinary user can change no bounding set, and has no right to the port.
+        let privileged = fs::read_to_string("/proc/self/status")
+            .unwrap()
+            .contains("CapEff:\t0000000000000000");
+        let ran = if privileged {
+            Command::new(&path).arg("12").status()
+        } else {
+            command.status()
+        };
+        assert_eq!(ran.unwrap().code(), Some(1));
+    }
+}
