@@ -228,3 +228,77 @@ impl fmt::Display for Lock {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HASH: &str = "3d3fdbe91d4660c873e14b092c213fe81c1da6362daa236eb25d0171eb108744";
+
+    fn refusal(text: &str) -> String {
+        Lock::parse(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_written_can_be_read() {
+        let text = format!("# note\n\n[redis]\na+b 1:2~3-4 all {HASH}\n[base]\nc 1 amd64 {HASH}\n");
+        let lock = Lock::parse(&text).unwrap();
+        assert_eq!(Lock::parse(&lock.to_string()).unwrap(), lock);
+        let names = |sets: &[Set]| -> Vec<String> {
+            let packages = lock.packages(sets).unwrap();
+            packages.iter().map(|package| package.name.clone()).collect()
+        };
+        assert_eq!(names(&[Set::Redis]), ["a+b"]);
+        assert_eq!(names(&[Set::Base, Set::Redis]), ["a+b", "c"]);
+        assert!(matches!(lock.packages(&[Set::Nginx]), Err(Error::NoSet("nginx"))));
+    }
+
+    #[test]
+    fn the_lock_file_of_this_repository_serves() {
+        let lock = Lock::read(&super::super::sources().join("packages.lock")).unwrap();
+        assert!(lock.packages(&Set::ALL).unwrap().len() > 20);
+    }
+
+    #[test]
+    fn two_versions_of_a_package_are_a_conflict() {
+        let lock = Lock::parse(&format!("[redis]\na 1 all {HASH}\n[nginx]\na 2 all {HASH}\n")).unwrap();
+        assert!(matches!(lock.packages(&[Set::Redis, Set::Nginx]), Err(Error::Conflict(name)) if name == "a"));
+        assert_eq!(lock.packages(&[Set::Nginx]).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn damage_is_refused_with_its_line() {
+        let short = &HASH[1..];
+        let cases = [
+            (format!("a 1 all {HASH}\n"), "line 1: expected a heading"),
+            ("[other]\n".to_owned(), "line 1: there is no set"),
+            ("[base]\n[base]\n".to_owned(), "line 2: [base] is there twice"),
+            ("[base]\na 1 all\n".to_owned(), "line 2: expected NAME"),
+            (
+                format!("[base]\n../a 1 all {HASH}\n"),
+                "line 2: expected a Debian package's name",
+            ),
+            (
+                format!("[base]\n-o 1 all {HASH}\n"),
+                "line 2: expected a Debian package's name",
+            ),
+            (
+                format!("[base]\na 1/2 all {HASH}\n"),
+                "line 2: expected a Debian package's name",
+            ),
+            (
+                format!("[base]\na 1 arm64 {HASH}\n"),
+                "line 2: expected the architecture",
+            ),
+            (format!("[base]\na 1 all {short}\n"), "line 2: expected a SHA-256"),
+            (
+                format!("[base]\na 1 all {}\n", HASH.to_uppercase()),
+                "line 2: expected a SHA-256",
+            ),
+        ];
+        for (text, expected) in cases {
+            let found = refusal(&text);
+            assert!(found.contains(expected), "{text:?}: {found}");
+        }
+    }
+}

@@ -306,3 +306,38 @@ fn alternatives(dependency: &str) -> Vec<String> {
     let name = |text: &str| text.trim().split([' ', ':']).next().unwrap_or_default().to_owned();
     dependency.split('|').map(name).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptions_of_packages_are_understood() {
+        let text = "Package: a\nVersion: 1:2-3\nArchitecture: amd64\nPre-Depends: b (>= 1)\n\
+                    Depends: c:any | d (= 2), e\nSHA256: 00\nDescription: x\n";
+        let (package, needs) = description(text).unwrap();
+        assert_eq!(package.to_string(), "a 1:2-3 amd64 00");
+        let names: Vec<Vec<&str>> = needs
+            .iter()
+            .map(|one| one.iter().map(String::as_str).collect())
+            .collect();
+        assert_eq!(names, [vec!["b"], vec!["c", "d"], vec!["e"]]);
+        assert_eq!(description("Package: a\nVersion: 1\n"), None);
+    }
+
+    #[test]
+    fn only_the_locked_bytes_are_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("a.deb");
+        let mut package = description("Package: a\nVersion: 1\nArchitecture: all\nSHA256: \n")
+            .unwrap()
+            .0;
+        // SHA-256 of "abc": FIPS 180-4's example.
+        package.sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad".to_owned();
+        fs::write(&file, "abc").unwrap();
+        verify(&file, &package).unwrap();
+        fs::write(&file, "abd").unwrap();
+        let error = verify(&file, &package).unwrap_err().to_string();
+        assert!(error.contains("a 1") && error.contains(&package.sha256), "{error}");
+    }
+}

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const MORE_FOLDERS: &str = "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin";
 
 /// Debian's packages for the programs that the tests use.
-const PACKAGES: [(&str, &str); 10] = [
+const PACKAGES: [(&str, &str); 14] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
     ("setpriv", "util-linux"),
@@ -19,6 +19,10 @@ const PACKAGES: [(&str, &str); 10] = [
     ("redis-benchmark", "redis-tools"),
     ("apt-get", "apt"),
     ("xz", "xz-utils"),
+    ("dpkg-deb", "dpkg"),
+    ("mke2fs", "e2fsprogs"),
+    ("debugfs", "e2fsprogs"),
+    ("e2fsck", "e2fsprogs"),
 ];
 
 /// A program is not on this machine.
