@@ -8,6 +8,7 @@
 pub mod kvm;
 pub mod nested;
 pub mod pair;
+pub mod sim;
 
 use std::env;
 use std::path::{Path, PathBuf};

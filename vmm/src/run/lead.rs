@@ -169,11 +169,7 @@ impl Leading {
         let now = boottime_ns();
         match event {
             LinkEvent::Message(generation, message) => {
-                if generation > self.lead.core.generation() {
-                    self.lead.core.superseded(generation, actions);
-                } else if generation == self.lead.core.generation() {
-                    self.lead.core.message(now, message, actions);
-                }
+                self.lead.core.message(now, generation, message, actions);
             }
             LinkEvent::Closed(why) => {
                 self.connection = None;
