@@ -473,13 +473,7 @@ impl Leader {
                 Action::End { code, why } => self.over = Some((code, why)),
             }
         }
-        let protection = self.core.protection();
-        if protection != self.protection {
-            self.protection = protection;
-            let writes = self.core.may_write(env.local(common.host));
-            let _ = self.disks.extend_fence(writes);
-            self.start_disks(env, common);
-        }
+        self.protection = self.core.protection();
     }
 
     fn sending(&mut self, env: &mut Env, common: &Common, message: &Message) {
@@ -530,6 +524,9 @@ impl Leader {
                 return self.call(env, common, output);
             }
         }
+        let writes = self.core.may_write(env.local(common.host));
+        let _ = self.disks.extend_fence(writes);
+        self.start_disks(env, common);
         while self.over.is_none()
             && let Some(output) = self.next_release(env, common)
         {
@@ -581,8 +578,6 @@ impl Leader {
             let local = env.local(common.host);
             let core = &self.core;
             let _ = self.disks.start_ready(|| core.may_write(local));
-            let writes = self.core.may_write(local);
-            let _ = self.disks.extend_fence(writes);
             self.start_disks(env, common);
         }
         if self.over.is_none() {

@@ -55,6 +55,8 @@ pub struct Disks<S> {
     plans: Vec<Plan>,
     /// Requests whose turn in the plan has come, waiting for leave to write.
     ready: Vec<DiskRequest>,
+    /// What the fence was last told; while no write has begun since, it need not be told again.
+    fence: Option<Writes>,
 }
 
 impl<S: DiskShell> Disks<S> {
@@ -65,6 +67,7 @@ impl<S: DiskShell> Disks<S> {
             shell,
             plans: (0..count).map(|_| Plan::new(Limits::default())).collect(),
             ready: Vec::new(),
+            fence: None,
         }
     }
 
@@ -132,6 +135,7 @@ impl<S: DiskShell> Disks<S> {
         for request in self.ready.drain(..) {
             if matches!(request.op, DiskOp::Write { .. }) {
                 self.shell.write_begins();
+                self.fence = None;
                 if let Writes::Until(deadline) = writes() {
                     self.shell.arm(deadline).map_err(DisksError::Shell)?;
                 }
@@ -152,11 +156,15 @@ impl<S: DiskShell> Disks<S> {
     /// # Errors
     /// If the fence fails.
     pub fn extend_fence(&mut self, writes: Writes) -> Result<(), DisksError<S::Error>> {
+        if self.fence == Some(writes) {
+            return Ok(());
+        }
         let done = match writes {
             Writes::Until(deadline) => self.shell.arm(deadline),
             Writes::Freely => self.shell.disarm(),
-            Writes::NotNow => Ok(()),
+            Writes::NotNow => return Ok(()),
         };
+        self.fence = Some(writes);
         done.map_err(DisksError::Shell)
     }
 

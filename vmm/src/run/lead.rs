@@ -271,13 +271,7 @@ impl Leading {
                 Action::End { code, why } => self.over = Some((code, why)),
             }
         }
-        let protection = self.lead.core.protection();
-        if protection != self.protection {
-            self.protection = protection;
-            self.lead
-                .outside
-                .extend_fence(self.lead.core.may_write(boottime_ns()))?;
-        }
+        self.protection = self.lead.core.protection();
         Ok(())
     }
 
@@ -290,6 +284,9 @@ impl Leading {
     }
 
     fn release_due(&mut self) -> Result<(), OutsideError> {
+        // Writes in flight live as long as the lease does, and an ack may just have renewed it.
+        let writes = self.lead.core.may_write(boottime_ns());
+        self.lead.outside.extend_fence(writes)?;
         // The clock is read before each one: nothing lies between the check of the lease and the call (PROTOCOL 12).
         while let Some(output) = self.lead.core.next_release(boottime_ns()) {
             self.lead.outside.release(&output)?;
@@ -307,9 +304,6 @@ impl Leading {
         if self.lead.outside.has_ready() {
             let core = &self.lead.core;
             self.lead.outside.start_ready(|| core.may_write(boottime_ns()))?;
-            self.lead
-                .outside
-                .extend_fence(self.lead.core.may_write(boottime_ns()))?;
         }
         Ok(())
     }
