@@ -10,6 +10,7 @@ pub mod kvm;
 pub mod linux;
 pub mod nested;
 pub mod pair;
+pub mod sim;
 pub mod soak;
 
 use std::env;

@@ -4,6 +4,9 @@
 //! Inputs are taken only at exits. A guest that does not exit while one waits is kicked by the [`patience`] monitor
 //! once the patience has run out, and moved by a micro-checkpoint (DESIGN, idea 3).
 //!
+//! The decisions ([`Live::begin`], [`Live::step`], [`Live::woken`]) ask the caller for the time and never wait: the
+//! simulator drives them with a time of its own. [`Live::run`] is the shell that waits and has the monitor kick.
+//!
 //! [`patience`]: super::patience
 
 use std::collections::VecDeque;
@@ -96,12 +99,50 @@ pub struct Totals {
     pub kicks: u64,
 }
 
+/// Where a live machine's events come from, without waiting.
+pub trait Events {
+    /// The oldest event, if there is one.
+    fn try_recv(&mut self) -> Option<HostEvent>;
+    /// Since when it has been waiting.
+    fn oldest_pending(&self) -> Option<Instant>;
+}
+
+impl Events for EventQueue {
+    fn try_recv(&mut self) -> Option<HostEvent> {
+        EventQueue::try_recv(self)
+    }
+
+    fn oldest_pending(&self) -> Option<Instant> {
+        EventQueue::oldest_pending(self)
+    }
+}
+
+/// Tells the time.
+pub type Now<'a> = &'a dyn Fn() -> Instant;
+
+/// What whoever drives a live machine is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Let the guest run: [`Live::step`].
+    Run,
+    /// The guest sleeps: [`Live::woken`] when there is an event, or at this time.
+    Wait(Option<Instant>),
+    /// Its life is over: [`Live::finish`].
+    Ended(EndReason),
+}
+
+impl From<Option<EndReason>> for Next {
+    fn from(ended: Option<EndReason>) -> Self {
+        ended.map_or(Next::Run, Next::Ended)
+    }
+}
+
 /// A machine with its surroundings.
 #[derive(Debug)]
-pub struct Live<C: Cpu, S: Sink> {
+pub struct Live<C: Cpu, S: Sink, E: Events = EventQueue> {
     machine: Machine<C>,
     sink: S,
-    events: EventQueue,
+    events: E,
     /// An event taken out while waiting.
     first: Option<HostEvent>,
     clock: LiveClock,
@@ -119,6 +160,7 @@ pub struct Live<C: Cpu, S: Sink> {
 struct Recording<'a, S: Sink> {
     sink: &'a mut S,
     clock: &'a mut LiveClock,
+    now: Now<'a>,
     deadline: Option<u64>,
     logged: &'a mut usize,
     inputs: &'a mut u64,
@@ -126,7 +168,7 @@ struct Recording<'a, S: Sink> {
 
 impl<S: Sink> TimeSource for Recording<'_, S> {
     fn read(&mut self, at: Position, floor: u64) -> Result<u64, MachineError> {
-        let time = self.clock.reading(Instant::now(), floor, self.deadline.is_some());
+        let time = self.clock.reading((self.now)(), floor, self.deadline.is_some());
         if self.deadline.is_some_and(|deadline| time >= deadline) {
             self.clock.ticked(time);
         }
@@ -144,11 +186,12 @@ impl<S: Sink> TimeSource for Recording<'_, S> {
 
 /// Splits the borrows that one step of the machine needs.
 macro_rules! with_time {
-    ($live:ident, $call:ident) => {{
+    ($live:ident, $call:ident, $now:expr) => {{
         let deadline = $live.machine.chipset().next_deadline();
         $live.machine.$call(&mut Recording {
             sink: &mut $live.sink,
             clock: &mut $live.clock,
+            now: $now,
             deadline,
             logged: &mut $live.unflushed,
             inputs: &mut $live.totals.inputs,
@@ -157,26 +200,6 @@ macro_rules! with_time {
 }
 
 impl<C: Cpu, S: Sink> Live<C, S> {
-    /// A machine that goes on from where it stands, at an exit.
-    #[must_use]
-    pub fn new(machine: Machine<C>, sink: S, events: EventQueue, clock: LiveClock, config: LiveConfig) -> Self {
-        Live {
-            last_mark: machine.at().exit,
-            machine,
-            sink,
-            events,
-            first: None,
-            clock,
-            config,
-            watched: Arc::default(),
-            console: [VecDeque::new(), VecDeque::new()],
-            unflushed: 0,
-            last_harvest: Instant::now(),
-            stopping: None,
-            totals: Totals::default(),
-        }
-    }
-
     /// Lives until the guest ends, is stopped, or cannot go on.
     ///
     /// # Errors
@@ -188,34 +211,108 @@ impl<C: Cpu, S: Sink> Live<C, S> {
             self.machine.cpu().kicker(),
             self.config.patience,
         );
+        let mut next = self.begin(&Instant::now)?;
+        loop {
+            next = match next {
+                Next::Run => self.step(&Instant::now)?,
+                Next::Wait(deadline) => {
+                    let event = self.events.recv_deadline(deadline);
+                    self.woken(event, &Instant::now)?
+                }
+                Next::Ended(reason) => {
+                    self.finish(&reason)?;
+                    return Ok((self.machine, self.sink, reason, self.totals));
+                }
+            };
+        }
+    }
+}
+
+impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
+    /// A machine that goes on from where it stands, at an exit.
+    #[must_use]
+    pub fn new(machine: Machine<C>, sink: S, events: E, clock: LiveClock, config: LiveConfig, now: Instant) -> Self {
+        Live {
+            last_mark: machine.at().exit,
+            machine,
+            sink,
+            events,
+            first: None,
+            clock,
+            config,
+            watched: Arc::new(Watched::new(now)),
+            console: [VecDeque::new(), VecDeque::new()],
+            unflushed: 0,
+            last_harvest: now,
+            stopping: None,
+            totals: Totals::default(),
+        }
+    }
+
+    /// The machine as it stands.
+    #[must_use]
+    pub fn machine(&self) -> &Machine<C> {
+        &self.machine
+    }
+
+    /// Where its log and outputs go.
+    #[must_use]
+    pub fn sink(&self) -> &S {
+        &self.sink
+    }
+
+    /// Where its events wait.
+    pub fn events(&mut self) -> &mut E {
+        &mut self.events
+    }
+
+    /// Whether a guest that is running should be kicked now.
+    #[must_use]
+    pub fn kick_due(&self, now: Instant) -> bool {
+        self.watched
+            .due(now, self.events.oldest_pending(), self.config.patience)
+    }
+
+    /// Before the guest runs: what a backup applied last may still have left outputs, and a new life begins by taking
+    /// what waits.
+    ///
+    /// # Errors
+    /// As [`Live::step`].
+    pub fn begin(&mut self, now: Now<'_>) -> Result<Next, MachineError> {
         if self.config.checks {
             self.machine.keep_trail();
         }
-        // What a backup applied last may still have left outputs, and a new life begins by taking what waits.
-        let mut ended = self.after_exit()?;
-        while ended.is_none() {
-            self.watched.enter(
-                self.machine
-                    .chipset()
-                    .next_deadline()
-                    .map(|at| self.clock.host_time(at)),
-                self.unflushed,
-            );
-            let step = with_time!(self, run_to_exit)?;
-            self.watched.leave();
-            ended = match step {
-                Step::Exit => self.after_exit()?,
-                Step::Halted => self.wait()?,
-                Step::Interrupted => self.after_kick()?,
-                Step::Ended(reason) => Some(reason),
-            };
-        }
-        let reason = ended.unwrap_or(EndReason::Stopped);
-        self.finish(&reason)?;
-        Ok((self.machine, self.sink, reason, self.totals))
+        Ok(self.after_exit(now)?.into())
     }
 
-    fn after_exit(&mut self) -> Result<Option<EndReason>, MachineError> {
+    /// Lets the guest run to its next exit or kick, and does what is due there.
+    ///
+    /// # Errors
+    /// If the hypervisor or the sink fails.
+    pub fn step(&mut self, now: Now<'_>) -> Result<Next, MachineError> {
+        let deadline = self.machine.chipset().next_deadline();
+        let deadline = deadline.map(|at| self.clock.host_time(at));
+        self.watched.enter(deadline, self.unflushed, now);
+        let step = with_time!(self, run_to_exit, now)?;
+        self.watched.leave();
+        Ok(match step {
+            Step::Exit => self.after_exit(now)?.into(),
+            Step::Halted => self.sleep(now)?,
+            Step::Interrupted => self.after_kick(now)?.into(),
+            Step::Ended(reason) => Next::Ended(reason),
+        })
+    }
+
+    /// After [`Next::Wait`]: something happened, or it is time.
+    ///
+    /// # Errors
+    /// As [`Live::step`].
+    pub fn woken(&mut self, event: Option<HostEvent>, now: Now<'_>) -> Result<Next, MachineError> {
+        self.first = event;
+        Ok(self.after_exit(now)?.into())
+    }
+
+    fn after_exit(&mut self, time: Now<'_>) -> Result<Option<EndReason>, MachineError> {
         if self
             .config
             .max_exits
@@ -224,9 +321,9 @@ impl<C: Cpu, S: Sink> Live<C, S> {
             self.stopping.get_or_insert(EndReason::Limit);
         }
         self.collect_checks(TRAIL_EXITS)?;
-        let now = Instant::now();
+        let now = time();
         if self.input_due(now) {
-            if let Some(reason) = with_time!(self, settle)? {
+            if let Some(reason) = with_time!(self, settle, time)? {
                 return Ok(Some(reason));
             }
             self.take_inputs(now)?;
@@ -238,34 +335,30 @@ impl<C: Cpu, S: Sink> Live<C, S> {
         Ok(self.stopping.clone())
     }
 
-    /// The guest sleeps: so does this thread, until something raises an interrupt.
-    fn wait(&mut self) -> Result<Option<EndReason>, MachineError> {
-        if let Some(reason) = with_time!(self, settle)? {
-            return Ok(Some(reason));
+    /// The guest sleeps, until something raises an interrupt.
+    fn sleep(&mut self, now: Now<'_>) -> Result<Next, MachineError> {
+        if let Some(reason) = with_time!(self, settle, now)? {
+            return Ok(Next::Ended(reason));
         }
         self.flush()?;
-        if self.stopping.is_none() && !self.input_due(Instant::now()) {
-            let deadline = self
-                .machine
-                .chipset()
-                .next_deadline()
-                .map(|at| self.clock.host_time(at));
-            self.first = self.events.recv_deadline(deadline);
+        if self.stopping.is_none() && !self.input_due(now()) {
+            let deadline = self.machine.chipset().next_deadline();
+            return Ok(Next::Wait(deadline.map(|at| self.clock.host_time(at))));
         }
-        self.after_exit()
+        Ok(self.after_exit(now)?.into())
     }
 
-    fn after_kick(&mut self) -> Result<Option<EndReason>, MachineError> {
+    fn after_kick(&mut self, time: Now<'_>) -> Result<Option<EndReason>, MachineError> {
         self.totals.kicks += 1;
         self.flush()?;
-        let now = Instant::now();
+        let now = time();
         let Some(since) = self.waiting_since(now) else {
             return Ok(None);
         };
         if now.saturating_duration_since(since) < self.config.patience {
             return Ok(None);
         }
-        match with_time!(self, checkpoint)? {
+        match with_time!(self, checkpoint, time)? {
             Checkpoint::Taken { record, pages } => {
                 self.totals.checkpoints += 1;
                 self.totals.checkpoint_pages += pages as u64;
@@ -277,9 +370,9 @@ impl<C: Cpu, S: Sink> Live<C, S> {
                     }
                 }
                 self.last_harvest = now;
-                self.after_exit()
+                self.after_exit(time)
             }
-            Checkpoint::Exit => self.after_exit(),
+            Checkpoint::Exit => self.after_exit(time),
             Checkpoint::NotNow => {
                 self.watched.kick_again(now + KICK_AGAIN);
                 Ok(None)
@@ -341,7 +434,7 @@ impl<C: Cpu, S: Sink> Live<C, S> {
                 HostEvent::Entropy(bytes) => self.input(Input::Entropy { bytes })?,
                 HostEvent::Stop(StopKind::Limit) => self.stopping = Some(EndReason::Limit),
                 HostEvent::Stop(_) => self.stopping = Some(EndReason::Stopped),
-                HostEvent::Control(Control::SaveState) => self.save_state()?,
+                HostEvent::Control(Control::SaveState) => self.save_state(now)?,
             }
         }
         self.type_console(ConsolePort::Serial)?;
@@ -372,11 +465,11 @@ impl<C: Cpu, S: Sink> Live<C, S> {
         Ok(())
     }
 
-    fn save_state(&mut self) -> Result<(), MachineError> {
+    fn save_state(&mut self, now: Instant) -> Result<(), MachineError> {
         self.flush()?;
         let record = self.machine.save()?;
         self.machine.forget_dirty()?;
-        self.last_harvest = Instant::now();
+        self.last_harvest = now;
         let mark = self.mark();
         self.sink.state(record, mark)
     }
@@ -436,7 +529,11 @@ impl<C: Cpu, S: Sink> Live<C, S> {
         Ok(())
     }
 
-    fn finish(&mut self, reason: &EndReason) -> Result<(), MachineError> {
+    /// Logs the end, and gives away what is left.
+    ///
+    /// # Errors
+    /// If the sink fails.
+    pub fn finish(&mut self, reason: &EndReason) -> Result<(), MachineError> {
         self.collect_checks(1)?;
         if self.sink.logging() {
             let mark = self.mark();

@@ -5,7 +5,9 @@
 
 pub mod backup;
 pub mod clock;
+pub mod disks;
 pub mod event;
+pub mod following;
 pub mod live;
 pub mod patience;
 pub mod primary;

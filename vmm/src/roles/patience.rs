@@ -27,34 +27,33 @@ pub struct Watched {
     kick_at: AtomicU64,
 }
 
-impl Default for Watched {
-    fn default() -> Self {
+impl Watched {
+    /// Nothing has happened since `epoch`, which is now.
+    #[must_use]
+    pub fn new(epoch: Instant) -> Self {
         Watched {
-            epoch: Instant::now(),
+            epoch,
             in_guest: AtomicBool::new(false),
             deadline: AtomicU64::new(0),
             unflushed_since: AtomicU64::new(0),
             kick_at: AtomicU64::new(0),
         }
     }
-}
 
-impl Watched {
     fn nanos(&self, at: Instant) -> u64 {
         u64::try_from(at.saturating_duration_since(self.epoch).as_nanos())
             .unwrap_or(u64::MAX)
             .max(1)
     }
 
-    /// The guest is about to run; its next timer is due at `deadline`, and `unflushed` entries wait.
-    pub fn enter(&self, deadline: Option<Instant>, unflushed: usize) {
+    /// The guest is about to run; its next timer is due at `deadline`, and `unflushed` entries wait. `now` is asked only if it matters.
+    pub fn enter(&self, deadline: Option<Instant>, unflushed: usize, now: &dyn Fn() -> Instant) {
         self.deadline
             .store(deadline.map_or(0, |at| self.nanos(at)), Ordering::Relaxed);
         if unflushed == 0 {
             self.unflushed_since.store(0, Ordering::Relaxed);
         } else if self.unflushed_since.load(Ordering::Relaxed) == 0 {
-            self.unflushed_since
-                .store(self.nanos(Instant::now()), Ordering::Relaxed);
+            self.unflushed_since.store(self.nanos(now()), Ordering::Relaxed);
         }
         self.in_guest.store(true, Ordering::Release);
     }
@@ -70,7 +69,8 @@ impl Watched {
     }
 
     /// Whether a kick is due at `now`.
-    fn due(&self, now: Instant, oldest_event: Option<Instant>, patience: Duration) -> bool {
+    #[must_use]
+    pub fn due(&self, now: Instant, oldest_event: Option<Instant>, patience: Duration) -> bool {
         let now = self.nanos(now);
         let patience = u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX);
         let flush_after = u64::try_from(FLUSH_AFTER.as_nanos()).unwrap_or(u64::MAX);
@@ -138,13 +138,13 @@ mod tests {
 
     #[test]
     fn kicks_only_when_something_has_waited_long_enough() {
-        let watched = Watched::default();
+        let watched = Watched::new(Instant::now());
         let start = watched.epoch + Duration::from_millis(100);
         let patience = Duration::from_millis(30);
-        watched.enter(Some(start), 0);
+        watched.enter(Some(start), 0, &|| start);
         assert!(!watched.due(start + Duration::from_millis(29), None, patience));
         assert!(watched.due(start + Duration::from_millis(30), None, patience));
-        watched.enter(None, 0);
+        watched.enter(None, 0, &|| start);
         assert!(!watched.due(start + Duration::from_secs(9), None, patience));
         assert!(!watched.due(start + Duration::from_millis(29), Some(start), patience));
         assert!(watched.due(start + Duration::from_millis(30), Some(start), patience));

@@ -283,8 +283,14 @@ impl Primary {
         }
     }
 
-    /// The backup says something.
-    pub fn message(&mut self, now: u64, message: Message, actions: &mut Vec<Action>) {
+    /// The backup says something under `generation`. What belongs to an older one is from before this side moved on.
+    pub fn message(&mut self, now: u64, generation: Generation, message: Message, actions: &mut Vec<Action>) {
+        if generation > self.generation {
+            return self.superseded(generation, actions);
+        }
+        if generation < self.generation {
+            return;
+        }
         let Phase::Paired(pair) = &mut self.phase else { return };
         match message {
             Message::Ack(ack) => self.ack(now, &ack, actions),
@@ -332,7 +338,7 @@ impl Primary {
     }
 
     /// A side with a higher generation exists (PROTOCOL 11).
-    pub fn superseded(&mut self, by: Generation, actions: &mut Vec<Action>) {
+    fn superseded(&mut self, by: Generation, actions: &mut Vec<Action>) {
         self.phase = Phase::Over;
         let why = format!(
             "generation {} is live, this side is generation {}",

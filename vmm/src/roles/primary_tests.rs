@@ -66,7 +66,7 @@ fn paired(now: u64) -> Primary {
     primary.joined(now, BACKUP, &mut actions);
     assert!(actions.contains(&Action::SaveState));
     primary.state_saved(now, b"state", mark(at(100, 0), 0), &mut actions);
-    primary.message(now, ack(1, at(100, 0), now), &mut actions);
+    primary.message(now, Generation(1), ack(1, at(100, 0), now), &mut actions);
     assert_eq!(primary.protection(), Protection::Protected);
     primary
 }
@@ -105,13 +105,13 @@ fn an_output_waits_for_the_ack_of_a_mark_at_or_behind_it() {
     primary.hold(output(at(110, 2), 0));
     assert_eq!(primary.next_release(now), None, "nothing is acked");
     // An acked input is no mark: the guest's next inputs may be missing.
-    primary.message(now, ack(1, at(110, 1), now), &mut actions);
+    primary.message(now, Generation(1), ack(1, at(110, 1), now), &mut actions);
     assert_eq!(
         primary.next_release(now),
         None,
         "only what lies before the mark is acked"
     );
-    primary.message(now, ack(2, at(110, 2), now), &mut actions);
+    primary.message(now, Generation(1), ack(2, at(110, 2), now), &mut actions);
     assert!(primary.next_release(now).is_some());
 }
 
@@ -121,7 +121,7 @@ fn nothing_leaves_after_the_lease() {
     let mut primary = paired(now);
     let mut actions = Vec::new();
     primary.log(now, vec![LogEntry::Mark(mark(at(110, 0), 2))], &mut actions);
-    primary.message(now, ack(2, at(110, 0), now), &mut actions);
+    primary.message(now, Generation(1), ack(2, at(110, 0), now), &mut actions);
     primary.hold(output(at(110, 0), 0));
     primary.hold(output(at(110, 0), 1));
     assert_eq!(primary.may_write(now + L - 1), Writes::Until(now + L));
@@ -139,7 +139,7 @@ fn an_ack_read_late_renews_nothing() {
     primary.hold(output(at(110, 0), 0));
     // The process slept for a second with the ack in its socket buffer: it echoes the mark's send time, not now.
     let late = now + 1_000 * MS;
-    primary.message(late, ack(2, at(110, 0), now), &mut actions);
+    primary.message(late, Generation(1), ack(2, at(110, 0), now), &mut actions);
     assert_eq!(primary.next_release(late), None);
 }
 
@@ -199,7 +199,7 @@ fn suspicion_is_final() {
     let mut actions = Vec::new();
     primary.closed(now, "gone", &mut actions);
     actions.clear();
-    primary.message(now, ack(2, at(100, 0), now), &mut actions);
+    primary.message(now, Generation(1), ack(2, at(100, 0), now), &mut actions);
     primary.log(now, vec![LogEntry::Mark(mark(at(120, 0), 1))], &mut actions);
     primary.tick(now + MS, &mut actions);
     assert_eq!(actions, [], "no replication, no change of mind");
@@ -237,7 +237,7 @@ fn a_clean_end_waits_for_its_ack() {
         !actions.iter().any(|action| matches!(action, Action::End { .. })),
         "the end is not acked"
     );
-    primary.message(now, ack(2, at(120, 0), now), &mut actions);
+    primary.message(now, Generation(1), ack(2, at(120, 0), now), &mut actions);
     assert!(matches!(actions.last(), Some(Action::End { code: 0, .. })));
     assert!(!claims(&actions));
 }
@@ -266,7 +266,7 @@ fn releases_are_told_after_the_call() {
     let mut primary = paired(now);
     let mut actions = Vec::new();
     primary.log(now, vec![LogEntry::Mark(mark(at(110, 0), 1))], &mut actions);
-    primary.message(now, ack(2, at(110, 0), now), &mut actions);
+    primary.message(now, Generation(1), ack(2, at(110, 0), now), &mut actions);
     primary.hold(output(at(110, 0), 0));
     let released = |actions: &[Action]| {
         actions.iter().any(|action| match action {

@@ -6,11 +6,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use logging_channel::clock::boottime_ns;
-use logging_channel::entry::{EndReason, Generation, Incarnation, Input, LogEntry, Position};
+use logging_channel::entry::{Generation, Incarnation, LogEntry, Position};
 use logging_channel::message::Heartbeat;
 use logging_channel::transport::TcpFrames;
 use shared_disk::arbiter::SharedDirectory;
-use shared_disk::request::DiskRequest;
 use tokio::sync::mpsc;
 
 use super::Failure;
@@ -20,11 +19,9 @@ use super::link::{Connection, LinkEvent, claim, link_events};
 use super::vcpu::{Life, live};
 use crate::hypervisor::Cpu;
 use crate::machine::Machine;
-use crate::output::Output;
 use crate::roles::backup::{Action, Backup};
-use crate::roles::clock::LiveClock;
 use crate::roles::event::Event;
-use crate::roles::replay::{ReplayError, Replayer};
+use crate::roles::following::{Following, Horizon, Progress};
 
 /// How long the last messages to the primary may take to leave.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -45,24 +42,10 @@ pub enum ToFollower {
 /// From the vCPU thread of a backup.
 #[derive(Debug)]
 pub enum FromFollower {
-    Executed(Position),
+    Progress(Progress),
     Drained,
-    Diverged {
-        at: Position,
-        what: String,
-    },
-    Ended(EndReason),
     /// At the horizon: what the new life must do first.
     AtHorizon(Box<Horizon>),
-}
-
-/// What a machine that goes live leaves to be done outside.
-#[derive(Debug)]
-pub struct Horizon {
-    pub requests: Vec<DiskRequest>,
-    pub outputs: Vec<Output>,
-    pub entropy: Option<u32>,
-    pub outputs_made: logging_channel::entry::OutputSeq,
 }
 
 /// A backup at work.
@@ -119,57 +102,18 @@ fn follow<C: Cpu>(
     orders: &crossbeam_channel::Receiver<ToFollower>,
     reports: &mpsc::UnboundedSender<FromFollower>,
 ) {
-    let mut replayer = Replayer::new(machine);
-    // When the entry with the last clock reading arrived: time goes on from there at go-live (PROTOCOL 20).
-    let mut last_clock = Instant::now();
+    let mut following = Following::new(machine, Instant::now());
     for order in orders {
-        let result = match order {
-            ToFollower::Load(record) => replayer.load(&record),
-            ToFollower::Entries(entries) => {
-                for entry in entries {
-                    if matches!(
-                        entry,
-                        LogEntry::Input {
-                            input: Input::Clock(_),
-                            ..
-                        }
-                    ) {
-                        last_clock = Instant::now();
-                    }
-                    replayer.feed(entry);
-                }
-                replayer.catch_up()
-            }
-            ToFollower::Drain => {
-                let _ = reports.send(FromFollower::Drained);
-                Ok(())
-            }
+        let report = match order {
+            ToFollower::Load(record) => FromFollower::Progress(following.load(&record)),
+            ToFollower::Entries(entries) => FromFollower::Progress(following.execute(entries, Instant::now())),
+            ToFollower::Drain => FromFollower::Drained,
             ToFollower::GoLive(mut life) => {
-                let (machine, mut outputs) = replayer.into_live();
-                let horizon = Horizon {
-                    requests: machine.chipset().outstanding_requests(),
-                    outputs: std::iter::from_fn(|| outputs.pop()).collect(),
-                    entropy: machine.chipset().entropy_wanted(),
-                    outputs_made: machine.outputs(),
-                };
-                life.clock = LiveClock::starting(machine.now(), last_clock);
+                let (machine, horizon, clock) = following.into_live();
+                life.clock = clock;
                 let _ = reports.send(FromFollower::AtHorizon(Box::new(horizon)));
                 return live(machine, *life);
             }
-        };
-        let report = match result {
-            Ok(()) => match replayer.ended() {
-                Some(reason) => FromFollower::Ended(reason.clone()),
-                None => FromFollower::Executed(replayer.machine().at()),
-            },
-            Err(ReplayError::Diverged(divergence)) => FromFollower::Diverged {
-                at: replayer.machine().at(),
-                what: divergence.to_string(),
-            },
-            Err(ReplayError::Machine(error)) => FromFollower::Diverged {
-                at: replayer.machine().at(),
-                what: error.to_string(),
-            },
         };
         // If the link is gone, so is the process.
         if reports.send(report).is_err() {
@@ -252,10 +196,10 @@ impl Follow {
 
     fn report(&mut self, report: Option<FromFollower>, actions: &mut Vec<Action>) {
         match report {
-            Some(FromFollower::Executed(at)) => self.core.executed(at),
+            Some(FromFollower::Progress(Progress::Executed(at))) => self.core.executed(at),
             Some(FromFollower::Drained) => self.core.drained(boottime_ns(), actions),
-            Some(FromFollower::Diverged { at, what }) => self.core.diverged(at, &what, actions),
-            Some(FromFollower::Ended(reason)) => self.core.guest_ended(&reason, actions),
+            Some(FromFollower::Progress(Progress::Diverged { at, what })) => self.core.diverged(at, &what, actions),
+            Some(FromFollower::Progress(Progress::Ended(reason))) => self.core.guest_ended(&reason, actions),
             Some(FromFollower::AtHorizon(_)) => {} // only after GoLive, which is read elsewhere
             None => self
                 .core

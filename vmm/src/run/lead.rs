@@ -169,11 +169,7 @@ impl Leading {
         let now = boottime_ns();
         match event {
             LinkEvent::Message(generation, message) => {
-                if generation > self.lead.core.generation() {
-                    self.lead.core.superseded(generation, actions);
-                } else if generation == self.lead.core.generation() {
-                    self.lead.core.message(now, message, actions);
-                }
+                self.lead.core.message(now, generation, message, actions);
             }
             LinkEvent::Closed(why) => {
                 self.connection = None;
@@ -275,13 +271,7 @@ impl Leading {
                 Action::End { code, why } => self.over = Some((code, why)),
             }
         }
-        let protection = self.lead.core.protection();
-        if protection != self.protection {
-            self.protection = protection;
-            self.lead
-                .outside
-                .extend_fence(self.lead.core.may_write(boottime_ns()))?;
-        }
+        self.protection = self.lead.core.protection();
         Ok(())
     }
 
@@ -294,6 +284,9 @@ impl Leading {
     }
 
     fn release_due(&mut self) -> Result<(), OutsideError> {
+        // Writes in flight live as long as the lease does, and an ack may just have renewed it.
+        let writes = self.lead.core.may_write(boottime_ns());
+        self.lead.outside.extend_fence(writes)?;
         // The clock is read before each one: nothing lies between the check of the lease and the call (PROTOCOL 12).
         while let Some(output) = self.lead.core.next_release(boottime_ns()) {
             self.lead.outside.release(&output)?;
@@ -311,9 +304,6 @@ impl Leading {
         if self.lead.outside.has_ready() {
             let core = &self.lead.core;
             self.lead.outside.start_ready(|| core.may_write(boottime_ns()))?;
-            self.lead
-                .outside
-                .extend_fence(self.lead.core.may_write(boottime_ns()))?;
         }
         Ok(())
     }

@@ -3,18 +3,18 @@
 //! [`Outside::release`] is the only way out, and only outputs whose turn has come are given to it (`crate::output`).
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use logging_channel::entry::{ConsolePort, DiskStatus};
 use shared_disk::image::{Access, Caching, Image};
-use shared_disk::plan::{Gate, Limits, Plan};
+use shared_disk::plan::Gate;
 use shared_disk::request::{DiskOp, DiskRequest};
 
 use crate::backends::console::{Console, ConsoleTarget, Life};
 use crate::backends::disk::{Disk, DiskPool};
 use crate::backends::entropy::host_entropy;
-use crate::backends::fence::LeaseGuard;
+use crate::backends::fence::{FenceError, LeaseGuard};
 use crate::backends::net::rarp::rarp_frame;
 use crate::backends::net::{Inbound, NetBackend, NetConfig, NetReader, spawn_reader};
 use crate::backends::queue::EventSender;
@@ -22,6 +22,7 @@ use crate::backends::{HostEvent, Sent};
 use crate::cli::HostArgs;
 use crate::cli::options::{DiskOption, NetTarget};
 use crate::output::{Emission, Output};
+use crate::roles::disks::{DiskShell, Disks, DisksError};
 use crate::roles::primary::Writes;
 
 /// What of a host's devices fails.
@@ -60,10 +61,7 @@ impl Disk for FencedDisk {
         let (status, data) = self.image.execute(request);
         if matches!(request.op, DiskOp::Write { .. }) {
             let mut fence = self.fence.lock().unwrap_or_else(PoisonError::into_inner);
-            fence.writes = fence.writes.saturating_sub(1);
-            if fence.writes == 0
-                && let Err(error) = fence.guard.disarm()
-            {
+            if let Err(error) = fence.write_over() {
                 tracing::error!("{error}");
             }
         }
@@ -85,13 +83,52 @@ struct Nic {
     reader: NetReader,
 }
 
+/// The threads that do the I/O, and the fence.
 #[derive(Debug)]
-struct Disks {
+struct DiskThreads {
     pool: DiskPool,
-    plans: Vec<Plan>,
     fence: Arc<Mutex<Fence>>,
-    /// Requests whose turn in the plan has come, waiting for leave to write.
-    ready: Vec<DiskRequest>,
+}
+
+impl DiskThreads {
+    fn fence(&self) -> MutexGuard<'_, Fence> {
+        self.fence.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Fence {
+    fn write_over(&mut self) -> Result<(), FenceError> {
+        self.writes = self.writes.saturating_sub(1);
+        if self.writes == 0 { self.guard.disarm() } else { Ok(()) }
+    }
+}
+
+impl DiskShell for DiskThreads {
+    type Error = OutsideError;
+
+    fn write_begins(&mut self) {
+        self.fence().writes += 1;
+    }
+
+    fn write_given_up(&mut self) -> Result<(), OutsideError> {
+        self.fence().write_over().map_err(OutsideError::from)
+    }
+
+    fn arm(&mut self, deadline_ns: u64) -> Result<(), OutsideError> {
+        let mut fence = self.fence();
+        if fence.writes == 0 {
+            return Ok(());
+        }
+        fence.guard.arm(deadline_ns).map_err(OutsideError::from)
+    }
+
+    fn disarm(&mut self) -> Result<(), OutsideError> {
+        self.fence().guard.disarm().map_err(OutsideError::from)
+    }
+
+    fn start(&mut self, request: DiskRequest) -> Result<(), OutsideError> {
+        self.pool.submit(request).map_err(OutsideError::from)
+    }
 }
 
 /// This host's side of a guest.
@@ -100,7 +137,7 @@ pub struct Outside {
     nics: Vec<Nic>,
     consoles: BTreeMap<ConsolePort, Console>,
     disk_options: Vec<DiskOption>,
-    disks: Option<Disks>,
+    disks: Option<Disks<DiskThreads>>,
     events: EventSender,
 }
 
@@ -183,13 +220,7 @@ impl Outside {
         }
         let sizes = disks.iter().map(|disk| disk.size()).collect();
         let pool = DiskPool::start(&disks, &self.events).map_err(OutsideError::from)?;
-        let plans = disks.iter().map(|_| Plan::new(Limits::default())).collect();
-        self.disks = Some(Disks {
-            pool,
-            plans,
-            fence,
-            ready: Vec::new(),
-        });
+        self.disks = Some(Disks::new(DiskThreads { pool, fence }, disks.len()));
         Ok(sizes)
     }
 
@@ -227,12 +258,10 @@ impl Outside {
     /// If a plan refuses the request, which the device's own bounds should prevent, or the host has no entropy.
     pub fn accept(&mut self, emission: &Emission, gate: Gate) -> Result<(), OutsideError> {
         match emission {
-            Emission::Disk(request) => {
-                let gate = if emission.is_output() { gate } else { Gate::Open };
-                self.with_plan(request.disk, |plan, started| {
-                    plan.submit(request.clone(), gate, started)
-                })
-            }
+            Emission::Disk(request) => self
+                .disks(request.disk)?
+                .accept(request, gate)
+                .map_err(OutsideError::from),
             Emission::WantEntropy { len } => {
                 let bytes = host_entropy(*len).map_err(OutsideError::from)?;
                 self.events
@@ -258,8 +287,8 @@ impl Outside {
                 None => Ok(Sent::Dropped),
             },
             Emission::Disk(request) => {
-                self.with_plan(request.disk, |plan, started| plan.release(request.id, started))?;
-                Ok(Sent::Done)
+                let released = self.disks(request.disk)?.release(request);
+                released.map(|()| Sent::Done).map_err(OutsideError::from)
             }
             Emission::WantEntropy { .. } => Ok(Sent::Done),
         }
@@ -270,7 +299,7 @@ impl Outside {
     /// # Errors
     /// If no such request was made.
     pub fn finished(&mut self, disk: u8, id: u64) -> Result<(), OutsideError> {
-        self.with_plan(disk, |plan, started| plan.finished(id, started))
+        self.disks(disk)?.finished(disk, id).map_err(OutsideError::from)
     }
 
     /// The backup knows that the guest has been told.
@@ -278,22 +307,20 @@ impl Outside {
     /// # Errors
     /// If no such request was made.
     pub fn acked(&mut self, disk: u8, id: u64) -> Result<(), OutsideError> {
-        self.with_plan(disk, |plan, started| plan.acked(id, started))
+        self.disks(disk)?.acked(disk, id).map_err(OutsideError::from)
     }
 
     /// There is no backup any more: nothing waits for acks.
     pub fn release_all(&mut self) {
         if let Some(disks) = &mut self.disks {
-            for plan in &mut disks.plans {
-                plan.release_all(&mut disks.ready);
-            }
+            disks.release_all();
         }
     }
 
     /// Whether disk requests wait for leave to start.
     #[must_use]
     pub fn has_ready(&self) -> bool {
-        self.disks.as_ref().is_some_and(|disks| !disks.ready.is_empty())
+        self.disks.as_ref().is_some_and(Disks::has_ready)
     }
 
     /// Starts the disk requests whose turn has come. `writes` is asked after the fence is armed, right before each
@@ -302,27 +329,8 @@ impl Outside {
     /// # Errors
     /// If the fence or the pool fails.
     pub fn start_ready(&mut self, writes: impl Fn() -> Writes) -> Result<(), OutsideError> {
-        let Some(disks) = &mut self.disks else { return Ok(()) };
-        let mut waiting = Vec::new();
-        for request in disks.ready.drain(..) {
-            if matches!(request.op, DiskOp::Write { .. }) {
-                let mut fence = disks.fence.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Writes::Until(deadline) = writes() {
-                    fence.guard.arm(deadline).map_err(OutsideError::from)?;
-                }
-                if writes() == Writes::NotNow {
-                    if fence.writes == 0 {
-                        fence.guard.disarm().map_err(OutsideError::from)?;
-                    }
-                    waiting.push(request);
-                    continue;
-                }
-                fence.writes += 1;
-            }
-            disks.pool.submit(request).map_err(OutsideError::from)?;
-        }
-        disks.ready = waiting;
-        Ok(())
+        let disks = self.disks.as_mut();
+        disks.map_or(Ok(()), |disks| disks.start_ready(writes).map_err(OutsideError::from))
     }
 
     /// The lease has been renewed, or there is none any more: writes in flight have longer to land.
@@ -330,29 +338,12 @@ impl Outside {
     /// # Errors
     /// If the fence fails.
     pub fn extend_fence(&mut self, writes: Writes) -> Result<(), OutsideError> {
-        let Some(disks) = &mut self.disks else { return Ok(()) };
-        let mut fence = disks.fence.lock().unwrap_or_else(PoisonError::into_inner);
-        match writes {
-            Writes::Until(deadline) if fence.writes > 0 => fence.guard.arm(deadline).map_err(OutsideError::from),
-            Writes::Freely => fence.guard.disarm().map_err(OutsideError::from),
-            Writes::Until(_) | Writes::NotNow => Ok(()),
-        }
+        let disks = self.disks.as_mut();
+        disks.map_or(Ok(()), |disks| disks.extend_fence(writes).map_err(OutsideError::from))
     }
 
-    fn with_plan(
-        &mut self,
-        disk: u8,
-        call: impl FnOnce(&mut Plan, &mut Vec<DiskRequest>) -> Result<(), shared_disk::plan::PlanError>,
-    ) -> Result<(), OutsideError> {
-        let plan = self.disks.as_mut().and_then(|disks| {
-            let Disks { plans, ready, .. } = disks;
-            plans.get_mut(usize::from(disk)).map(|plan| (plan, ready))
-        });
-        let Some((plan, ready)) = plan else {
-            return Err(OutsideError(format!(
-                "the guest uses disk {disk}, which this host was not given: add --disk"
-            )));
-        };
-        call(plan, ready).map_err(OutsideError::from)
+    fn disks(&mut self, disk: u8) -> Result<&mut Disks<DiskThreads>, OutsideError> {
+        let closed = || OutsideError::from(DisksError::<OutsideError>::NoSuchDisk(disk));
+        self.disks.as_mut().ok_or_else(closed)
     }
 }

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::accept::{Offers, host_name, nanos};
 use super::events::Reporter;
-use super::follow::{Follow, Followed, Follower, FromFollower, Horizon, ToFollower, start_follower};
+use super::follow::{Follow, Followed, Follower, FromFollower, ToFollower, start_follower};
 use super::heartbeat::{Heartbeats, heard};
 use super::lead::{Beginning, Lead};
 use super::outside::Outside;
@@ -34,6 +34,7 @@ use crate::machine::state::MAX_RECORD;
 use crate::output::Emission;
 use crate::roles::backup::{Backup, BackupConfig};
 use crate::roles::event::Event;
+use crate::roles::following::Horizon;
 use crate::roles::primary::{Primary, PrimaryConfig, Writes};
 
 /// Most bytes of a machine configuration from a peer.

@@ -93,7 +93,7 @@ pub fn run(args: &RecordArgs) -> Result<u8, Failure> {
         max_exits: args.exits,
     };
     let clock = LiveClock::starting(0, Instant::now());
-    let live = Live::new(machine, FileSink { log, outside }, queue, clock, live);
+    let live = Live::new(machine, FileSink { log, outside }, queue, clock, live, Instant::now());
     let (machine, sink, reason, totals) = live.run(sender).map_err(Failure::new)?;
     let FileSink { log, outside } = sink;
     drop(outside);

@@ -68,6 +68,12 @@ pub fn pair_sink() -> (PairSink, GuestStream) {
 }
 
 impl PairSink {
+    /// The last word: how this life was.
+    pub fn ended(&self, how: Result<EndReason, String>) {
+        // If the link is gone, so is the process.
+        let _ = self.link.blocking_send(FromGuest::Ended(how));
+    }
+
     fn send(&self, message: FromGuest) -> Result<(), MachineError> {
         self.link
             .blocking_send(message)
@@ -132,7 +138,7 @@ pub fn live<C: Cpu>(machine: Machine<C>, life: Life) {
         max_exits: None,
     };
     let link = life.sink.link.clone();
-    let how = match Live::new(machine, life.sink, life.queue, life.clock, config).run(life.events) {
+    let how = match Live::new(machine, life.sink, life.queue, life.clock, config, Instant::now()).run(life.events) {
         Ok((_, _, reason, _)) => Ok(reason),
         Err(error) => Err(error.to_string()),
     };

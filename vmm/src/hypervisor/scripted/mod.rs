@@ -92,6 +92,13 @@ impl ScriptedKick {
         self.due.store(units, Ordering::SeqCst);
     }
 
+    /// Units until the kick arrives; none when none is on its way.
+    #[must_use]
+    pub fn left(&self) -> Option<u64> {
+        let due = self.due.load(Ordering::SeqCst);
+        (due != NO_KICK).then_some(due)
+    }
+
     /// Lets a unit pass; whether the kick has arrived, which answers it.
     fn arrives(&self, passed: u64) -> bool {
         let due = self.due.load(Ordering::SeqCst);

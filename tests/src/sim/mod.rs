@@ -1,0 +1,16 @@
+//! The seeded simulator: the two roles of the protocol, as they are in production, in a world of simulated time, network,
+//! storage and outside (PROTOCOL, last section). One seed is one history, byte for byte.
+
+pub mod checks;
+mod env;
+mod follower;
+mod guest;
+mod leader;
+mod network;
+pub mod plants;
+mod process;
+mod rng;
+mod storage;
+mod world;
+
+pub use world::{Options, Run, run};

@@ -1,0 +1,620 @@
+//! One process of the pair: what both roles have in common, its sockets, and the turns of its link task.
+
+use std::collections::VecDeque;
+
+use logging_channel::codec::{FrameEncoder, decode_heartbeat};
+use logging_channel::entry::{Generation, Incarnation};
+use logging_channel::message::{Heartbeat, Message};
+use shared_disk::arbiter::Outcome;
+use vmm::roles::backup::{Backup, BackupConfig};
+use vmm::roles::clock::LiveClock;
+use vmm::roles::primary::{Primary, PrimaryConfig};
+
+use super::checks::NO_FAILURE;
+use super::env::{Env, MS, Point, US, What};
+use super::follower::Follower;
+use super::leader::Leader;
+use super::network::{Arrival, ConnId, ProcId};
+use super::plants::Plant;
+
+/// Heartbeats that wait at most, as in `run::heartbeat`.
+const HEARD: usize = 16;
+
+/// How long the last messages may take to leave, as in `run::lead`.
+const LAST_WORDS: u64 = 500 * MS;
+
+/// Pause between tries of the test-and-set that got no answer, as in `run::link`.
+const CLAIM_PAUSE: u64 = 200 * MS;
+
+/// Something that has happened to the link.
+#[derive(Debug)]
+pub enum LinkEvent {
+    Message(ConnId, Generation, Message),
+    Closed(ConnId, String),
+    Joined(ConnId, Incarnation, ProcId),
+    Claimed(Outcome),
+}
+
+/// What both roles have.
+#[derive(Debug)]
+pub struct Common {
+    pub id: ProcId,
+    pub host: usize,
+    pub me: Incarnation,
+    pub paused: bool,
+    pub link: VecDeque<LinkEvent>,
+    pub heard: VecDeque<Heartbeat>,
+    pub tick_due: bool,
+    pub lease_due: bool,
+    awake: bool,
+    /// The connection and which end of it this is.
+    pub conn: Option<(ConnId, usize)>,
+    pub peer: Option<ProcId>,
+    pub peer_host: usize,
+    pub generation: Generation,
+    encoder: FrameEncoder,
+    number: u64,
+    /// The claim that is asked for until there is an answer.
+    claiming: Option<(u64, u128)>,
+    pub ending: Option<u8>,
+}
+
+impl Common {
+    /// Whether the connection is the present one.
+    #[must_use]
+    pub fn is_mine(&self, conn: ConnId) -> bool {
+        self.conn.is_some_and(|(mine, _)| mine == conn)
+    }
+
+    /// The link task has something to do.
+    pub fn wake(&mut self, env: &mut Env, delay: u64) {
+        if !self.awake {
+            self.awake = true;
+            let delay = delay + env.rng.between(US, 20 * US);
+            env.after(delay, self.id, What::Turn);
+        }
+    }
+
+    /// Sends a message on the connection, if there is one.
+    pub fn send(&mut self, env: &mut Env, generation: Generation, message: &Message) {
+        let Some((conn, end)) = self.conn else { return };
+        match self.encoder.message(generation, message) {
+            Ok(bytes) => env.net.write(conn, end, bytes),
+            Err(error) => env.checks.fail(env.now, NO_FAILURE, error.to_string()),
+        }
+        env.pump(conn, end);
+    }
+
+    /// Closes the connection after what was sent.
+    pub fn close(&mut self, env: &mut Env) {
+        if let Some((conn, end)) = self.conn.take() {
+            env.net.finish(conn, end);
+            env.pump(conn, end);
+        }
+    }
+
+    /// Sends a heartbeat; its send time.
+    pub fn heartbeat(&mut self, env: &mut Env) -> Option<u64> {
+        let peer = self.peer?;
+        self.number += 1;
+        let sent_ns = env.local(self.host);
+        let heartbeat = Heartbeat {
+            guest: env.terms.guest,
+            generation: self.generation,
+            incarnation: self.me,
+            number: self.number,
+            sent_ns,
+            echo_ns: 0,
+        };
+        let bytes = self.encoder.heartbeat(&heartbeat).ok()?.to_vec();
+        for at in env.net.datagram(self.host, self.peer_host, env.now, &mut env.rng) {
+            env.at(at, peer, What::Datagram(bytes.clone()));
+        }
+        Some(sent_ns)
+    }
+
+    /// Asks the storage until it answers.
+    pub fn claim(&mut self, env: &mut Env, generation: Generation, owner: Incarnation) {
+        env.reach(Point::Claim, self.id);
+        self.claiming = Some((generation.0, owner.0));
+        self.ask(env);
+    }
+
+    fn ask(&mut self, env: &mut Env) {
+        if let Some((generation, owner)) = self.claiming {
+            let delay = env.rng.delay(env.terms.storage.0, env.terms.storage.1);
+            env.after(delay, self.id, What::Claim { generation, owner });
+        }
+    }
+
+    /// The process is about to end.
+    pub fn end(&mut self, env: &mut Env, code: u8, why: &str) {
+        if self.ending.is_none() {
+            env.note(self.id, || format!("ends with code {code}: {why}"));
+            self.ending = Some(code);
+            self.close(env);
+            let delay = env.rng.delay(100 * US, LAST_WORDS);
+            env.after(delay, self.id, What::Exit);
+        }
+    }
+}
+
+/// What a process does.
+#[derive(Debug)]
+pub enum Role {
+    /// Looking for a primary.
+    Joining,
+    Leading(Box<Leader>),
+    Following(Box<Follower>),
+    Gone,
+}
+
+/// A process.
+#[derive(Debug)]
+pub struct Process {
+    pub common: Common,
+    pub role: Role,
+    deferred: Vec<What>,
+    /// All connections it ever had, for its death.
+    conns: Vec<(ConnId, usize)>,
+}
+
+impl Process {
+    /// A process on a host.
+    #[must_use]
+    pub fn new(id: ProcId, host: usize, me: Incarnation) -> Self {
+        Process {
+            common: Common {
+                id,
+                host,
+                me,
+                paused: false,
+                link: VecDeque::new(),
+                heard: VecDeque::new(),
+                tick_due: false,
+                lease_due: false,
+                awake: false,
+                conn: None,
+                peer: None,
+                peer_host: 1 - host,
+                generation: Generation(0),
+                encoder: FrameEncoder::new(),
+                number: 0,
+                claiming: None,
+                ending: None,
+            },
+            role: Role::Joining,
+            deferred: Vec::new(),
+            conns: Vec::new(),
+        }
+    }
+
+    /// Starts the guest here.
+    pub fn start_guest(&mut self, env: &mut Env) {
+        let core = self.primary(env, Generation(1));
+        let clock = LiveClock::starting(0, env.instant(env.local(self.common.host)));
+        let machine = env.guest.machine();
+        self.common.generation = Generation(1);
+        let leader = Leader::new(env, &mut self.common, core, machine, clock, None);
+        self.role = Role::Leading(Box::new(leader));
+    }
+
+    fn primary(&self, env: &Env, generation: Generation) -> Primary {
+        let config = PrimaryConfig {
+            me: self.common.me,
+            guest: env.terms.guest,
+            detection_ns: env.terms.detection,
+            lease_ns: env.terms.lease,
+        };
+        Primary::new(config, generation)
+    }
+
+    /// Whether it lives.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        !matches!(self.role, Role::Gone)
+    }
+
+    /// Whether a backup may join here.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        matches!(&self.role, Role::Leading(leader) if leader.may_join())
+    }
+
+    /// A connection of this process.
+    pub fn connected(&mut self, conn: ConnId, end: usize) {
+        self.conns.push((conn, end));
+    }
+
+    /// Something happens.
+    pub fn on(&mut self, env: &mut Env, what: What) {
+        if !self.is_alive() {
+            return self.after_death(env, what);
+        }
+        let regardless = matches!(
+            what,
+            What::Claim { .. } | What::Land(_) | What::Fence(_) | What::Arrives(_) | What::Resume | What::Strike(_)
+        );
+        if self.common.paused && !regardless {
+            self.deferred.push(what);
+            return;
+        }
+        let common = &mut self.common;
+        match (what, &mut self.role) {
+            (What::Turn, _) => self.turn(env),
+            (What::Tick, role) => {
+                common.tick_due = true;
+                if !matches!(role, Role::Joining) && common.ending.is_none() {
+                    let late = env.rng.delay(0, MS);
+                    env.after(env.terms.detection / 8 + late, common.id, What::Tick);
+                }
+                common.wake(env, 0);
+            }
+            (What::LeaseOver, _) => {
+                common.lease_due = true;
+                common.wake(env, 0);
+            }
+            (What::Vcpu(token), Role::Leading(leader)) => leader.run_vcpu(env, common, token),
+            (What::Execute, Role::Following(follower)) => follower.execute(env, common),
+            (What::CallOver, Role::Leading(leader)) => leader.call_over(env, common),
+            (What::Typed, Role::Leading(leader)) => {
+                let bytes = vec![env.rng.between(1, 255).to_le_bytes()[0]];
+                let port = logging_channel::entry::ConsolePort::Serial;
+                leader.tell(env, common, vmm::backends::HostEvent::Console { port, bytes });
+            }
+            (What::Arrives(arrival), _) => self.arrives(env, arrival),
+            (What::Closed { conn, why }, _) => {
+                common.link.push_back(LinkEvent::Closed(conn, why.to_owned()));
+                common.wake(env, 0);
+            }
+            (What::Datagram(bytes), _) => {
+                if let Ok(heartbeat) = decode_heartbeat(&bytes)
+                    && common.heard.len() < HEARD
+                {
+                    common.heard.push_back(heartbeat);
+                    common.wake(env, 0);
+                }
+            }
+            (What::Claim { generation, owner }, _) => {
+                run_claim(env, common.id, common.me, generation, owner);
+            }
+            (What::Answer(Some(outcome)), _) => {
+                common.claiming = None;
+                common.link.push_back(LinkEvent::Claimed(outcome));
+                common.wake(env, 0);
+            }
+            (What::Answer(None), _) => env.after(CLAIM_PAUSE, common.id, What::ClaimAgain),
+            (What::ClaimAgain, _) => common.ask(env),
+            (What::Submit(request), Role::Leading(leader)) => {
+                let until = leader.fenced_at(env, common);
+                env.kernel
+                    .insert((common.id, request.id), super::env::InKernel { until });
+                let delay = env.rng.delay(10 * US, env.terms.disk.1);
+                env.after(delay, common.id, What::Land(request));
+            }
+            (What::Land(request), _) => self.land(env, request),
+            (What::Done { request, data }, Role::Leading(leader)) => {
+                leader.disk_done(env, common, &request, data);
+            }
+            (What::Fence(deadline), Role::Leading(leader)) => {
+                if leader.fence_strikes(env, common, deadline) {
+                    env.note(common.id, || "is ended by its fence".to_owned());
+                    env.count("fenced");
+                    env.kernel.retain(|(process, _), _| *process != common.id);
+                    self.die(env, false);
+                }
+            }
+            (What::Joined { conn, backup }, Role::Leading(_)) => {
+                let peer = env.net.conns[conn].ends[0];
+                common.link.push_back(LinkEvent::Joined(conn, backup, peer));
+                common.wake(env, 0);
+            }
+            (
+                What::Welcome {
+                    conn,
+                    generation,
+                    owner,
+                },
+                Role::Joining,
+            ) => self.follow(env, conn, generation, owner),
+            (What::Exit, _) => self.exit(env),
+            (What::Resume, _) => self.resume(env),
+            _ => {}
+        }
+    }
+
+    /// What goes on in kernels and on the storage when the process is dead.
+    fn after_death(&mut self, env: &mut Env, what: What) {
+        match what {
+            What::Claim { generation, owner } => run_claim(env, self.common.id, self.common.me, generation, owner),
+            What::Land(request) => self.land(env, request),
+            What::EndGuest => env.register.end(self.common.me.0),
+            What::Arrives(Arrival::Bytes { conn, way, at, bytes }) => {
+                env.net.arrive(conn, way, at, bytes);
+                self.reset(env, conn, way);
+            }
+            _ => {}
+        }
+    }
+
+    /// The kernel answers for a dead process, if the host is up.
+    fn reset(&self, env: &mut Env, conn: ConnId, way: usize) {
+        let (sender, host) = (env.net.conns[conn].ends[way], env.net.conns[conn].hosts[way]);
+        if env.hosts[self.common.host].up && env.net.blocked(self.common.host, host, env.now).is_none() {
+            let delay = env.rng.delay(env.net.delay.0, env.net.delay.1);
+            let why = "connection reset";
+            env.after(delay, sender, What::Closed { conn, why });
+        }
+    }
+
+    /// One turn of the link task's loop: something that is ready, picked by chance.
+    fn turn(&mut self, env: &mut Env) {
+        let common = &mut self.common;
+        common.awake = false;
+        if common.ending.is_some() {
+            return;
+        }
+        match &mut self.role {
+            Role::Leading(leader) => {
+                if leader.is_in_call() {
+                    return;
+                }
+                let ready = [
+                    !common.link.is_empty(),
+                    leader.has_batches(),
+                    !common.heard.is_empty(),
+                    common.tick_due,
+                ];
+                match choose(env, &ready) {
+                    Some(0) => {
+                        if let Some(event) = common.link.pop_front() {
+                            let mut actions = Vec::new();
+                            leader.link_event(env, common, event, &mut actions);
+                            leader.finish_turn(env, common, actions);
+                        }
+                    }
+                    Some(1) => leader.guest_says(env, common),
+                    Some(2) => {
+                        if let Some(heartbeat) = common.heard.pop_front() {
+                            leader.heard(env, common, &heartbeat);
+                        }
+                    }
+                    Some(_) => {
+                        common.tick_due = false;
+                        leader.tick(env, common);
+                    }
+                    None => {}
+                }
+                if ready.iter().filter(|ready| **ready).count() > 1 {
+                    common.wake(env, 0);
+                }
+            }
+            Role::Following(follower) => {
+                let ready = [
+                    !common.link.is_empty(),
+                    !follower.reports.is_empty(),
+                    !common.heard.is_empty(),
+                    common.tick_due,
+                    common.lease_due,
+                ];
+                match choose(env, &ready) {
+                    Some(0) => {
+                        if let Some(event) = common.link.pop_front() {
+                            let mut actions = Vec::new();
+                            follower.link_event(env, common, event, &mut actions);
+                            follower.act(env, common, actions);
+                        }
+                    }
+                    Some(1) => follower.report(env, common),
+                    Some(2) => {
+                        if let Some(heartbeat) = common.heard.pop_front() {
+                            follower.heard(env, common, &heartbeat);
+                        }
+                    }
+                    Some(3) => {
+                        common.tick_due = false;
+                        follower.tick(env, common);
+                    }
+                    Some(_) => {
+                        common.lease_due = false;
+                        follower.lease_over(env, common);
+                    }
+                    None => return,
+                }
+                if let Some(generation) = follower.live {
+                    self.go_live(env, generation);
+                }
+            }
+            Role::Joining | Role::Gone => {}
+        }
+    }
+
+    fn go_live(&mut self, env: &mut Env, generation: Generation) {
+        let Role::Following(follower) = std::mem::replace(&mut self.role, Role::Joining) else {
+            return;
+        };
+        let common = &mut self.common;
+        common.conn = None;
+        common.link.clear();
+        common.generation = generation;
+        let (machine, horizon, clock) = follower.following.into_live();
+        let made = horizon.outputs_made.0;
+        env.checks
+            .goes_live(env.now, common.id, generation.0, machine.at(), made, &horizon.outputs);
+        env.note(common.id, || format!("goes live under generation {}", generation.0));
+        env.count("went-live");
+        env.reach(Point::GoLive, common.id);
+        let core = self.primary(env, generation);
+        let leader = Leader::new(env, &mut self.common, core, machine, clock, Some(horizon));
+        self.role = Role::Leading(Box::new(leader));
+    }
+
+    fn follow(&mut self, env: &mut Env, conn: ConnId, generation: Generation, owner: Incarnation) {
+        let common = &mut self.common;
+        common.conn = Some((conn, 0));
+        common.peer = Some(env.net.conns[conn].ends[1]);
+        common.generation = generation;
+        let config = BackupConfig {
+            me: common.me,
+            guest: env.terms.guest,
+            generation,
+            detection_ns: env.terms.detection,
+            lease_ns: env.terms.lease,
+        };
+        let core = Backup::new(config, env.local(common.host));
+        let follower = Follower::new(env, common, core, owner);
+        self.role = Role::Following(Box::new(follower));
+        self.read(env, conn, 1);
+    }
+
+    fn arrives(&mut self, env: &mut Env, arrival: Arrival) {
+        match arrival {
+            Arrival::Bytes { conn, way, at, bytes } => {
+                env.net.arrive(conn, way, at, bytes);
+                if !self.common.paused {
+                    self.read(env, conn, way);
+                }
+            }
+            Arrival::Fin { conn, way } => {
+                env.net.conns[conn].ways[way].ended = true;
+                if !self.common.paused {
+                    self.read(env, conn, way);
+                }
+            }
+        }
+    }
+
+    /// The reader task takes what is in the socket's buffer.
+    fn read(&mut self, env: &mut Env, conn: ConnId, way: usize) {
+        if matches!(self.role, Role::Joining) {
+            return;
+        }
+        let connection = &mut env.net.conns[conn];
+        let direction = &mut connection.ways[way];
+        let bytes: Vec<u8> = direction.unread.drain(..).collect();
+        let decoder = &mut connection.decoders[way];
+        let mut broken = decoder.push(&bytes).err();
+        let mut frames = 0;
+        while broken.is_none() {
+            match decoder.next_frame() {
+                Ok(Some(frame)) => {
+                    frames += 1;
+                    let event = LinkEvent::Message(conn, frame.generation, frame.message);
+                    self.common.link.push_back(event);
+                }
+                Ok(None) => break,
+                Err(error) => broken = Some(error),
+            }
+        }
+        let partial = decoder.finish().is_err();
+        let ended = std::mem::take(&mut direction.ended);
+        if let Some(error) = broken {
+            env.checks
+                .fail(env.now, NO_FAILURE, format!("a stream does not decode: {error}"));
+        }
+        if ended {
+            self.common
+                .link
+                .push_back(LinkEvent::Closed(conn, "end of stream".to_owned()));
+        }
+        self.common.wake(env, 0);
+        env.pump(conn, way);
+        if partial
+            && frames == 0
+            && self.common.link.is_empty()
+            && env.plant == Some(Plant::AckBeforeDecode)
+            && let Role::Following(follower) = &mut self.role
+        {
+            follower.frame_begins(env, &mut self.common);
+        }
+    }
+
+    fn land(&mut self, env: &mut Env, request: shared_disk::request::DiskRequest) {
+        let Some(write) = env.kernel.remove(&(self.common.id, request.id)) else {
+            return; // ended by the fence before it landed
+        };
+        if write.until.is_some_and(|until| env.now >= until) {
+            return;
+        }
+        let is_read = matches!(request.op, shared_disk::request::DiskOp::Read { .. });
+        if is_read && !self.is_alive() {
+            return;
+        }
+        env.reach(Point::DiskLanded, self.common.id);
+        match env.image.land(&request) {
+            Ok((_, data)) => env.at(env.now, self.common.id, What::Done { request, data }),
+            Err(what) if is_read && self.common.paused => {
+                env.note(self.common.id, || what);
+            }
+            Err(what) => {
+                let what = format!("process {}: {what}", self.common.id);
+                env.checks.fail(env.now, super::checks::DISK, what);
+            }
+        }
+    }
+
+    /// Stops every thread of the process; its sockets, timers and the storage go on.
+    pub fn pause(&mut self) {
+        self.common.paused = true;
+    }
+
+    fn resume(&mut self, env: &mut Env) {
+        if !std::mem::take(&mut self.common.paused) {
+            return;
+        }
+        env.note(self.common.id, || "runs again".to_owned());
+        for what in std::mem::take(&mut self.deferred) {
+            let delay = env.rng.delay(0, 200 * US);
+            env.after(delay, self.common.id, what);
+        }
+        for (conn, end) in self.conns.clone() {
+            self.read(env, conn, 1 - end);
+        }
+    }
+
+    /// The process is gone at once.
+    pub fn die(&mut self, env: &mut Env, with_host: bool) {
+        self.role = Role::Gone;
+        self.common.paused = false;
+        for (conn, end) in std::mem::take(&mut self.conns) {
+            if with_host {
+                env.net.crash(conn, end, &mut env.rng);
+            } else {
+                env.net.abandon(conn, end);
+                env.pump(conn, end);
+            }
+        }
+    }
+
+    fn exit(&mut self, env: &mut Env) {
+        if let Role::Leading(leader) = &self.role
+            && leader.core.guest_end().is_some()
+            && self.common.ending != Some(vmm::roles::event::EXIT_LOST)
+        {
+            let delay = env.rng.delay(env.terms.storage.0, env.terms.storage.1);
+            env.after(delay, self.common.id, What::EndGuest);
+        }
+        self.die(env, false);
+    }
+}
+
+/// The storage executes a claim, or hangs until its outage is over; its answer may be lost.
+fn run_claim(env: &mut Env, process: ProcId, me: Incarnation, generation: u64, owner: u128) {
+    if let Some(until) = env.outage() {
+        let delay = env.rng.between(0, 5 * MS);
+        return env.at(until + delay, process, What::Claim { generation, owner });
+    }
+    let outcome = env.register.claim(generation, owner, me.0, env.plant);
+    if let Outcome::Won { generation } = outcome {
+        env.checks.won(env.now, generation, me.0);
+    }
+    let lost = !env.quiet && env.rng.permille(200);
+    let delay = env.rng.delay(env.terms.storage.0, env.terms.storage.1);
+    env.after(delay, process, What::Answer((!lost).then_some(outcome)));
+}
+
+/// One of what is ready, as `select!` picks.
+fn choose(env: &mut Env, ready: &[bool]) -> Option<usize> {
+    let ready: Vec<usize> = (0..ready.len()).filter(|index| ready[*index]).collect();
+    (!ready.is_empty()).then(|| ready[env.rng.index(ready.len())])
+}

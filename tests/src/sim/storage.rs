@@ -1,0 +1,175 @@
+//! The shared storage: the register of the test-and-set, and the disk.
+
+use std::collections::BTreeMap;
+
+use logging_channel::entry::DiskStatus;
+use shared_disk::arbiter::Outcome;
+use shared_disk::request::{DiskOp, DiskRequest};
+
+use super::guest::{SECTOR, SECTORS};
+use super::plants::Plant;
+
+/// The newest generation, its owner, and whether the guest has ended under it. The semantics are those of
+/// `shared_disk::arbiter`.
+#[derive(Clone, Copy, Debug)]
+pub struct Register {
+    pub generation: u64,
+    pub owner: u128,
+    pub ended: bool,
+}
+
+impl Register {
+    /// A guest that was just started.
+    #[must_use]
+    pub fn started(owner: u128) -> Self {
+        Register {
+            generation: 1,
+            owner,
+            ended: false,
+        }
+    }
+
+    /// Compare and swap.
+    pub fn claim(&mut self, generation: u64, owner: u128, me: u128, plant: Option<Plant>) -> Outcome {
+        let again = (self.generation, self.owner, self.ended) == (generation + 1, me, false);
+        let matches = (self.generation, self.owner, self.ended) == (generation, owner, false);
+        if plant == Some(Plant::NextFreeNumber) && !again {
+            *self = Register {
+                generation: self.generation + 1,
+                owner: me,
+                ended: false,
+            };
+            return Outcome::Won {
+                generation: self.generation,
+            };
+        }
+        if matches {
+            (self.generation, self.owner) = (generation + 1, me);
+        }
+        if matches || again {
+            Outcome::Won {
+                generation: generation + 1,
+            }
+        } else {
+            Outcome::Lost {
+                generation: self.generation,
+                owner: self.owner,
+            }
+        }
+    }
+
+    /// A clean end is itself a swap.
+    pub fn end(&mut self, me: u128) {
+        if self.owner == me && !self.ended {
+            self.generation += 1;
+            self.ended = true;
+        }
+    }
+}
+
+/// A request of the guest, as the whole run knows it.
+#[derive(Clone, Debug)]
+struct Known {
+    request: DiskRequest,
+    landed: bool,
+}
+
+/// The disk both hosts reach, and what ought to be on it.
+#[derive(Debug)]
+pub struct SharedImage {
+    sectors: Vec<[u8; SECTOR]>,
+    /// The last write that landed on each sector.
+    writers: Vec<Option<u64>>,
+    known: BTreeMap<u64, Known>,
+}
+
+impl Default for SharedImage {
+    fn default() -> Self {
+        SharedImage {
+            sectors: vec![[0; SECTOR]; SECTORS as usize],
+            writers: vec![None; SECTORS as usize],
+            known: BTreeMap::new(),
+        }
+    }
+}
+
+impl SharedImage {
+    /// A live side is about to start a request. Every copy must be the same.
+    ///
+    /// # Errors
+    /// What differs.
+    pub fn started(&mut self, request: &DiskRequest) -> Result<(), String> {
+        let known = self.known.entry(request.id).or_insert_with(|| Known {
+            request: request.clone(),
+            landed: false,
+        });
+        if known.request == *request {
+            return Ok(());
+        }
+        Err(format!(
+            "disk request {} is issued again with other contents",
+            request.id
+        ))
+    }
+
+    /// It takes effect.
+    ///
+    /// # Errors
+    /// A newer write is overwritten, or a read finds what it must not.
+    pub fn land(&mut self, request: &DiskRequest) -> Result<(DiskStatus, Vec<u8>), String> {
+        let id = request.id;
+        match &request.op {
+            DiskOp::Flush => {}
+            DiskOp::Write { offset, data } => {
+                for (index, bytes) in (*offset as usize / SECTOR..).zip(data.chunks_exact(SECTOR)) {
+                    if let Some(newer) = self.writers[index].filter(|writer| *writer > id) {
+                        return Err(format!(
+                            "write {id} lands on sector {index} after write {newer}, which overlaps it"
+                        ));
+                    }
+                    self.writers[index] = Some(id);
+                    self.sectors[index].copy_from_slice(bytes);
+                }
+            }
+            DiskOp::Read { offset, len } => {
+                let first = *offset as usize / SECTOR;
+                let sectors = first..first + *len as usize / SECTOR;
+                for index in sectors.clone() {
+                    let expected = self.last_write_before(id, index);
+                    if self.writers[index] != expected {
+                        return Err(format!(
+                            "read {id} finds write {:?} on sector {index}, expected {expected:?}",
+                            self.writers[index]
+                        ));
+                    }
+                }
+                return Ok((DiskStatus::Ok, self.sectors[sectors].concat()));
+            }
+        }
+        if let Some(known) = self.known.get_mut(&id) {
+            known.landed = true;
+        }
+        Ok((DiskStatus::Ok, Vec::new()))
+    }
+
+    /// Whether a write has landed at least once.
+    #[must_use]
+    pub fn has_landed(&self, id: u64) -> bool {
+        self.known.get(&id).is_none_or(|known| known.landed)
+    }
+
+    fn last_write_before(&self, id: u64, sector: usize) -> Option<u64> {
+        let covers = |request: &DiskRequest| match &request.op {
+            DiskOp::Write { offset, data } => {
+                let first = *offset as usize / SECTOR;
+                (first..first + data.len() / SECTOR).contains(&sector)
+            }
+            _ => false,
+        };
+        let before = self.known.range(..id).rev();
+        before
+            .filter(|(_, known)| covers(&known.request))
+            .map(|(id, _)| *id)
+            .next()
+    }
+}

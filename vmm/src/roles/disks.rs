@@ -1,0 +1,180 @@
+//! The disks of a live guest: when a request may start, and how writes stay within the lease.
+//!
+//! Plans order the requests of each disk (PROTOCOL 8); a write moreover needs leave to write at the moment it starts and
+//! must have landed before the lease ends (PROTOCOL 14). What really touches a disk or a timer is a [`DiskShell`]: threads
+//! and a POSIX timer in production, events in the simulator.
+
+use shared_disk::plan::{Gate, Limits, Plan, PlanError};
+use shared_disk::request::{DiskOp, DiskRequest};
+
+use super::primary::Writes;
+
+/// The hands of [`Disks`]. It counts the writes that have begun and are not over, and owns the fence: a timer that ends this
+/// process when the lease does. Whenever the last write is over, it disarms the fence itself, at that moment.
+pub trait DiskShell {
+    type Error: std::fmt::Display;
+    /// A write is about to start: from here on it counts.
+    fn write_begins(&mut self);
+    /// A write that began does not start after all.
+    ///
+    /// # Errors
+    /// The fence cannot be disarmed.
+    fn write_given_up(&mut self) -> Result<(), Self::Error>;
+    /// This process is to end at CLOCK_BOOTTIME `deadline_ns`, unless all writes are over before. Nothing if none counts.
+    ///
+    /// # Errors
+    /// The fence cannot be armed.
+    fn arm(&mut self, deadline_ns: u64) -> Result<(), Self::Error>;
+    /// Nobody else may write: no deadline any more.
+    ///
+    /// # Errors
+    /// The fence cannot be disarmed.
+    fn disarm(&mut self) -> Result<(), Self::Error>;
+    /// Starts the I/O.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    fn start(&mut self, request: DiskRequest) -> Result<(), Self::Error>;
+}
+
+/// Why a request cannot be carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum DisksError<E: std::fmt::Display> {
+    #[error("the guest uses disk {0}, which this host was not given: add --disk")]
+    NoSuchDisk(u8),
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error("{0}")]
+    Shell(E),
+}
+
+/// The disks of a live guest.
+#[derive(Debug)]
+pub struct Disks<S> {
+    shell: S,
+    plans: Vec<Plan>,
+    /// Requests whose turn in the plan has come, waiting for leave to write.
+    ready: Vec<DiskRequest>,
+    /// What the fence was last told; while no write has begun since, it need not be told again.
+    fence: Option<Writes>,
+}
+
+impl<S: DiskShell> Disks<S> {
+    /// `count` disks.
+    #[must_use]
+    pub fn new(shell: S, count: usize) -> Self {
+        Disks {
+            shell,
+            plans: (0..count).map(|_| Plan::new(Limits::default())).collect(),
+            ready: Vec::new(),
+            fence: None,
+        }
+    }
+
+    /// Its hands.
+    pub fn shell(&mut self) -> &mut S {
+        &mut self.shell
+    }
+
+    /// Takes over a request, in the order the guest made them.
+    ///
+    /// # Errors
+    /// If a plan refuses it, which the device's own bounds should prevent.
+    pub fn accept(&mut self, request: &DiskRequest, gate: Gate) -> Result<(), DisksError<S::Error>> {
+        let gate = match request.op {
+            DiskOp::Read { .. } => Gate::Open,
+            DiskOp::Write { .. } | DiskOp::Flush => gate,
+        };
+        self.with_plan(request.disk, |plan, ready| plan.submit(request.clone(), gate, ready))
+    }
+
+    /// The output rule lets a request go.
+    ///
+    /// # Errors
+    /// If no such request was made.
+    pub fn release(&mut self, request: &DiskRequest) -> Result<(), DisksError<S::Error>> {
+        self.with_plan(request.disk, |plan, ready| plan.release(request.id, ready))
+    }
+
+    /// The guest has been told that a request is finished.
+    ///
+    /// # Errors
+    /// If no such request was made.
+    pub fn finished(&mut self, disk: u8, id: u64) -> Result<(), DisksError<S::Error>> {
+        self.with_plan(disk, |plan, ready| plan.finished(id, ready))
+    }
+
+    /// The backup knows that the guest has been told.
+    ///
+    /// # Errors
+    /// If no such request was made.
+    pub fn acked(&mut self, disk: u8, id: u64) -> Result<(), DisksError<S::Error>> {
+        self.with_plan(disk, |plan, ready| plan.acked(id, ready))
+    }
+
+    /// There is no backup any more: nothing waits for acks.
+    pub fn release_all(&mut self) {
+        for plan in &mut self.plans {
+            plan.release_all(&mut self.ready);
+        }
+    }
+
+    /// Whether requests wait for leave to start.
+    #[must_use]
+    pub fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Starts the requests whose turn has come. `writes` is asked after the fence is armed, right before each write
+    /// starts: the order of PROTOCOL 14.
+    ///
+    /// # Errors
+    /// If the shell fails.
+    pub fn start_ready(&mut self, writes: impl Fn() -> Writes) -> Result<(), DisksError<S::Error>> {
+        let mut waiting = Vec::new();
+        for request in self.ready.drain(..) {
+            if matches!(request.op, DiskOp::Write { .. }) {
+                self.shell.write_begins();
+                self.fence = None;
+                if let Writes::Until(deadline) = writes() {
+                    self.shell.arm(deadline).map_err(DisksError::Shell)?;
+                }
+                if writes() == Writes::NotNow {
+                    self.shell.write_given_up().map_err(DisksError::Shell)?;
+                    waiting.push(request);
+                    continue;
+                }
+            }
+            self.shell.start(request).map_err(DisksError::Shell)?;
+        }
+        self.ready = waiting;
+        Ok(())
+    }
+
+    /// The lease has been renewed, or there is none any more: writes in flight have longer to land.
+    ///
+    /// # Errors
+    /// If the fence fails.
+    pub fn extend_fence(&mut self, writes: Writes) -> Result<(), DisksError<S::Error>> {
+        if self.fence == Some(writes) {
+            return Ok(());
+        }
+        let done = match writes {
+            Writes::Until(deadline) => self.shell.arm(deadline),
+            Writes::Freely => self.shell.disarm(),
+            Writes::NotNow => return Ok(()),
+        };
+        self.fence = Some(writes);
+        done.map_err(DisksError::Shell)
+    }
+
+    fn with_plan(
+        &mut self,
+        disk: u8,
+        call: impl FnOnce(&mut Plan, &mut Vec<DiskRequest>) -> Result<(), PlanError>,
+    ) -> Result<(), DisksError<S::Error>> {
+        let plan = self.plans.get_mut(usize::from(disk));
+        let plan = plan.ok_or(DisksError::NoSuchDisk(disk))?;
+        Ok(call(plan, &mut self.ready)?)
+    }
+}

@@ -1,0 +1,104 @@
+//! A backup's machine: it takes the state, executes the log as it comes, and is handed over at go-live.
+//!
+//! No thread and no clock of its own: the shell (`run::follow`) and the simulator give it orders and the time.
+
+use std::time::Instant;
+
+use logging_channel::entry::{EndReason, Input, LogEntry, OutputSeq, Position};
+use shared_disk::request::DiskRequest;
+
+use super::clock::LiveClock;
+use super::replay::{ReplayError, Replayer};
+use crate::hypervisor::Cpu;
+use crate::machine::Machine;
+use crate::output::Output;
+
+/// How far the machine has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    Executed(Position),
+    Diverged { at: Position, what: String },
+    Ended(EndReason),
+}
+
+/// What a machine that goes live leaves to be done outside, in this order: requests issued again, outputs emitted again,
+/// entropy asked for again.
+#[derive(Debug)]
+pub struct Horizon {
+    pub requests: Vec<DiskRequest>,
+    pub outputs: Vec<Output>,
+    pub entropy: Option<u32>,
+    pub outputs_made: OutputSeq,
+}
+
+/// A machine that follows a primary's.
+#[derive(Debug)]
+pub struct Following<C: Cpu> {
+    replayer: Replayer<C>,
+    /// When the entry with the last clock reading arrived: time goes on from there at go-live (PROTOCOL 20).
+    last_clock: Instant,
+}
+
+impl<C: Cpu> Following<C> {
+    /// `machine` has not run; it is `now`.
+    #[must_use]
+    pub fn new(machine: Machine<C>, now: Instant) -> Self {
+        Following {
+            replayer: Replayer::new(machine),
+            last_clock: now,
+        }
+    }
+
+    /// Takes the state to start from.
+    pub fn load(&mut self, record: &[u8]) -> Progress {
+        let result = self.replayer.load(record);
+        self.progress(result)
+    }
+
+    /// Executes log entries that arrived `now`.
+    pub fn execute(&mut self, entries: Vec<LogEntry>, now: Instant) -> Progress {
+        let is_clock = |entry: &LogEntry| {
+            matches!(
+                entry,
+                LogEntry::Input {
+                    input: Input::Clock(_),
+                    ..
+                }
+            )
+        };
+        if entries.iter().any(is_clock) {
+            self.last_clock = now;
+        }
+        for entry in entries {
+            self.replayer.feed(entry);
+        }
+        let result = self.replayer.catch_up();
+        self.progress(result)
+    }
+
+    /// The machine at its horizon, what is to be done outside first, and the time it lives on with.
+    #[must_use]
+    pub fn into_live(self) -> (Machine<C>, Horizon, LiveClock) {
+        let (machine, mut outputs) = self.replayer.into_live();
+        let horizon = Horizon {
+            requests: machine.chipset().outstanding_requests(),
+            outputs: std::iter::from_fn(|| outputs.pop()).collect(),
+            entropy: machine.chipset().entropy_wanted(),
+            outputs_made: machine.outputs(),
+        };
+        let clock = LiveClock::starting(machine.now(), self.last_clock);
+        (machine, horizon, clock)
+    }
+
+    fn progress(&mut self, result: Result<(), ReplayError>) -> Progress {
+        let at = self.replayer.machine().at();
+        match (result, self.replayer.ended()) {
+            (Ok(()), Some(reason)) => Progress::Ended(reason.clone()),
+            (Ok(()), None) => Progress::Executed(at),
+            (Err(error), _) => Progress::Diverged {
+                at,
+                what: error.to_string(),
+            },
+        }
+    }
+}
