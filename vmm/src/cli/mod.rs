@@ -50,10 +50,13 @@ pub enum Command {
 /// What the guest is made of.
 #[derive(Clone, Debug, Args)]
 pub struct GuestArgs {
-    /// Kernel image: builtin:NAME (see `ftvm guests`) or the path of a bare-metal ELF
+    /// Kernel image: builtin:NAME (see `ftvm guests`), or the path of a Linux bzImage or vmlinux, or of a bare-metal ELF
     #[arg(long, value_name = "IMAGE")]
     pub kernel: Option<String>,
-    /// The kernel's command line
+    /// Linux's initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<String>,
+    /// The kernel's command line; Linux gets it behind the options that make it replayable
     #[arg(long, default_value = "", value_name = "TEXT")]
     pub cmdline: String,
     /// RAM, for example 256M
@@ -166,6 +169,9 @@ pub struct ReplayArgs {
     /// The kernel image, if it is not where it was when recorded
     #[arg(long, value_name = "IMAGE")]
     pub kernel: Option<String>,
+    /// The initrd, if it is not where it was when recorded
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<String>,
     /// Show what the guest wrote to its consoles
     #[arg(long)]
     pub console: bool,

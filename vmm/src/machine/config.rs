@@ -6,7 +6,7 @@ use crate::devices::PlatformConfig;
 use crate::hypervisor::kvm::CpuProfile;
 
 /// Version of [`MachineConfig`] and of the state records; a log or peer with another one is refused by name.
-pub const MACHINE_VERSION: u32 = 2;
+pub const MACHINE_VERSION: u32 = 3;
 
 /// RAM begins at 0 and must end below the hole for PCI memory at 3 GiB.
 pub const MAX_MEMORY: u64 = 3 << 30;
@@ -14,9 +14,9 @@ pub const MAX_MEMORY: u64 = 3 << 30;
 /// Room for page tables, boot information and the smallest guest.
 pub const MIN_MEMORY: u64 = 16 << 20;
 
-/// A kernel image by name and content. The image itself does not travel: its bytes are in the guest's RAM.
+/// A kernel or initrd by name and content. The image itself does not travel: its bytes are in the guest's RAM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KernelId {
+pub struct ImageId {
     /// `builtin:NAME` or the path that was given.
     pub name: String,
     pub sha256: [u8; 32],
@@ -38,7 +38,9 @@ pub struct MachineConfig {
     pub version: u32,
     /// Bytes of RAM, a multiple of 2 MiB between [`MIN_MEMORY`] and [`MAX_MEMORY`].
     pub memory: u64,
-    pub kernel: KernelId,
+    pub kernel: ImageId,
+    /// Linux only.
+    pub initrd: Option<ImageId>,
     pub guest: GuestKind,
     pub cmdline: String,
     /// Random bits for the guest, drawn once by the primary.

@@ -12,7 +12,7 @@ use crate::devices::{DiskAccess, DiskConfig, NicConfig, PlatformConfig};
 use crate::hypervisor::DeliveryMode;
 use crate::hypervisor::kvm::{CpuProfile, KvmCpu};
 use crate::hypervisor::selftest::{Capabilities, Verdict};
-use crate::machine::config::{GuestKind, MACHINE_VERSION, MachineConfig};
+use crate::machine::config::{MACHINE_VERSION, MachineConfig};
 use crate::machine::{Machine, allocate_memory};
 
 /// First bytes of a MAC address drawn for a card that was given none: locally administered, as QEMU's.
@@ -73,7 +73,7 @@ pub fn kernel(args: &GuestArgs) -> Result<Kernel, Failure> {
             text: "--kernel IMAGE is needed; `ftvm guests` lists what is built in".to_owned(),
         });
     };
-    Kernel::open(name).map_err(Failure::new)
+    Kernel::open(name, args.initrd.as_deref()).map_err(Failure::new)
 }
 
 /// The configuration of a new guest. `disk_sizes` are bytes, in the order of `host.disks`.
@@ -87,6 +87,9 @@ pub fn configure(
     disk_sizes: &[u64],
     delivery: DeliveryMode,
 ) -> Result<MachineConfig, Failure> {
+    let cmdline = kernel
+        .cmdline(&args.cmdline)
+        .map_err(|text| Failure { code: 2, text })?;
     let mut nics = Vec::new();
     for net in &host.nets {
         let [.., a, b, c] = random_u64()?.to_le_bytes();
@@ -112,9 +115,10 @@ pub fn configure(
     let config = MachineConfig {
         version: MACHINE_VERSION,
         memory: args.memory.0,
-        kernel: kernel.id.clone(),
-        guest: GuestKind::BareMetal,
-        cmdline: args.cmdline.clone(),
+        kernel: kernel.id().clone(),
+        initrd: kernel.initrd().cloned(),
+        guest: kernel.kind(),
+        cmdline,
         seed: random_u64()?,
         platform: PlatformConfig {
             nics,

@@ -52,7 +52,8 @@ pub fn run(args: &ReplayArgs) -> Result<u8, Failure> {
     config.profile.check_supported().map_err(Failure::new)?;
     let capabilities = guest::capabilities()?;
     check_delivery(&config, &capabilities)?;
-    let kernel = Kernel::open_recorded(&config.kernel, args.kernel.as_deref()).map_err(Failure::new)?;
+    let kernel =
+        Kernel::open_recorded(&config, args.kernel.as_deref(), args.initrd.as_deref()).map_err(Failure::new)?;
     let mut machine = guest::boot(&config, &kernel, &capabilities)?;
     if log.header().verify == Verify::Exit {
         machine.keep_trail();
