@@ -12,7 +12,7 @@ use vmm::hypervisor::DeliveryMode;
 use vmm::hypervisor::kvm::CpuProfile;
 use vmm::hypervisor::scripted::{Interrupts, Program, ScriptedCpu, Step, Value};
 use vmm::machine::Machine;
-use vmm::machine::config::{KernelId, MACHINE_VERSION, MIN_MEMORY, MachineConfig};
+use vmm::machine::config::{self, ImageId, MACHINE_VERSION, MIN_MEMORY, MachineConfig};
 
 use super::rng::Rng;
 
@@ -83,10 +83,12 @@ impl Guest {
         let config = MachineConfig {
             version: MACHINE_VERSION,
             memory: MIN_MEMORY,
-            kernel: KernelId {
+            kernel: ImageId {
                 name: "simulated".to_owned(),
                 sha256: [0; 32],
             },
+            initrd: None,
+            guest: config::GuestKind::BareMetal,
             cmdline: String::new(),
             seed: 0,
             platform: PlatformConfig {
