@@ -1,5 +1,6 @@
 //! The machine, its roles, and everything the `ftvm` binary does.
 
+pub mod audit;
 pub mod backends;
 pub mod boot;
 pub mod cli;

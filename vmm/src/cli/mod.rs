@@ -1,4 +1,4 @@
-//! The command line: `ftvm run`, `record`, `replay`, `demo`, `doctor`, `guests`.
+//! The command line: `ftvm run`, `record`, `replay`, `demo`, `doctor`, `guests`, `audit`.
 
 pub mod options;
 
@@ -45,6 +45,8 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// List the guests that are built in
     Guests(GuestsArgs),
+    /// Say which instructions in a kernel, initrd or disk image could make a replay diverge
+    Audit(AuditArgs),
 }
 
 /// What the guest is made of.
@@ -212,6 +214,16 @@ pub struct DoctorArgs {
 #[derive(Clone, Debug, Args)]
 pub struct GuestsArgs {
     /// Print a JSON array
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct AuditArgs {
+    /// A Linux kernel, an initrd, an ELF file or a raw disk image
+    #[arg(value_name = "IMAGE")]
+    pub image: PathBuf,
+    /// Print one JSON object
     #[arg(long)]
     pub json: bool,
 }

@@ -16,7 +16,7 @@ pub mod vcpu;
 
 use std::process::ExitCode;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{AuditArgs, Cli, Command};
 
 /// Why a command failed; the text is for the user.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +47,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Run(args) => pair::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Doctor(args) => doctor(args.json),
+        Command::Audit(args) => audit(&args),
     };
     match result {
         Ok(code) => ExitCode::from(code),
@@ -61,6 +62,17 @@ pub fn run(cli: Cli) -> ExitCode {
 fn doctor(json: bool) -> Result<u8, Failure> {
     let report = crate::hypervisor::doctor::report();
     if json {
+        println!("{}", serde_json::to_string(&report).map_err(Failure::new)?);
+    } else {
+        print!("{report}");
+    }
+    Ok(report.exit_code())
+}
+
+/// `ftvm audit`
+fn audit(args: &AuditArgs) -> Result<u8, Failure> {
+    let report = crate::audit::audit(&args.image).map_err(Failure::new)?;
+    if args.json {
         println!("{}", serde_json::to_string(&report).map_err(Failure::new)?);
     } else {
         print!("{report}");

@@ -254,33 +254,22 @@ fn name_length(bytes: &[u8], at: usize) -> Option<(usize, usize)> {
     Some((low & 0x7f | high << 7, at + 2))
 }
 
-/// `kallsyms_names` and `kallsyms_num_syms`, which end where the markers begin, which end where the tokens begin.
+/// `kallsyms_names` and `kallsyms_num_syms` in front of it, of the tables that end where the tokens begin: names, markers,
+/// and in 6.1's later versions `kallsyms_seqs_of_names` with three bytes for each symbol.
 fn names_before(bytes: &[u8], tokens: usize) -> Option<(usize, usize)> {
     if !tokens.is_multiple_of(ALIGN) {
         return None;
     }
-    let mut markers = tokens.checked_sub(4)?;
-    if word(bytes, markers)? == 0 {
-        markers -= 4; // filled up to the alignment
-    }
-    let last = word(bytes, markers)?;
-    let mut value = last;
-    let mut count = 1;
-    while value != 0 {
-        markers = markers.checked_sub(4)?;
-        let before = word(bytes, markers)?;
-        if before >= value || count * STRIDE > MAX_SYMBOLS {
+    (ALIGN..tokens).step_by(ALIGN).rev().find_map(|names| {
+        let count = size(word(bytes, names - ALIGN)?);
+        if !(STRIDE..MAX_SYMBOLS).contains(&count) || word(bytes, names - ALIGN + 4) != Some(0) {
             return None;
         }
-        value = before;
-        count += 1;
-    }
-    // The names behind the last marker: at most 256 of at most 2 + 512 bytes.
-    let latest = markers.checked_sub(size(last))? / ALIGN * ALIGN;
-    let earliest = latest.saturating_sub(STRIDE * (2 + MAX_TOKEN)).max(ALIGN);
-    (earliest..=latest).rev().step_by(ALIGN).find_map(|names| {
-        let symbols = size(word(bytes, names - ALIGN)?);
-        (symbols.div_ceil(STRIDE) == count && marks_fit(bytes, names, markers, symbols)).then_some((names, symbols))
+        [0, up(3 * count)]
+            .into_iter()
+            .filter_map(|sequences| tokens.checked_sub(sequences + up(4 * count.div_ceil(STRIDE))))
+            .any(|markers| markers > names && marks_fit(bytes, names, markers, count))
+            .then_some((names, count))
     })
 }
 

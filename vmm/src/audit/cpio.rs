@@ -1,0 +1,88 @@
+//! Files of an initrd: cpio archives in the "newc" form, one behind the other, plain or compressed
+//! (Documentation/driver-api/early-userspace/buffer-format.rst). The archive is hostile input.
+
+use crate::boot::linux::decompress::Compression;
+
+/// Largest expansion of one archive.
+const MAX_ARCHIVE: u64 = 2 << 30;
+
+/// A header: magic and 13 numbers of 8 hexadecimal digits.
+const HEADER: usize = 110;
+
+/// Longest path, as PATH_MAX.
+const MAX_NAME: usize = 4096;
+
+/// S_IFMT and S_IFREG.
+const TYPE_MASK: usize = 0o170_000;
+const REGULAR: usize = 0o100_000;
+
+/// Whether `bytes` begin as an archive does.
+pub(super) fn is_archive(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"070701") || bytes.starts_with(b"070702")
+}
+
+/// Hands every regular file of all archives in `bytes` to `each`.
+///
+/// # Errors
+/// Where the archive is damaged; the files before have been handed out.
+pub(super) fn files(bytes: &[u8], each: &mut dyn FnMut(&str, &[u8])) -> Result<(), String> {
+    let mut rest = bytes;
+    loop {
+        // Archives are separated by zeros.
+        let zeros = rest.iter().take_while(|byte| **byte == 0).count();
+        rest = &rest[zeros..];
+        if rest.is_empty() {
+            return Ok(());
+        }
+        if is_archive(rest) {
+            rest = archive(rest, each)?;
+            continue;
+        }
+        let format = Compression::detect(rest).ok_or_else(|| {
+            format!(
+                "{} bytes before its end, the initrd has neither a cpio archive nor a known compression",
+                rest.len()
+            )
+        })?;
+        let expanded = format.expand(rest, MAX_ARCHIVE).map_err(|e| e.to_string())?;
+        let mut inner = expanded.as_slice();
+        while is_archive(inner) {
+            inner = archive(inner, each)?;
+            let zeros = inner.iter().take_while(|byte| **byte == 0).count();
+            inner = &inner[zeros..];
+        }
+        // A compressed archive is the last one: nothing tells where its stream ends.
+        return Ok(());
+    }
+}
+
+/// One archive; returns what stands behind its trailer.
+fn archive<'a>(bytes: &'a [u8], each: &mut dyn FnMut(&str, &[u8])) -> Result<&'a [u8], String> {
+    let mut at = 0;
+    loop {
+        let damaged = || format!("the cpio archive is damaged at byte {at}");
+        let header = bytes
+            .get(at..at + HEADER)
+            .filter(|header| is_archive(header))
+            .ok_or_else(damaged)?;
+        let number = |index: usize| -> Option<usize> {
+            let digits = std::str::from_utf8(&header[6 + 8 * index..14 + 8 * index]).ok()?;
+            usize::from_str_radix(digits, 16).ok()
+        };
+        let (mode, size, name_size) = (number(1), number(6), number(11));
+        let (Some(mode), Some(size), Some(name_size @ 1..=MAX_NAME)) = (mode, size, name_size) else {
+            return Err(damaged());
+        };
+        let name_end = at + HEADER + name_size;
+        let name = bytes.get(at + HEADER..name_end - 1).ok_or_else(damaged)?;
+        let data = name_end.next_multiple_of(4);
+        let content = bytes.get(data..data + size).ok_or_else(damaged)?;
+        at = (data + size).next_multiple_of(4);
+        if name == b"TRAILER!!!" {
+            return Ok(bytes.get(at..).unwrap_or_default());
+        }
+        if mode & TYPE_MASK == REGULAR {
+            each(&String::from_utf8_lossy(name), content);
+        }
+    }
+}
