@@ -126,6 +126,7 @@ pub(super) struct Channel {
 }
 
 impl Channel {
+    /// As firmware leaves it: a count was loaded once. Linux waits for that before it looks at a count for the first time.
     pub(super) fn new(gate: bool) -> Self {
         Channel {
             mode: Mode::TerminalCount,
@@ -134,7 +135,7 @@ impl Channel {
             count: 0x1_0000,
             counting: Counting::Stopped,
             gate,
-            null_count: true,
+            null_count: false,
             written_low: None,
             read_high_next: false,
             latched_count: None,

@@ -253,7 +253,7 @@ impl CpuProfile {
             .find(|entry| entry.leaf == leaf && entry.subleaf.unwrap_or(0) == 0)
     }
 
-    fn vendor(&self) -> String {
+    pub(super) fn vendor(&self) -> String {
         let entry = self.entry(0).unwrap_or_default();
         let bytes = [entry.ebx, entry.edx, entry.ecx].map(u32::to_le_bytes).concat();
         String::from_utf8_lossy(&bytes).into_owned()

@@ -35,7 +35,7 @@ pub(in crate::hypervisor) use system::System;
 use crate::hypervisor::{Cpu, CpuError, DeliveryMode, Exit, GuestMemory, Kick, Terminal, UserFrame};
 use kick::KickCell;
 use run_page::{Access, Decoded, RunPage};
-use state::FpuState;
+use state::{FpuState, TaskRegister};
 use vm::Vm;
 
 ioctl_io_nr!(KVM_RUN, KVMIO, 0x80);
@@ -101,6 +101,7 @@ pub struct KvmCpu {
     delivery: DeliveryMode,
     page_tables: PageTableRefresh,
     msrs: Vec<u32>,
+    task_register: TaskRegister,
     access: Access,
     completion: Completion,
     gate: Gate,
@@ -130,6 +131,7 @@ impl KvmCpu {
             delivery: profile.delivery,
             page_tables: PageTableRefresh::ReplaceSlots,
             msrs,
+            task_register: TaskRegister::of(&profile.vendor()),
             access: Access::None,
             completion: Completion::Done,
             gate: Gate {
@@ -346,7 +348,7 @@ impl Cpu for KvmCpu {
 
     fn return_to_user(&mut self, registers: &RegisterFile, frame: &UserFrame) -> Result<(), CpuError> {
         self.assert_completed();
-        let mut sregs = self.vcpu.get_sregs().map_err(kvm_error("KVM_GET_SREGS"))?;
+        let mut sregs = state::special(&self.vcpu, self.task_register)?;
         entry::enter_user_mode(&mut sregs, frame);
         self.vcpu
             .set_sregs(&sregs)
@@ -391,7 +393,7 @@ impl Cpu for KvmCpu {
 
     fn save(&mut self) -> Result<KvmState, CpuError> {
         self.assert_completed();
-        KvmState::save(&self.vcpu, self.run.registers(), &self.msrs)
+        KvmState::save(&self.vcpu, self.run.registers(), &self.msrs, self.task_register)
     }
 
     fn restore(&mut self, state: &KvmState) -> Result<(), CpuError> {

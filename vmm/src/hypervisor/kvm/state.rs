@@ -93,6 +93,37 @@ impl FpuState {
     }
 }
 
+/// Bit of the task register's type that says "busy".
+const BUSY: u8 = 2;
+
+/// How KVM reports the type of the task register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TaskRegister {
+    /// As it is.
+    Exact,
+    /// As busy whatever it is, because AMD's hardware does not keep the bit. Put back like that, it is another state:
+    /// QEMU's emulated SVM then refuses user-mode port I/O that the TSS allows.
+    AlwaysBusy,
+}
+
+impl TaskRegister {
+    pub(super) fn of(vendor: &str) -> Self {
+        match vendor {
+            "AuthenticAMD" | "HygonGenuine" => TaskRegister::AlwaysBusy,
+            _ => TaskRegister::Exact,
+        }
+    }
+}
+
+/// Segments and control registers, such that setting them changes nothing.
+pub(super) fn special(vcpu: &VcpuFd, task_register: TaskRegister) -> Result<kvm_sregs, CpuError> {
+    let mut special = vcpu.get_sregs().map_err(kvm_error("KVM_GET_SREGS"))?;
+    if task_register == TaskRegister::AlwaysBusy {
+        special.tr.type_ &= !BUSY;
+    }
+    Ok(special)
+}
+
 /// Everything about a vCPU but RAM; see [`crate::hypervisor::Cpu::State`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KvmState {
@@ -108,7 +139,12 @@ pub struct KvmState {
 
 impl KvmState {
     /// Reads everything but the general registers, which every exit brings.
-    pub(super) fn save(vcpu: &VcpuFd, registers: &kvm_regs, msr_indices: &[u32]) -> Result<Self, CpuError> {
+    pub(super) fn save(
+        vcpu: &VcpuFd,
+        registers: &kvm_regs,
+        msr_indices: &[u32],
+        task_register: TaskRegister,
+    ) -> Result<Self, CpuError> {
         let msrs = msr::read(vcpu, msr_indices)?;
         if msrs.len() != msr_indices.len() {
             let lost = msr_indices
@@ -120,7 +156,7 @@ impl KvmState {
         }
         Ok(KvmState {
             registers: *registers,
-            special: vcpu.get_sregs().map_err(kvm_error("KVM_GET_SREGS"))?,
+            special: special(vcpu, task_register)?,
             fpu: FpuState::from_area(&vcpu.get_xsave().map_err(kvm_error("KVM_GET_XSAVE"))?),
             debug: vcpu.get_debug_regs().map_err(kvm_error("KVM_GET_DEBUGREGS"))?,
             mp_state: vcpu.get_mp_state().map_err(kvm_error("KVM_GET_MP_STATE"))?,
