@@ -134,6 +134,12 @@ impl Host {
         Ok(Self { kernel, cache })
     }
 
+    /// The bzImage of the kernel that machines run.
+    #[must_use]
+    pub fn kernel_image(&self) -> &Path {
+        &self.kernel.image
+    }
+
     /// Boots a machine and starts the command in it. The machine ends with the calling thread, at the latest.
     ///
     /// # Errors

@@ -11,6 +11,8 @@ pub mod vmlinux;
 
 mod bzimage;
 mod params;
+#[cfg(test)]
+mod tests;
 
 use std::borrow::Cow;
 

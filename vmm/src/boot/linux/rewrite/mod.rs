@@ -9,6 +9,8 @@ mod cr4;
 mod gp;
 pub mod kallsyms;
 mod sweep;
+#[cfg(test)]
+mod tests;
 mod tsc;
 
 use serde::Serialize;
