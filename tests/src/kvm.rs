@@ -209,8 +209,11 @@ fn place(choice: Option<&str>, check: impl FnOnce() -> Result<(), String>) -> Re
     }
 }
 
-/// Checks that KVM can make a virtual machine here; otherwise says why not.
-fn check_kvm() -> Result<(), String> {
+/// Checks that KVM can make a virtual machine here.
+///
+/// # Errors
+/// Says why it cannot.
+pub fn check_kvm() -> Result<(), String> {
     let kvm = Kvm::new().map_err(|e| format!("/dev/kvm cannot be opened: {e}"))?;
     let version = kvm.get_api_version();
     if version != KVM_API_VERSION {

@@ -5,9 +5,12 @@
 //! saying what is missing; it never passes unrun. The emulated machine is slow, so tests scale the times they wait for
 //! with [`scaled`], and find the program under test with [`ftvm`].
 
+pub mod bench;
+pub mod kv;
 pub mod kvm;
 pub mod nested;
 pub mod pair;
+pub mod tap;
 
 use std::env;
 use std::path::{Path, PathBuf};

@@ -17,6 +17,7 @@ use super::clock::LiveClock;
 use super::patience::{Monitor, Watched};
 use crate::backends::queue::{EventQueue, EventSender};
 use crate::backends::{Control, HostEvent, StopKind};
+use crate::devices::Fault;
 use crate::hypervisor::Cpu;
 use crate::machine::state::Checkpoint;
 use crate::machine::trail::TRAIL_EXITS;
@@ -37,6 +38,9 @@ const HARVEST_EVERY: Duration = Duration::from_millis(50);
 
 /// How soon the guest is kicked again when a kick met it with interrupts off.
 const KICK_AGAIN: Duration = Duration::from_millis(1);
+
+/// Stopped devices that are told of in one life: a guest may stop and reset them as often as it likes.
+const FAULTS_TOLD: u64 = 32;
 
 /// Which marks a log carries (PROTOCOL 2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +98,8 @@ pub struct Totals {
     pub checkpoints: u64,
     pub checkpoint_pages: u64,
     pub kicks: u64,
+    /// How often a virtio device stopped because the guest broke its rings.
+    pub device_faults: u64,
 }
 
 /// A machine with its surroundings.
@@ -112,6 +118,8 @@ pub struct Live<C: Cpu, S: Sink> {
     last_mark: ExitSeq,
     last_harvest: Instant,
     stopping: Option<EndReason>,
+    /// Devices that wait for a reset, by PCI slot.
+    faults: Vec<(u8, Fault)>,
     totals: Totals,
 }
 
@@ -173,6 +181,7 @@ impl<C: Cpu, S: Sink> Live<C, S> {
             unflushed: 0,
             last_harvest: Instant::now(),
             stopping: None,
+            faults: Vec::new(),
             totals: Totals::default(),
         }
     }
@@ -235,7 +244,30 @@ impl<C: Cpu, S: Sink> Live<C, S> {
         } else if self.machine.has_outputs() || self.unflushed >= BATCH {
             self.flush()?;
         }
+        self.notice_faults();
         Ok(self.stopping.clone())
+    }
+
+    /// Tells of devices that have stopped. Called after every exit, as the next one may reset them.
+    fn notice_faults(&mut self) {
+        if self.machine.chipset().faults().eq(self.faults.iter().copied()) {
+            return;
+        }
+        let found: Vec<_> = self.machine.chipset().faults().collect();
+        for (slot, fault) in found.iter().filter(|fault| !self.faults.contains(fault)) {
+            self.totals.device_faults += 1;
+            match self.totals.device_faults {
+                ..=FAULTS_TOLD => tracing::warn!(
+                    "the guest's driver broke the rings of the virtio device at PCI slot {slot}: {fault}; the device \
+                     stands still until the guest resets it"
+                ),
+                told if told == FAULTS_TOLD + 1 => {
+                    tracing::warn!("devices stopped {FAULTS_TOLD} times; further stops are not told");
+                }
+                _ => {}
+            }
+        }
+        self.faults = found;
     }
 
     /// The guest sleeps: so does this thread, until something raises an interrupt.
