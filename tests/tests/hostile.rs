@@ -5,9 +5,9 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use logging_channel::codec::{FrameEncoder, HEADER_BYTES, decode_heartbeat};
+use logging_channel::codec::{FrameDecoder, FrameEncoder, HEADER_BYTES, READ_CHUNK, decode_heartbeat};
 use logging_channel::entry::{Generation, Incarnation};
 use logging_channel::message::{Ack, Heartbeat, Join, Message, PROTOCOL_VERSION};
 use serde_json::Value;
@@ -15,6 +15,7 @@ use tests::kv::{Network, blank_disk};
 use tests::pair::{Side, Site, free_address, ftvm, wait};
 use tests::tap::WireTap;
 use tests::{kvm_test, scaled};
+use vmm::hypervisor::DeliveryMode;
 use vmm::roles::event::Event;
 
 const PULSE: [&str; 4] = ["--kernel", "builtin:pulse", "--cmdline", "ticks=0"];
@@ -38,7 +39,9 @@ fn join() -> Message {
     Message::Join(Join {
         version: PROTOCOL_VERSION,
         incarnation: Incarnation(77),
-        delivery_modes: vec!["none".to_owned(), "window".to_owned()],
+        delivery_modes: [DeliveryMode::None, DeliveryMode::Window, DeliveryMode::WindowStiStep]
+            .map(|mode| mode.name().to_owned())
+            .to_vec(),
         host: "a stranger".to_owned(),
     })
 }
@@ -76,15 +79,45 @@ fn nonsense() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     ]
 }
 
+/// The frame with the Proof of a recorded conversation.
+fn proof_of(recorded: &[u8]) -> Vec<u8> {
+    let mut decoder = FrameDecoder::new();
+    for piece in recorded.chunks(READ_CHUNK) {
+        decoder.push(piece).expect("frames");
+        while let Some(found) = decoder.next_frame().expect("frames") {
+            if matches!(found.message, Message::Proof { .. }) {
+                return frame(&found.message);
+            }
+        }
+    }
+    panic!("no Proof in what was recorded");
+}
+
 /// Says something to the door and waits until it is closed there.
 fn say(door: SocketAddr, bytes: &[u8]) {
     let mut stream = TcpStream::connect(door).expect("the door is open");
-    stream.set_read_timeout(Some(limit(10))).expect("a timeout");
+    stream
+        .set_read_timeout(Some(Duration::from_secs(8)))
+        .expect("a timeout");
     // The other side may have had enough before everything is said.
     let _ = stream.write_all(bytes);
     let _ = stream.shutdown(Shutdown::Write);
     let mut answer = [0; 4096];
     while matches!(stream.read(&mut answer), Ok(1..)) {}
+}
+
+/// Waits until the primary has said, behind the first `before` bytes of its log, why it does not take a stranger.
+fn complains(primary: &Side, before: usize, what: &str, word: &str) {
+    let begun = Instant::now();
+    loop {
+        let log = primary.stderr();
+        let mut lines = log[before..].lines();
+        if lines.any(|line| line.contains("was not taken as backup") && line.contains(word)) {
+            return;
+        }
+        assert!(begun.elapsed() < limit(1), "{what}: no {word:?} in {}", &log[before..]);
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 fn assert_calm(sides: &[&Side]) {
@@ -157,11 +190,7 @@ kvm_test! {
         for (what, bytes, said) in nonsense() {
             let before = primary.stderr().len();
             say(site.address, &bytes);
-            wait(what, limit(10), || {
-                let lines = primary.stderr();
-                let mut lines = lines[before..].lines();
-                lines.any(|line| line.contains("was not taken as backup") && line.contains(said)).then_some(())
-            });
+            complains(&primary, before, what, said);
         }
         shower(&[], site.address);
         goes_on(&site, 5);
@@ -187,10 +216,14 @@ kvm_test! {
         backup.wait_event("go-live", 1, limit(10), is_live);
         goes_on(&site, 20);
         // The old life's words, at the door of the new one.
-        say(second, &recorded);
-        wait("a refusal of the old proof", limit(10), || {
-            backup.stderr().contains("does not hold what the primary wrote").then_some(())
-        });
+        for (what, bytes, word) in [
+            ("its own Join", recorded.clone(), "same incarnation"),
+            ("an old Proof", [frame(&join()), proof_of(&recorded)].concat(), "does not hold what the primary wrote"),
+        ] {
+            let before = backup.stderr().len();
+            say(second, &bytes);
+            complains(&backup, before, what, word);
+        }
         shower(&[of_primary.clone()], second);
         goes_on(&site, 5);
         assert_console_counts(&site);
