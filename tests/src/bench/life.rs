@@ -1,6 +1,7 @@
 //! One life of a guest in this process, with a log or without.
 
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use logging_channel::codec;
@@ -83,6 +84,16 @@ impl Sink for Recorder {
     }
 }
 
+/// What this host's KVM can do; the self-test takes longer than a life.
+fn capabilities() -> Result<&'static Capabilities, String> {
+    static FOUND: OnceLock<Capabilities> = OnceLock::new();
+    if let Some(found) = FOUND.get() {
+        return Ok(found);
+    }
+    let found = guest::capabilities().map_err(|e| e.to_string())?;
+    Ok(FOUND.get_or_init(|| found))
+}
+
 /// Lives a whole life of the built-in `guest`, at most `exits` exits of it; a log goes to `path`.
 ///
 /// # Errors
@@ -102,10 +113,10 @@ pub fn live(name: &str, cmdline: &str, exits: Option<u64>, log: Log, path: &Path
         memory: MemorySize(64 << 20),
         patience: 30,
     };
-    let capabilities: Capabilities = guest::capabilities().map_err(|e| failed(&e))?;
+    let capabilities = capabilities()?;
     let kernel: Kernel = guest::kernel(&args).map_err(|e| failed(&e))?;
     let config = guest::configure(&args, &host, &kernel, &[], capabilities.best_delivery()).map_err(|e| failed(&e))?;
-    let machine = guest::boot(&config, &kernel, &capabilities).map_err(|e| failed(&e))?;
+    let machine = guest::boot(&config, &kernel, capabilities).map_err(|e| failed(&e))?;
     let header = FileHeader {
         version: PROTOCOL_VERSION,
         created_unix_ns: guest::unix_ns(),
