@@ -15,6 +15,8 @@ use logging_channel::codec::FrameEncoder;
 use logging_channel::entry::{Digest, ExitSeq, Generation, Input, LogEntry, Mark, OutputSeq, Position};
 use logging_channel::message::{Ack, Message};
 
+use vmm::roles::event::Event;
+
 use super::Figure;
 use super::stats::{median, percentile};
 use crate::kv::{GUEST_IP, GUEST_MAC, cmdline};
@@ -45,6 +47,9 @@ pub fn measure(turns: usize) -> Result<Vec<Figure>, String> {
     let cmdline = cmdline();
     let guest = ["--kernel", "builtin:kv", "--cmdline", &cmdline, "--net", &net];
     let primary = site.primary("primary", &guest, &[]);
+    primary.wait_event("life", 1, scaled(Duration::from_secs(10)), |event| {
+        matches!(event, Event::Leading { .. })
+    });
     site.wait_console("kv ready", scaled(Duration::from_secs(10)));
     let (log, ack) = message_sizes();
     let mut echo = Echo::start(log, ack)?;
