@@ -23,8 +23,10 @@ macro_rules! guests {
 
 static GUESTS: &[Guest] = guests! {
     "pulse": "a numbered line per 100 Hz timer tick; ticks=N (100; 0 = for ever)",
+    "exits": "makes exits as fast as it can; count=N (100000; 0 = for ever) kind=write|clock",
     "mix": "checks its own work at CPL0 and CPL3 amid exits and interrupts; rounds=N (200) every=N (20) pages=N (1024) stretch=N (2000000)",
     "spin": "a loop at CPL3 that never exits, under a 100 Hz timer; pages=N per lap (16) ticks=N (100) every=N ticks a line (25)",
+    "scribble": "breaks the rings of its virtio network cards and disks in every way, and resets them; rounds=N (3; 0 = for ever)",
     "kv": "a key-value server speaking RESP2 over TCP, with an append-only file on its disk; ip=A.B.C.D/N gw=A.B.C.D port=N (6379) appendfsync=always|everysec|no",
 };
 

@@ -212,7 +212,7 @@ fn place(choice: Option<&str>, check: impl FnOnce() -> Result<(), String>) -> Re
 /// Checks that KVM can make a virtual machine here.
 ///
 /// # Errors
-/// Says why not.
+/// Says why it cannot.
 pub fn check_kvm() -> Result<(), String> {
     let kvm = Kvm::new().map_err(|e| format!("/dev/kvm cannot be opened: {e}"))?;
     let version = kvm.get_api_version();

@@ -5,13 +5,16 @@
 //! saying what is missing; it never passes unrun. The emulated machine is slow, so tests scale the times they wait for
 //! with [`scaled`], and find the program under test with [`ftvm`]. [`linux`] builds the Linux guest.
 
+pub mod bench;
 pub mod failover;
+pub mod kv;
 pub mod kvm;
 pub mod linux;
 pub mod nested;
 pub mod pair;
 pub mod sim;
 pub mod soak;
+pub mod tap;
 
 use std::env;
 use std::path::{Path, PathBuf};

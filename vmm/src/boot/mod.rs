@@ -4,6 +4,8 @@ mod elf;
 pub mod linux;
 mod tables;
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
@@ -236,13 +238,19 @@ impl Kernel {
 }
 
 fn read_image(path: &Path) -> std::io::Result<Vec<u8>> {
-    let size = std::fs::metadata(path)?.len();
-    if size > MAX_IMAGE {
-        return Err(std::io::Error::other(format!(
-            "{size} bytes, at most {MAX_IMAGE} are read"
-        )));
+    let refused = |what: String| Err(std::io::Error::other(what));
+    // Looked at before it is opened: opening a pipe waits for whoever writes to it.
+    let found = std::fs::metadata(path)?;
+    if !found.is_file() {
+        return refused("a regular file is expected".to_owned());
     }
-    std::fs::read(path)
+    let mut image = Vec::new();
+    File::open(path)?.take(MAX_IMAGE + 1).read_to_end(&mut image)?;
+    match image.len() as u64 {
+        0 => refused("the file is empty".to_owned()),
+        size if size > MAX_IMAGE => refused(format!("more than the {MAX_IMAGE} bytes that are read")),
+        _ => Ok(image),
+    }
 }
 
 /// Lower-case hexadecimal.

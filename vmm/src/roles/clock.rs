@@ -33,17 +33,12 @@ impl LiveClock {
             .saturating_add(u64::try_from(elapsed).unwrap_or(u64::MAX))
     }
 
-    /// Virtual time at host time `now` to be given to the guest; at least `floor`. `ticking` says that a timer is armed
-    /// whose tick the guest must see in between.
+    /// Virtual time at host time `now` to be given to the guest; at least `floor`. A timer that is armed for `deadline`
+    /// must tick before time may leap past it; that tick itself always comes.
     #[must_use]
-    pub fn reading(&self, now: Instant, floor: u64, ticking: bool) -> u64 {
-        let time = self.at(now);
-        let limit = if ticking {
-            self.last_tick.saturating_add(LEAP)
-        } else {
-            u64::MAX
-        };
-        time.min(limit).max(floor)
+    pub fn reading(&self, now: Instant, floor: u64, deadline: Option<u64>) -> u64 {
+        let limit = deadline.map_or(u64::MAX, |at| at.max(self.last_tick.saturating_add(LEAP)));
+        self.at(now).min(limit).max(floor)
     }
 
     /// A timer fired at virtual time `time`.
@@ -67,11 +62,21 @@ mod tests {
         let start = Instant::now();
         let mut clock = LiveClock::starting(5_000, start);
         let later = start + Duration::from_secs(10);
-        assert_eq!(clock.reading(later, 0, false), 10_000_005_000);
-        assert_eq!(clock.reading(later, 0, true), 5_000 + LEAP);
+        assert_eq!(clock.reading(later, 0, None), 10_000_005_000);
+        assert_eq!(clock.reading(later, 0, Some(9_000)), 5_000 + LEAP);
         clock.ticked(5_000 + LEAP);
-        assert_eq!(clock.reading(later, 0, true), 5_000 + 2 * LEAP);
-        assert_eq!(clock.reading(start, 7_777, true), 7_777, "never below the floor");
+        assert_eq!(clock.reading(later, 0, Some(9_000)), 5_000 + 2 * LEAP);
+        assert_eq!(clock.reading(start, 7_777, Some(9_000)), 7_777, "never below the floor");
         assert_eq!(clock.host_time(clock.at(later)), later);
+    }
+
+    #[test]
+    fn a_timer_armed_late_still_ticks() {
+        let start = Instant::now();
+        let clock = LiveClock::starting(0, start);
+        let later = start + Duration::from_secs(60);
+        // The guest saw 50 s go by without a timer, then arms its first one.
+        let deadline = 50_004_000_000;
+        assert_eq!(clock.reading(later, 50_000_000_000, Some(deadline)), deadline);
     }
 }

@@ -79,5 +79,10 @@ pub fn clean_end(reason: &logging_channel::entry::EndReason) -> (u8, String) {
         EndReason::PowerOff { status: 0 } | EndReason::Stopped | EndReason::Limit | EndReason::Reset => 0,
         EndReason::Halted | EndReason::PowerOff { .. } | EndReason::GuestFailure { .. } => EXIT_GUEST_FAILED,
     };
-    (code, super::replay::describe_end(reason))
+    let what = super::replay::describe_end(reason);
+    let text = match reason {
+        EndReason::PowerOff { status: 1.. } => format!("{what}; the guest's console says why"),
+        _ => what,
+    };
+    (code, text)
 }

@@ -20,6 +20,7 @@ use super::clock::LiveClock;
 use super::patience::{Monitor, Watched};
 use crate::backends::queue::{EventQueue, EventSender};
 use crate::backends::{Control, HostEvent, StopKind};
+use crate::devices::Fault;
 use crate::hypervisor::Cpu;
 use crate::machine::state::Checkpoint;
 use crate::machine::trail::TRAIL_EXITS;
@@ -40,6 +41,9 @@ const HARVEST_EVERY: Duration = Duration::from_millis(50);
 
 /// How soon the guest is kicked again when a kick met it with interrupts off.
 const KICK_AGAIN: Duration = Duration::from_millis(1);
+
+/// Stopped devices that are told of in one life: a guest may stop and reset them as often as it likes.
+const FAULTS_TOLD: u64 = 32;
 
 /// Which marks a log carries (PROTOCOL 2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +101,8 @@ pub struct Totals {
     pub checkpoints: u64,
     pub checkpoint_pages: u64,
     pub kicks: u64,
+    /// How often a virtio device stopped because the guest broke its rings.
+    pub device_faults: u64,
 }
 
 /// Where a live machine's events come from, without waiting.
@@ -153,6 +159,8 @@ pub struct Live<C: Cpu, S: Sink, E: Events = EventQueue> {
     last_mark: ExitSeq,
     last_harvest: Instant,
     stopping: Option<EndReason>,
+    /// Devices that wait for a reset, by PCI slot.
+    faults: Vec<(u8, Fault)>,
     totals: Totals,
 }
 
@@ -168,7 +176,7 @@ struct Recording<'a, S: Sink> {
 
 impl<S: Sink> TimeSource for Recording<'_, S> {
     fn read(&mut self, at: Position, floor: u64) -> Result<u64, MachineError> {
-        let time = self.clock.reading((self.now)(), floor, self.deadline.is_some());
+        let time = self.clock.reading((self.now)(), floor, self.deadline);
         if self.deadline.is_some_and(|deadline| time >= deadline) {
             self.clock.ticked(time);
         }
@@ -245,6 +253,7 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
             unflushed: 0,
             last_harvest: now,
             stopping: None,
+            faults: Vec::new(),
             totals: Totals::default(),
         }
     }
@@ -332,7 +341,30 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
         } else if self.machine.has_outputs() || self.unflushed >= BATCH {
             self.flush()?;
         }
+        self.notice_faults();
         Ok(self.stopping.clone())
+    }
+
+    /// Tells of devices that have stopped. Called after every exit, as the next one may reset them.
+    fn notice_faults(&mut self) {
+        if self.machine.chipset().faults().eq(self.faults.iter().copied()) {
+            return;
+        }
+        let found: Vec<_> = self.machine.chipset().faults().collect();
+        for (slot, fault) in found.iter().filter(|fault| !self.faults.contains(fault)) {
+            self.totals.device_faults += 1;
+            match self.totals.device_faults {
+                ..=FAULTS_TOLD => tracing::warn!(
+                    "the guest's driver broke the rings of the virtio device at PCI slot {slot}: {fault}; the device \
+                     stands still until the guest resets it"
+                ),
+                told if told == FAULTS_TOLD + 1 => {
+                    tracing::warn!("devices stopped {FAULTS_TOLD} times; further stops are not told");
+                }
+                _ => {}
+            }
+        }
+        self.faults = found;
     }
 
     /// The guest sleeps, until something raises an interrupt.
@@ -407,7 +439,7 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
         if let Some(deadline) = self.machine.chipset().next_deadline()
             && self.clock.at(now) >= deadline
         {
-            let time = self.clock.reading(now, self.machine.time_floor(), true);
+            let time = self.clock.reading(now, self.machine.time_floor(), Some(deadline));
             self.input(Input::Clock(time))?;
             if time >= deadline {
                 self.clock.ticked(time);

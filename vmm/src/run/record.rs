@@ -10,7 +10,7 @@ use shared_disk::plan::Gate;
 
 use super::outside::Outside;
 use super::{Failure, guest};
-use crate::backends::console::Life;
+use crate::backends::console::{ConsoleTarget, Life};
 use crate::backends::net::Inbound;
 use crate::backends::queue::{EventSender, event_queue};
 use crate::backends::{HostEvent, StopKind};
@@ -104,10 +104,13 @@ pub fn run(args: &RecordArgs) -> Result<u8, Failure> {
         digest: machine.digest(),
         memory_hash: Some(machine.memory_hash().map_err(Failure::new)?),
         reason: reason.clone(),
-        text,
+        text: text.clone(),
     };
     let memory_hash = ending.memory_hash;
     let trailer = log.finish(ending).map_err(Failure::new)?;
+    if matches!(reason, EndReason::PowerOff { status: 1.. }) && args.host.console == ConsoleTarget::Off {
+        tracing::warn!("{text}, but it is off here: record with --console stdio, or see `ftvm replay --console`");
+    }
     report(
         args,
         &reason,
@@ -190,6 +193,7 @@ fn report(
             "inputs": totals.inputs,
             "checkpoints": totals.checkpoints,
             "checkpoint_pages": totals.checkpoint_pages,
+            "device_faults": totals.device_faults,
             "log_bytes": log_bytes,
             "memory_hash": hash,
             "outcome": describe_end(reason),
@@ -201,7 +205,7 @@ fn report(
             totals.inputs,
             totals.checkpoints,
             totals.checkpoint_pages,
-            describe_end(reason)
+            clean_end(reason).1
         );
     }
 }

@@ -16,7 +16,6 @@ extern crate alloc;
 
 mod config;
 mod disk;
-mod heap;
 mod network;
 mod server;
 
@@ -63,7 +62,7 @@ fn main(mut boot: Boot) -> u8 {
         println!("kv: {heap} bytes of memory are left, {MIN_HEAP} are needed: give the guest 48 MiB or more");
         return status::USAGE;
     }
-    boot.memory.take(heap_pages).into_iter().for_each(heap::init);
+    boot.memory.take(heap_pages).into_iter().for_each(guest_heap::init);
     let shares = Shares::of(heap);
 
     let clock = Clock::start();

@@ -14,8 +14,9 @@ use crate::queue::Queue;
 /// Status bits (virtio 1.2, 2.1).
 const ACKNOWLEDGE: u8 = 1;
 const DRIVER: u8 = 2;
-const DRIVER_OK: u8 = 4;
+pub(crate) const DRIVER_OK: u8 = 4;
 const FEATURES_OK: u8 = 8;
+pub(crate) const NEEDS_RESET: u8 = 64;
 
 /// The device follows virtio 1.
 const VERSION_1: u64 = 1 << 32;
@@ -139,24 +140,37 @@ impl Device {
 
     /// Sets up queue `index` with at most `size` descriptors (a power of two).
     pub(crate) fn queue(&self, index: u16, size: u16, memory: &mut FreeMemory) -> Result<Queue, DeviceError> {
-        let common = &self.common;
-        common.write16(0x16, index);
-        let size = size.min(common.read16(0x18));
+        let size = size.min(self.select(index));
         if size == 0 || !size.is_power_of_two() {
             return Err(DeviceError::Queue(index));
         }
-        common.write16(0x18, size);
-        let offset = usize::from(common.read16(0x1e)).checked_mul(self.notify_multiplier);
-        let notify = offset.and_then(|offset| self.notify.part(u32::try_from(offset).ok()?, 2));
-        let notify = notify.ok_or(DeviceError::Queue(index))?;
-        let queue = Queue::new(index, size, notify, memory).ok_or(DeviceError::Memory)?;
-        for (register, address) in (0x20..).step_by(8).zip(queue.addresses()) {
-            let [a, b, c, d, e, f, g, h] = address.to_le_bytes();
-            common.write32(register, u32::from_le_bytes([a, b, c, d]));
-            common.write32(register + 4, u32::from_le_bytes([e, f, g, h]));
-        }
-        common.write16(0x1c, 1);
+        self.common.write16(0x18, size);
+        let queue = Queue::new(index, size, self.notification(index)?, memory).ok_or(DeviceError::Memory)?;
+        self.enable(queue.addresses());
         Ok(queue)
+    }
+
+    /// The most descriptors of queue `index`, which becomes the selected one; 0 if there is no such queue.
+    pub(crate) fn select(&self, index: u16) -> u16 {
+        self.common.write16(0x16, index);
+        self.common.read16(0x18)
+    }
+
+    /// The notification register of the selected queue `index`.
+    pub(crate) fn notification(&self, index: u16) -> Result<Mmio, DeviceError> {
+        let offset = usize::from(self.common.read16(0x1e)).checked_mul(self.notify_multiplier);
+        let notify = offset.and_then(|offset| self.notify.part(u32::try_from(offset).ok()?, 2));
+        notify.ok_or(DeviceError::Queue(index))
+    }
+
+    /// Says where the selected queue's descriptor table, available ring and used ring are, and enables it.
+    pub(crate) fn enable(&self, addresses: [u64; 3]) {
+        for (register, address) in (0x20..).step_by(8).zip(addresses) {
+            let [a, b, c, d, e, f, g, h] = address.to_le_bytes();
+            self.common.write32(register, u32::from_le_bytes([a, b, c, d]));
+            self.common.write32(register + 4, u32::from_le_bytes([e, f, g, h]));
+        }
+        self.common.write16(0x1c, 1);
     }
 
     /// Lets the device's interrupts through, and starts it.
@@ -172,11 +186,11 @@ impl Device {
         Ok(())
     }
 
-    fn status(&self) -> u8 {
+    pub(crate) fn status(&self) -> u8 {
         self.common.read8(0x14)
     }
 
-    fn add_status(&self, bit: u8) {
+    pub(crate) fn add_status(&self, bit: u8) {
         self.common.write8(0x14, self.status() | bit);
     }
 }

@@ -12,6 +12,7 @@ pub mod block;
 mod device;
 mod dma;
 pub mod net;
+pub mod offence;
 pub mod pci;
 mod queue;
 

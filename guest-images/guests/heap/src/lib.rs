@@ -1,4 +1,6 @@
-//! The global allocator: talc on the memory behind the image.
+//! The global allocator of guests that need one: talc on the memory behind the image.
+
+#![no_std]
 
 use talc::DefaultBinning;
 use talc::lock_api::{GuardSend, RawMutex};
