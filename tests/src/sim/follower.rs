@@ -9,7 +9,7 @@ use vmm::roles::backup::{Action, Backup};
 use vmm::roles::following::{Following, Progress};
 
 use super::checks::NO_DIVERGENCE;
-use super::env::{Env, Point, What};
+use super::env::{Blow, Env, Point, What};
 use super::plants::Plant;
 use super::process::{Common, LinkEvent};
 
@@ -155,6 +155,13 @@ impl Follower {
                         ..self.acked
                     };
                     common.send(env, self.core.generation(), &Message::Ack(ack));
+                    // The bug shows only if the primary's host dies before the rest has come: it does, sometimes.
+                    if let Some(peer) = common.peer
+                        && env.rng.permille(300)
+                    {
+                        let delay = env.rng.between(0, 6 * env.net.delay.1);
+                        env.after(delay, peer, What::Strike(Blow::Crash));
+                    }
                 }
                 Some(Message::Log { number, entries })
             }

@@ -73,8 +73,8 @@ enum Phase {
     Paired(Box<Pair>),
     /// I have asked for the next generation; final (PROTOCOL 11).
     Claiming { since: u64 },
-    /// The process is about to end.
-    Over,
+    /// The process is about to end; whether nobody will carry on, so that writes in flight may land whenever they do.
+    Over { writes: Writes },
 }
 
 #[derive(Debug)]
@@ -132,7 +132,7 @@ impl Primary {
     pub fn may_join(&self) -> Result<(), String> {
         match &self.phase {
             Phase::Alone if self.ended.is_none() => Ok(()),
-            Phase::Alone | Phase::Over => Err("the guest has ended".to_owned()),
+            Phase::Alone | Phase::Over { .. } => Err("the guest has ended".to_owned()),
             Phase::Joining { .. } | Phase::Paired(_) => Err("the guest already has a backup".to_owned()),
             Phase::Claiming { .. } => Err("the primary is deciding who lives; try again".to_owned()),
         }
@@ -142,7 +142,7 @@ impl Primary {
     #[must_use]
     pub fn protection(&self) -> Protection {
         match &self.phase {
-            Phase::Alone | Phase::Over => Protection::NotProtected,
+            Phase::Alone | Phase::Over { .. } => Protection::NotProtected,
             Phase::Joining { .. } => Protection::Starting,
             Phase::Paired(pair) if !pair.level => Protection::Starting,
             Phase::Paired(_) => Protection::Protected,
@@ -242,7 +242,7 @@ impl Primary {
                 actions.push(Action::Close);
                 self.phase = Phase::Alone;
             }
-            Phase::Alone | Phase::Claiming { .. } | Phase::Over => {}
+            Phase::Alone | Phase::Claiming { .. } | Phase::Over { .. } => {}
         }
         self.check_end(now, actions);
     }
@@ -254,7 +254,7 @@ impl Primary {
             // While a backup is joining nothing is granted yet; from the state record on, its phase is `Paired`.
             Phase::Alone | Phase::Joining { .. } => self.held.pop(),
             Phase::Paired(pair) if pair.lease.valid_at(now) => self.held.pop_covered(pair.tracker.covered()),
-            Phase::Paired(_) | Phase::Claiming { .. } | Phase::Over => None,
+            Phase::Paired(_) | Phase::Claiming { .. } | Phase::Over { .. } => None,
         }
     }
 
@@ -264,7 +264,8 @@ impl Primary {
         match &self.phase {
             Phase::Alone | Phase::Joining { .. } => Writes::Freely,
             Phase::Paired(pair) if pair.lease.valid_at(now) => Writes::Until(pair.lease.ends_at()),
-            Phase::Paired(_) | Phase::Claiming { .. } | Phase::Over => Writes::NotNow,
+            Phase::Over { writes } => *writes,
+            Phase::Paired(_) | Phase::Claiming { .. } => Writes::NotNow,
         }
     }
 
@@ -279,7 +280,7 @@ impl Primary {
         match &self.phase {
             Phase::Alone | Phase::Joining { .. } => true,
             Phase::Paired(pair) => pair.tracker.covers(position),
-            Phase::Claiming { .. } | Phase::Over => false,
+            Phase::Claiming { .. } | Phase::Over { .. } => false,
         }
     }
 
@@ -298,7 +299,7 @@ impl Primary {
                 let reason = format!("the backup diverged at exit {}.{}: {what}", at.exit.0, at.k);
                 self.suspect(now, reason, actions);
             }
-            Message::Bye if pair.ended.is_some() => self.end(actions),
+            Message::Bye if pair.ended.is_some() => self.end_alone(now, actions),
             other => {
                 let reason = format!("the backup sent what no backup sends: {}", name_of(&other));
                 self.suspect(now, reason, actions);
@@ -314,9 +315,9 @@ impl Primary {
                 actions.push(Action::StopLogging);
                 self.report_state(&format!("the joining backup went away: {why}"), actions);
             }
-            Phase::Paired(pair) if pair.ended.is_some() => self.end(actions),
+            Phase::Paired(pair) if pair.ended.is_some() && pair.tracker.all_acked() => self.end_alone(now, actions),
             Phase::Paired(_) => self.suspect(now, format!("connection to the backup: {why}"), actions),
-            Phase::Alone | Phase::Claiming { .. } | Phase::Over => {}
+            Phase::Alone | Phase::Claiming { .. } | Phase::Over { .. } => {}
         }
     }
 
@@ -339,7 +340,7 @@ impl Primary {
 
     /// A side with a higher generation exists (PROTOCOL 11).
     fn superseded(&mut self, by: Generation, actions: &mut Vec<Action>) {
-        self.phase = Phase::Over;
+        self.phase = Phase::Over { writes: Writes::NotNow };
         let why = format!(
             "generation {} is live, this side is generation {}",
             by.0, self.generation.0
@@ -373,7 +374,7 @@ impl Primary {
                 }
                 self.check_end(now, actions);
             }
-            Phase::Alone | Phase::Joining { .. } | Phase::Claiming { .. } | Phase::Over => {}
+            Phase::Alone | Phase::Joining { .. } | Phase::Claiming { .. } | Phase::Over { .. } => {}
         }
     }
 
@@ -393,7 +394,7 @@ impl Primary {
                 self.check_end(now, actions);
             }
             Outcome::Lost { generation, .. } => {
-                self.phase = Phase::Over;
+                self.phase = Phase::Over { writes: Writes::NotNow };
                 let why = format!(
                     "the test-and-set for generation {} was lost: the backup is live",
                     self.generation.0 + 1
@@ -476,16 +477,28 @@ impl Primary {
             return;
         }
         match &self.phase {
-            Phase::Alone => self.end(actions),
+            Phase::Alone => self.end(Writes::Freely, actions),
             Phase::Paired(pair) => {
                 let waited = pair.ended.map_or(0, |since| now.saturating_sub(since));
                 if pair.tracker.all_acked() || waited > END_WAIT {
+                    let writes = if pair.tracker.all_acked() {
+                        Writes::Freely
+                    } else {
+                        Writes::NotNow
+                    };
                     actions.push(Action::Send(Message::Bye));
-                    self.end(actions);
+                    self.end(writes, actions);
                 }
             }
-            Phase::Joining { .. } | Phase::Claiming { .. } | Phase::Over => {}
+            Phase::Joining { .. } | Phase::Claiming { .. } | Phase::Over { .. } => {}
         }
+    }
+
+    /// The backup holds the guest's end, so it never goes live (PROTOCOL 18): what is still held needs no lease any more.
+    fn end_alone(&mut self, now: u64, actions: &mut Vec<Action>) {
+        self.phase = Phase::Alone;
+        actions.push(Action::StopLogging);
+        self.check_end(now, actions);
     }
 
     /// To be called when releases have emptied the queue.
@@ -493,8 +506,8 @@ impl Primary {
         self.check_end(now, actions);
     }
 
-    fn end(&mut self, actions: &mut Vec<Action>) {
-        self.phase = Phase::Over;
+    fn end(&mut self, writes: Writes, actions: &mut Vec<Action>) {
+        self.phase = Phase::Over { writes };
         let reason = self.ended.clone().unwrap_or(EndReason::Stopped);
         let (code, why) = super::event::clean_end(&reason);
         actions.push(Action::Close);
