@@ -64,6 +64,10 @@ impl DiskShell for SimDisks {
         self.writes += 1;
     }
 
+    fn writes(&self) -> usize {
+        self.writes
+    }
+
     fn write_given_up(&mut self) -> Result<(), Infallible> {
         self.writes = self.writes.saturating_sub(1);
         if self.writes == 0 {
@@ -544,21 +548,24 @@ impl Leader {
         while self.over.is_none()
             && let Some(output) = self.next_release(env, common)
         {
-            if let Emission::Disk(_) = &output.emission {
+            if env.plant == Some(Plant::ReleasedAtSubmission) {
+                self.submit(env, common, output);
+            } else if let Emission::Disk(_) = &output.emission {
                 self.land(env, common, &output);
             } else {
-                if env.plant == Some(Plant::ReleasedAtSubmission) {
-                    self.core.released(output.seq);
-                    let time = env.rng.between(env.terms.call.0, env.terms.call.1);
-                    self.late_until = self.late_until.max(env.now + time);
-                    self.late.push_back(output);
-                    env.at(self.late_until, common.id, What::CallOver);
-                    continue;
-                }
                 return self.call(env, common, output);
             }
         }
         self.end_of_turn(env, common);
+    }
+
+    /// Bug 8: the output is on its way, and the log may say that it has left.
+    fn submit(&mut self, env: &mut Env, common: &Common, output: Output) {
+        self.core.released(output.seq);
+        let time = env.rng.between(env.terms.call.0, env.terms.call.1);
+        self.late_until = self.late_until.max(env.now + time);
+        self.late.push_back(output);
+        env.at(self.late_until, common.id, What::CallOver);
     }
 
     fn call(&mut self, env: &mut Env, common: &Common, output: Output) {
@@ -603,7 +610,8 @@ impl Leader {
         }
         if self.over.is_none() {
             let mut actions = Vec::new();
-            self.core.settled(env.local(common.host), &mut actions);
+            let writes = self.disks.writes();
+            self.core.settled(env.local(common.host), writes, &mut actions);
             self.act(env, common, actions);
         }
         if let Some((code, why)) = &self.over {

@@ -67,8 +67,13 @@ pub struct PrimaryConfig {
 enum Phase {
     /// The generation is mine alone; nobody else is eligible.
     Alone,
-    /// A backup is joining; nothing has been granted yet.
-    Joining { backup: Incarnation, since: u64 },
+    /// A backup is joining; nothing has been granted yet. Its state is asked for once no write is in flight: one that began
+    /// without a lease has no fence, and could land after the backup has gone live (PROTOCOL 14).
+    Joining {
+        backup: Incarnation,
+        since: u64,
+        asked: bool,
+    },
     /// A backup is eligible, from the grant's first byte on.
     Paired(Box<Pair>),
     /// I have asked for the next generation; final (PROTOCOL 11).
@@ -162,10 +167,14 @@ impl Primary {
         (self.held.len(), self.held.bytes())
     }
 
-    /// A backup has passed the handshake: its state record is wanted.
+    /// A backup has passed the handshake: its state record is wanted, as soon as no write is in flight
+    /// ([`Primary::settled`]).
     pub fn joined(&mut self, now: u64, backup: Incarnation, actions: &mut Vec<Action>) {
-        self.phase = Phase::Joining { backup, since: now };
-        actions.push(Action::SaveState);
+        self.phase = Phase::Joining {
+            backup,
+            since: now,
+            asked: false,
+        };
         self.report_state("a backup is joining", actions);
     }
 
@@ -262,7 +271,8 @@ impl Primary {
     #[must_use]
     pub fn may_write(&self, now: u64) -> Writes {
         match &self.phase {
-            Phase::Alone | Phase::Joining { .. } => Writes::Freely,
+            Phase::Alone => Writes::Freely,
+            Phase::Joining { .. } => Writes::NotNow,
             Phase::Paired(pair) if pair.lease.valid_at(now) => Writes::Until(pair.lease.ends_at()),
             Phase::Over { writes } => *writes,
             Phase::Paired(_) | Phase::Claiming { .. } => Writes::NotNow,
@@ -501,8 +511,15 @@ impl Primary {
         self.check_end(now, actions);
     }
 
-    /// To be called when releases have emptied the queue.
-    pub fn settled(&mut self, now: u64, actions: &mut Vec<Action>) {
+    /// To be called when what may leave has left; `writes` to shared disks are in flight.
+    pub fn settled(&mut self, now: u64, writes: usize, actions: &mut Vec<Action>) {
+        if let Phase::Joining { asked, .. } = &mut self.phase
+            && !*asked
+            && writes == 0
+        {
+            *asked = true;
+            actions.push(Action::SaveState);
+        }
         self.check_end(now, actions);
     }
 

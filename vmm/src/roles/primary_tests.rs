@@ -64,6 +64,7 @@ fn paired(now: u64) -> Primary {
     let mut primary = Primary::new(config(), Generation(1));
     let mut actions = Vec::new();
     primary.joined(now, BACKUP, &mut actions);
+    primary.settled(now, 0, &mut actions);
     assert!(actions.contains(&Action::SaveState));
     primary.state_saved(now, b"state", mark(at(100, 0), 0), &mut actions);
     primary.message(now, Generation(1), ack(1, at(100, 0), now), &mut actions);
@@ -301,7 +302,7 @@ fn what_is_held_still_leaves_when_the_backup_has_ended_first() {
     assert!(!actions.iter().any(|action| matches!(action, Action::End { .. })));
     assert_eq!(primary.may_write(now + L), Writes::Freely, "the backup has ended");
     assert!(primary.next_release(now + L).is_some());
-    primary.settled(now + L, &mut actions);
+    primary.settled(now + L, 0, &mut actions);
     assert!(matches!(actions.last(), Some(Action::End { code: 0, .. })));
     assert_eq!(primary.may_write(now + L), Writes::Freely);
 }
@@ -318,4 +319,19 @@ fn a_connection_that_closes_before_the_end_is_acked_needs_the_test_and_set() {
     primary.log(now, vec![LogEntry::Mark(mark(at(110, 0), 0)), end], &mut actions);
     primary.closed(now, "reset", &mut actions);
     assert!(claims(&actions), "the backup may not know of the end, and go live");
+}
+
+#[test]
+fn a_backup_is_granted_nothing_while_an_unfenced_write_is_in_flight() {
+    let mut primary = Primary::new(config(), Generation(1));
+    let mut actions = Vec::new();
+    assert_eq!(primary.may_write(0), Writes::Freely);
+    primary.joined(0, BACKUP, &mut actions);
+    assert_eq!(primary.may_write(0), Writes::NotNow, "and none may begin");
+    primary.settled(0, 1, &mut actions);
+    assert!(!actions.contains(&Action::SaveState));
+    primary.settled(1, 0, &mut actions);
+    primary.settled(2, 0, &mut actions);
+    let asked = actions.iter().filter(|action| **action == Action::SaveState);
+    assert_eq!(asked.count(), 1);
 }
