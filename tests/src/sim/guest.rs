@@ -173,7 +173,7 @@ fn program(kind: &GuestKind, rng: &mut Rng) -> Program {
         },
         out(0x20, 1, 0x20),
     ];
-    let pages = if kind.large { 300 } else { 8 };
+    let pages = if kind.large { 400 } else { 8 };
     let scratch = if kind.large { 0x4_0000 } else { 0x2_0000 };
     Program {
         steps,
@@ -334,7 +334,7 @@ fn random_step(kind: &GuestKind, rng: &mut Rng, disk: &mut Disk, steps: &mut Vec
         }),
         58 if kind.large => {
             disk.flood(steps);
-            steps.push(Step::Spin { units: 1500 });
+            steps.push(Step::Spin { units: 2000 });
         }
         58..60 => steps.extend([
             Step::SetInterrupts(Interrupts::Off),
