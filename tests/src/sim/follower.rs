@@ -9,7 +9,7 @@ use vmm::roles::backup::{Action, Backup};
 use vmm::roles::following::{Following, Progress};
 
 use super::checks::NO_DIVERGENCE;
-use super::env::{Env, Point, What};
+use super::env::{Blow, Env, Point, What};
 use super::plants::Plant;
 use super::process::{Common, LinkEvent};
 
@@ -155,6 +155,7 @@ impl Follower {
                         ..self.acked
                     };
                     common.send(env, self.core.generation(), &Message::Ack(ack));
+                    self.tilt(env, common);
                 }
                 Some(Message::Log { number, entries })
             }
@@ -170,6 +171,17 @@ impl Follower {
                 ..self.acked
             };
             common.send(env, self.core.generation(), &Message::Ack(ack));
+            self.tilt(env, common);
+        }
+    }
+
+    /// Bugs 1 and 2 show only if the primary's host dies before the rest has come: it does, sometimes.
+    fn tilt(&self, env: &mut Env, common: &Common) {
+        if let Some(peer) = common.peer
+            && env.rng.permille(200)
+        {
+            let delay = env.rng.between(0, 6 * env.net.delay.1);
+            env.after(delay, peer, What::Strike(Blow::Crash));
         }
     }
 

@@ -290,6 +290,16 @@ impl Disk {
         self.offer(slot, steps);
     }
 
+    /// More flushes than the device takes at once: the rest leave when others are finished, from within an input.
+    fn flood(&mut self, steps: &mut Vec<Step>) {
+        for round in [100, 60] {
+            for _ in 0..round {
+                self.offer(WRITES + READS, steps);
+            }
+            steps.push(NOTIFY);
+        }
+    }
+
     fn offer(&mut self, slot: u64, steps: &mut Vec<Step>) {
         steps.push(store(AVAILABLE + 4 + 2 * (self.available % RING), 2, slot * 3));
         self.available += 1;
@@ -324,7 +334,10 @@ fn random_step(kind: &GuestKind, rng: &mut Rng, disk: &mut Disk, steps: &mut Vec
         55..58 => steps.push(Step::Spin {
             units: rng.delay(10, 4000),
         }),
-        58 if kind.large => steps.push(Step::Spin { units: 3000 }),
+        58 if kind.large => {
+            disk.flood(steps);
+            steps.push(Step::Spin { units: 2000 });
+        }
         58..60 => steps.extend([
             Step::SetInterrupts(Interrupts::Off),
             Step::Spin {
@@ -340,15 +353,7 @@ fn random_step(kind: &GuestKind, rng: &mut Rng, disk: &mut Disk, steps: &mut Vec
             }
             steps.push(NOTIFY);
         }
-        76 if rng.permille(30) => {
-            // More flushes than the device takes at once: the rest leave when others are finished.
-            for round in [100, 60] {
-                for _ in 0..round {
-                    disk.offer(WRITES + READS, steps);
-                }
-                steps.push(NOTIFY);
-            }
-        }
+        76 if rng.permille(30) => disk.flood(steps),
         _ => steps.extend([Step::SetInterrupts(Interrupts::On), Step::Halt]),
     }
 }

@@ -64,6 +64,10 @@ impl DiskShell for SimDisks {
         self.writes += 1;
     }
 
+    fn writes(&self) -> usize {
+        self.writes
+    }
+
     fn write_given_up(&mut self) -> Result<(), Infallible> {
         self.writes = self.writes.saturating_sub(1);
         if self.writes == 0 {
@@ -112,6 +116,9 @@ pub struct Leader {
     listening: bool,
     /// The output whose system call is under way.
     call: Option<Output>,
+    /// Outputs that bug 8 has counted as released and that are still on their way.
+    late: VecDeque<Output>,
+    late_until: u64,
     /// Outputs of the old life, to be emitted before anything else.
     resume: VecDeque<Output>,
     pub over: Option<(u8, String)>,
@@ -159,6 +166,8 @@ impl Leader {
             done: VecDeque::new(),
             listening: true,
             call: None,
+            late: VecDeque::new(),
+            late_until: 0,
             resume: VecDeque::new(),
             over: None,
             echo: None,
@@ -352,10 +361,12 @@ impl Leader {
         match event {
             LinkEvent::Message(conn, generation, message) if common.is_mine(conn) => {
                 self.message(env, now, generation, message, actions);
+                self.see_end();
             }
             LinkEvent::Closed(conn, why) if common.is_mine(conn) => {
                 common.conn = None;
                 self.core.closed(now, &why, actions);
+                self.see_end();
             }
             LinkEvent::Message(..) | LinkEvent::Closed(..) => {}
             LinkEvent::Joined(conn, backup, peer) => {
@@ -391,6 +402,13 @@ impl Leader {
             }
         }
         self.core.message(now, generation, message, actions);
+    }
+
+    /// A backup that holds the guest's end never goes live: there is no lease to keep any more.
+    fn see_end(&mut self) {
+        if self.core.guest_end().is_some() && self.core.protection() == Protection::NotProtected {
+            self.granted = false;
+        }
     }
 
     fn claimed(&mut self, env: &mut Env, common: &mut Common, outcome: &Outcome, actions: &mut Vec<Action>) {
@@ -530,16 +548,24 @@ impl Leader {
         while self.over.is_none()
             && let Some(output) = self.next_release(env, common)
         {
-            if let Emission::Disk(_) = &output.emission {
+            if env.plant == Some(Plant::ReleasedAtSubmission) {
+                self.submit(env, common, output);
+            } else if let Emission::Disk(_) = &output.emission {
                 self.land(env, common, &output);
             } else {
-                if env.plant == Some(Plant::ReleasedAtSubmission) {
-                    self.core.released(output.seq);
-                }
                 return self.call(env, common, output);
             }
         }
         self.end_of_turn(env, common);
+    }
+
+    /// Bug 8: the output is on its way, and the log may say that it has left.
+    fn submit(&mut self, env: &mut Env, common: &Common, output: Output) {
+        self.core.released(output.seq);
+        let time = env.rng.between(env.terms.call.0, env.terms.call.1);
+        self.late_until = self.late_until.max(env.now + time);
+        self.late.push_back(output);
+        env.at(self.late_until, common.id, What::CallOver);
     }
 
     fn call(&mut self, env: &mut Env, common: &Common, output: Output) {
@@ -550,7 +576,9 @@ impl Leader {
 
     /// The system call returns.
     pub fn call_over(&mut self, env: &mut Env, common: &mut Common) {
-        if let Some(output) = self.call.take() {
+        if let Some(output) = self.late.pop_front() {
+            self.land(env, common, &output);
+        } else if let Some(output) = self.call.take() {
             self.land(env, common, &output);
             self.go_on(env, common);
         }
@@ -582,7 +610,8 @@ impl Leader {
         }
         if self.over.is_none() {
             let mut actions = Vec::new();
-            self.core.settled(env.local(common.host), &mut actions);
+            let writes = self.disks.writes();
+            self.core.settled(env.local(common.host), writes, &mut actions);
             self.act(env, common, actions);
         }
         if let Some((code, why)) = &self.over {

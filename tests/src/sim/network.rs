@@ -166,7 +166,7 @@ impl Network {
             } else {
                 rng.between(1, most as u64) as usize
             };
-            let bytes: Vec<u8> = direction.queue.drain(..len).collect();
+            let bytes = take(&mut direction.queue, len);
             let time = direction.next(now, blocked, self.delay, rng);
             let at = direction.sent;
             direction.sent += len as u64;
@@ -190,6 +190,15 @@ impl Network {
         }
         direction.unread.extend(bytes);
     }
+}
+
+/// Takes the first `len` bytes.
+pub fn take(queue: &mut VecDeque<u8>, len: usize) -> Vec<u8> {
+    let (front, back) = queue.as_slices();
+    let split = len.min(front.len());
+    let bytes = [&front[..split], &back[..len - split]].concat();
+    queue.drain(..len);
+    bytes
 }
 
 impl Direction {

@@ -14,7 +14,7 @@ use super::checks::NO_FAILURE;
 use super::env::{Env, MS, Point, US, What};
 use super::follower::Follower;
 use super::leader::Leader;
-use super::network::{Arrival, ConnId, ProcId};
+use super::network::{Arrival, ConnId, ProcId, take};
 use super::plants::Plant;
 
 /// Heartbeats that wait at most, as in `run::heartbeat`.
@@ -491,7 +491,8 @@ impl Process {
         }
         let connection = &mut env.net.conns[conn];
         let direction = &mut connection.ways[way];
-        let bytes: Vec<u8> = direction.unread.drain(..).collect();
+        let unread = direction.unread.len();
+        let bytes = take(&mut direction.unread, unread);
         let decoder = &mut connection.decoders[way];
         let mut broken = decoder.push(&bytes).err();
         let mut frames = 0;
@@ -543,7 +544,8 @@ impl Process {
         env.reach(Point::DiskLanded, self.common.id);
         match env.image.land(&request) {
             Ok((_, data)) => env.at(env.now, self.common.id, What::Done { request, data }),
-            Err(what) if is_read && self.common.paused => {
+            // What a loser reads reaches nobody.
+            Err(what) if is_read && env.checks.superseded(self.common.id, self.common.generation.0) => {
                 env.note(self.common.id, || what);
             }
             Err(what) => {

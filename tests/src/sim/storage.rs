@@ -67,20 +67,14 @@ impl Register {
     }
 }
 
-/// A request of the guest, as the whole run knows it.
-#[derive(Clone, Debug)]
-struct Known {
-    request: DiskRequest,
-    landed: bool,
-}
-
 /// The disk both hosts reach, and what ought to be on it.
 #[derive(Debug)]
 pub struct SharedImage {
     sectors: Vec<[u8; SECTOR]>,
     /// The last write that landed on each sector.
     writers: Vec<Option<u64>>,
-    known: BTreeMap<u64, Known>,
+    /// The guest's requests, as the whole run knows them.
+    known: BTreeMap<u64, DiskRequest>,
 }
 
 impl Default for SharedImage {
@@ -99,11 +93,8 @@ impl SharedImage {
     /// # Errors
     /// What differs.
     pub fn started(&mut self, request: &DiskRequest) -> Result<(), String> {
-        let known = self.known.entry(request.id).or_insert_with(|| Known {
-            request: request.clone(),
-            landed: false,
-        });
-        if known.request == *request {
+        let known = self.known.entry(request.id).or_insert_with(|| request.clone());
+        if known == request {
             return Ok(());
         }
         Err(format!(
@@ -146,16 +137,7 @@ impl SharedImage {
                 return Ok((DiskStatus::Ok, self.sectors[sectors].concat()));
             }
         }
-        if let Some(known) = self.known.get_mut(&id) {
-            known.landed = true;
-        }
         Ok((DiskStatus::Ok, Vec::new()))
-    }
-
-    /// Whether a write has landed at least once.
-    #[must_use]
-    pub fn has_landed(&self, id: u64) -> bool {
-        self.known.get(&id).is_none_or(|known| known.landed)
     }
 
     fn last_write_before(&self, id: u64, sector: usize) -> Option<u64> {
@@ -167,9 +149,6 @@ impl SharedImage {
             _ => false,
         };
         let before = self.known.range(..id).rev();
-        before
-            .filter(|(_, known)| covers(&known.request))
-            .map(|(id, _)| *id)
-            .next()
+        before.filter(|(_, known)| covers(known)).map(|(id, _)| *id).next()
     }
 }

@@ -13,7 +13,7 @@ use super::process::{Process, Role};
 use super::rng::Rng;
 
 /// Faults stop here.
-const QUIET: u64 = 1_200 * MS;
+const QUIET: u64 = 800 * MS;
 
 /// Bound of invariant (vi): a join that gets stuck (10 s) and what follows it.
 const FLOW_WITHIN: u64 = 13_000 * MS;
@@ -83,7 +83,7 @@ impl World {
         let mut rng = Rng::new(seed);
         let large = match options.plant {
             Some(Plant::AckOfPartialCheckpoint) => 1000,
-            _ => 15,
+            _ => 4,
         };
         let kind = GuestKind {
             large: rng.permille(large),
@@ -97,7 +97,10 @@ impl World {
                     Ending::TripleFault,
                 ]),
             },
-            length: rng.between(100, 700),
+            length: match options.plant {
+                Some(Plant::AckOfPartialCheckpoint) => rng.between(50, 150),
+                _ => rng.between(100, 700),
+            },
             window: rng.permille(300),
         };
         let guest = Guest::new(&kind, &mut rng);

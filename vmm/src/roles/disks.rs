@@ -15,6 +15,8 @@ pub trait DiskShell {
     type Error: std::fmt::Display;
     /// A write is about to start: from here on it counts.
     fn write_begins(&mut self);
+    /// Writes that count.
+    fn writes(&self) -> usize;
     /// A write that began does not start after all.
     ///
     /// # Errors
@@ -117,6 +119,12 @@ impl<S: DiskShell> Disks<S> {
         for plan in &mut self.plans {
             plan.release_all(&mut self.ready);
         }
+    }
+
+    /// Writes in flight.
+    #[must_use]
+    pub fn writes(&self) -> usize {
+        self.shell.writes()
     }
 
     /// Whether requests wait for leave to start.

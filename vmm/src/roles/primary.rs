@@ -67,14 +67,19 @@ pub struct PrimaryConfig {
 enum Phase {
     /// The generation is mine alone; nobody else is eligible.
     Alone,
-    /// A backup is joining; nothing has been granted yet.
-    Joining { backup: Incarnation, since: u64 },
+    /// A backup is joining; nothing has been granted yet. Its state is asked for once no write is in flight: one that began
+    /// without a lease has no fence, and could land after the backup has gone live (PROTOCOL 14).
+    Joining {
+        backup: Incarnation,
+        since: u64,
+        asked: bool,
+    },
     /// A backup is eligible, from the grant's first byte on.
     Paired(Box<Pair>),
     /// I have asked for the next generation; final (PROTOCOL 11).
     Claiming { since: u64 },
-    /// The process is about to end.
-    Over,
+    /// The process is about to end; whether nobody will carry on, so that writes in flight may land whenever they do.
+    Over { writes: Writes },
 }
 
 #[derive(Debug)]
@@ -132,7 +137,7 @@ impl Primary {
     pub fn may_join(&self) -> Result<(), String> {
         match &self.phase {
             Phase::Alone if self.ended.is_none() => Ok(()),
-            Phase::Alone | Phase::Over => Err("the guest has ended".to_owned()),
+            Phase::Alone | Phase::Over { .. } => Err("the guest has ended".to_owned()),
             Phase::Joining { .. } | Phase::Paired(_) => Err("the guest already has a backup".to_owned()),
             Phase::Claiming { .. } => Err("the primary is deciding who lives; try again".to_owned()),
         }
@@ -142,7 +147,7 @@ impl Primary {
     #[must_use]
     pub fn protection(&self) -> Protection {
         match &self.phase {
-            Phase::Alone | Phase::Over => Protection::NotProtected,
+            Phase::Alone | Phase::Over { .. } => Protection::NotProtected,
             Phase::Joining { .. } => Protection::Starting,
             Phase::Paired(pair) if !pair.level => Protection::Starting,
             Phase::Paired(_) => Protection::Protected,
@@ -162,10 +167,14 @@ impl Primary {
         (self.held.len(), self.held.bytes())
     }
 
-    /// A backup has passed the handshake: its state record is wanted.
+    /// A backup has passed the handshake: its state record is wanted, as soon as no write is in flight
+    /// ([`Primary::settled`]).
     pub fn joined(&mut self, now: u64, backup: Incarnation, actions: &mut Vec<Action>) {
-        self.phase = Phase::Joining { backup, since: now };
-        actions.push(Action::SaveState);
+        self.phase = Phase::Joining {
+            backup,
+            since: now,
+            asked: false,
+        };
         self.report_state("a backup is joining", actions);
     }
 
@@ -242,7 +251,7 @@ impl Primary {
                 actions.push(Action::Close);
                 self.phase = Phase::Alone;
             }
-            Phase::Alone | Phase::Claiming { .. } | Phase::Over => {}
+            Phase::Alone | Phase::Claiming { .. } | Phase::Over { .. } => {}
         }
         self.check_end(now, actions);
     }
@@ -254,7 +263,7 @@ impl Primary {
             // While a backup is joining nothing is granted yet; from the state record on, its phase is `Paired`.
             Phase::Alone | Phase::Joining { .. } => self.held.pop(),
             Phase::Paired(pair) if pair.lease.valid_at(now) => self.held.pop_covered(pair.tracker.covered()),
-            Phase::Paired(_) | Phase::Claiming { .. } | Phase::Over => None,
+            Phase::Paired(_) | Phase::Claiming { .. } | Phase::Over { .. } => None,
         }
     }
 
@@ -262,9 +271,11 @@ impl Primary {
     #[must_use]
     pub fn may_write(&self, now: u64) -> Writes {
         match &self.phase {
-            Phase::Alone | Phase::Joining { .. } => Writes::Freely,
+            Phase::Alone => Writes::Freely,
+            Phase::Joining { .. } => Writes::NotNow,
             Phase::Paired(pair) if pair.lease.valid_at(now) => Writes::Until(pair.lease.ends_at()),
-            Phase::Paired(_) | Phase::Claiming { .. } | Phase::Over => Writes::NotNow,
+            Phase::Over { writes } => *writes,
+            Phase::Paired(_) | Phase::Claiming { .. } => Writes::NotNow,
         }
     }
 
@@ -279,7 +290,7 @@ impl Primary {
         match &self.phase {
             Phase::Alone | Phase::Joining { .. } => true,
             Phase::Paired(pair) => pair.tracker.covers(position),
-            Phase::Claiming { .. } | Phase::Over => false,
+            Phase::Claiming { .. } | Phase::Over { .. } => false,
         }
     }
 
@@ -298,7 +309,7 @@ impl Primary {
                 let reason = format!("the backup diverged at exit {}.{}: {what}", at.exit.0, at.k);
                 self.suspect(now, reason, actions);
             }
-            Message::Bye if pair.ended.is_some() => self.end(actions),
+            Message::Bye if pair.ended.is_some() => self.end_alone(now, actions),
             other => {
                 let reason = format!("the backup sent what no backup sends: {}", name_of(&other));
                 self.suspect(now, reason, actions);
@@ -314,9 +325,9 @@ impl Primary {
                 actions.push(Action::StopLogging);
                 self.report_state(&format!("the joining backup went away: {why}"), actions);
             }
-            Phase::Paired(pair) if pair.ended.is_some() => self.end(actions),
+            Phase::Paired(pair) if pair.ended.is_some() && pair.tracker.all_acked() => self.end_alone(now, actions),
             Phase::Paired(_) => self.suspect(now, format!("connection to the backup: {why}"), actions),
-            Phase::Alone | Phase::Claiming { .. } | Phase::Over => {}
+            Phase::Alone | Phase::Claiming { .. } | Phase::Over { .. } => {}
         }
     }
 
@@ -339,7 +350,7 @@ impl Primary {
 
     /// A side with a higher generation exists (PROTOCOL 11).
     fn superseded(&mut self, by: Generation, actions: &mut Vec<Action>) {
-        self.phase = Phase::Over;
+        self.phase = Phase::Over { writes: Writes::NotNow };
         let why = format!(
             "generation {} is live, this side is generation {}",
             by.0, self.generation.0
@@ -373,7 +384,7 @@ impl Primary {
                 }
                 self.check_end(now, actions);
             }
-            Phase::Alone | Phase::Joining { .. } | Phase::Claiming { .. } | Phase::Over => {}
+            Phase::Alone | Phase::Joining { .. } | Phase::Claiming { .. } | Phase::Over { .. } => {}
         }
     }
 
@@ -393,7 +404,7 @@ impl Primary {
                 self.check_end(now, actions);
             }
             Outcome::Lost { generation, .. } => {
-                self.phase = Phase::Over;
+                self.phase = Phase::Over { writes: Writes::NotNow };
                 let why = format!(
                     "the test-and-set for generation {} was lost: the backup is live",
                     self.generation.0 + 1
@@ -476,25 +487,44 @@ impl Primary {
             return;
         }
         match &self.phase {
-            Phase::Alone => self.end(actions),
+            Phase::Alone => self.end(Writes::Freely, actions),
             Phase::Paired(pair) => {
                 let waited = pair.ended.map_or(0, |since| now.saturating_sub(since));
                 if pair.tracker.all_acked() || waited > END_WAIT {
+                    let writes = if pair.tracker.all_acked() {
+                        Writes::Freely
+                    } else {
+                        Writes::NotNow
+                    };
                     actions.push(Action::Send(Message::Bye));
-                    self.end(actions);
+                    self.end(writes, actions);
                 }
             }
-            Phase::Joining { .. } | Phase::Claiming { .. } | Phase::Over => {}
+            Phase::Joining { .. } | Phase::Claiming { .. } | Phase::Over { .. } => {}
         }
     }
 
-    /// To be called when releases have emptied the queue.
-    pub fn settled(&mut self, now: u64, actions: &mut Vec<Action>) {
+    /// The backup holds the guest's end, so it never goes live (PROTOCOL 18): what is still held needs no lease any more.
+    fn end_alone(&mut self, now: u64, actions: &mut Vec<Action>) {
+        self.phase = Phase::Alone;
+        actions.push(Action::StopLogging);
         self.check_end(now, actions);
     }
 
-    fn end(&mut self, actions: &mut Vec<Action>) {
-        self.phase = Phase::Over;
+    /// To be called when what may leave has left; `writes` to shared disks are in flight.
+    pub fn settled(&mut self, now: u64, writes: usize, actions: &mut Vec<Action>) {
+        if let Phase::Joining { asked, .. } = &mut self.phase
+            && !*asked
+            && writes == 0
+        {
+            *asked = true;
+            actions.push(Action::SaveState);
+        }
+        self.check_end(now, actions);
+    }
+
+    fn end(&mut self, writes: Writes, actions: &mut Vec<Action>) {
+        self.phase = Phase::Over { writes };
         let reason = self.ended.clone().unwrap_or(EndReason::Stopped);
         let (code, why) = super::event::clean_end(&reason);
         actions.push(Action::Close);

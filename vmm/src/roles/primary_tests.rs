@@ -64,6 +64,7 @@ fn paired(now: u64) -> Primary {
     let mut primary = Primary::new(config(), Generation(1));
     let mut actions = Vec::new();
     primary.joined(now, BACKUP, &mut actions);
+    primary.settled(now, 0, &mut actions);
     assert!(actions.contains(&Action::SaveState));
     primary.state_saved(now, b"state", mark(at(100, 0), 0), &mut actions);
     primary.message(now, Generation(1), ack(1, at(100, 0), now), &mut actions);
@@ -282,4 +283,55 @@ fn releases_are_told_after_the_call() {
     primary.released(OutputSeq(0));
     primary.tick(now + 2 * MS, &mut actions);
     assert!(released(&actions));
+}
+
+#[test]
+fn what_is_held_still_leaves_when_the_backup_has_ended_first() {
+    let now = 1_000 * MS;
+    let mut primary = paired(now);
+    let mut actions = Vec::new();
+    let end = LogEntry::End {
+        at: at(110, 0),
+        reason: EndReason::PowerOff { status: 0 },
+    };
+    primary.log(now, vec![LogEntry::Mark(mark(at(110, 0), 1)), end], &mut actions);
+    primary.hold(output(at(110, 0), 0));
+    primary.message(now, Generation(1), ack(2, at(110, 0), now), &mut actions);
+    // Both messages are read in one go, or the lease is over meanwhile.
+    primary.message(now + L, Generation(1), Message::Bye, &mut actions);
+    assert!(!actions.iter().any(|action| matches!(action, Action::End { .. })));
+    assert_eq!(primary.may_write(now + L), Writes::Freely, "the backup has ended");
+    assert!(primary.next_release(now + L).is_some());
+    primary.settled(now + L, 0, &mut actions);
+    assert!(matches!(actions.last(), Some(Action::End { code: 0, .. })));
+    assert_eq!(primary.may_write(now + L), Writes::Freely);
+}
+
+#[test]
+fn a_connection_that_closes_before_the_end_is_acked_needs_the_test_and_set() {
+    let now = 1_000 * MS;
+    let mut primary = paired(now);
+    let mut actions = Vec::new();
+    let end = LogEntry::End {
+        at: at(110, 0),
+        reason: EndReason::PowerOff { status: 0 },
+    };
+    primary.log(now, vec![LogEntry::Mark(mark(at(110, 0), 0)), end], &mut actions);
+    primary.closed(now, "reset", &mut actions);
+    assert!(claims(&actions), "the backup may not know of the end, and go live");
+}
+
+#[test]
+fn a_backup_is_granted_nothing_while_an_unfenced_write_is_in_flight() {
+    let mut primary = Primary::new(config(), Generation(1));
+    let mut actions = Vec::new();
+    assert_eq!(primary.may_write(0), Writes::Freely);
+    primary.joined(0, BACKUP, &mut actions);
+    assert_eq!(primary.may_write(0), Writes::NotNow, "and none may begin");
+    primary.settled(0, 1, &mut actions);
+    assert!(!actions.contains(&Action::SaveState));
+    primary.settled(1, 0, &mut actions);
+    primary.settled(2, 0, &mut actions);
+    let asked = actions.iter().filter(|action| **action == Action::SaveState);
+    assert_eq!(asked.count(), 1);
 }

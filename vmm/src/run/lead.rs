@@ -279,7 +279,8 @@ impl Leading {
     async fn release(&mut self) -> Result<(), OutsideError> {
         self.release_due()?;
         let mut actions = Vec::new();
-        self.lead.core.settled(boottime_ns(), &mut actions);
+        let writes = self.lead.outside.writes();
+        self.lead.core.settled(boottime_ns(), writes, &mut actions);
         self.act(actions).await
     }
 

@@ -110,6 +110,10 @@ impl DiskShell for DiskThreads {
         self.fence().writes += 1;
     }
 
+    fn writes(&self) -> usize {
+        self.fence().writes
+    }
+
     fn write_given_up(&mut self) -> Result<(), OutsideError> {
         self.fence().write_over().map_err(OutsideError::from)
     }
@@ -315,6 +319,12 @@ impl Outside {
         if let Some(disks) = &mut self.disks {
             disks.release_all();
         }
+    }
+
+    /// Writes to shared disks that have begun and are not over.
+    #[must_use]
+    pub fn writes(&self) -> usize {
+        self.disks.as_ref().map_or(0, Disks::writes)
     }
 
     /// Whether disk requests wait for leave to start.
