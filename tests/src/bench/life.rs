@@ -109,6 +109,7 @@ pub fn live(name: &str, cmdline: &str, exits: Option<u64>, log: Log, path: &Path
     };
     let args = GuestArgs {
         kernel: Some(format!("builtin:{name}")),
+        initrd: None,
         cmdline: cmdline.to_owned(),
         memory: MemorySize(64 << 20),
         patience: 30,
@@ -139,7 +140,7 @@ pub fn live(name: &str, cmdline: &str, exits: Option<u64>, log: Log, path: &Path
     let (sender, queue) = event_queue();
     let begun = Instant::now();
     let clock = LiveClock::starting(0, begun);
-    let life = Live::new(machine, Recorder(writer), queue, clock, settings).run(sender);
+    let life = Live::new(machine, Recorder(writer), queue, clock, settings, begun).run(sender);
     let (machine, Recorder(writer), ..) = life.map_err(|e| failed(&e))?;
     let mut log_bytes = 0;
     if let Some(mut writer) = writer {
