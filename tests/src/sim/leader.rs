@@ -681,7 +681,8 @@ impl Leader {
     /// The lease's end has come with a write in flight.
     pub fn fence_strikes(&mut self, env: &mut Env, common: &Common, deadline: u64) -> bool {
         let strikes = self.disks.shell().armed == Some(deadline) && env.local(common.host) >= deadline;
-        if strikes && !common.paused && self.lease_stands(env, common) && self.granted {
+        let deciding = self.core.protection() == Protection::Deciding;
+        if strikes && !common.paused && !deciding && self.lease_stands(env, common) && self.granted {
             let what = format!(
                 "process {} is ended by its fence although its lease was renewed",
                 common.id

@@ -110,7 +110,11 @@ impl World {
             guest: 7,
             detection,
             lease: rng.between(detection / 4, detection * 998 / 1000),
-            patience: rng.pick(&[4 * MS, 10 * MS]),
+            patience: if kind.large {
+                20 * MS
+            } else {
+                rng.pick(&[4 * MS, 10 * MS])
+            },
             exit: rng.between(10 * US, 60 * US),
             unit: 20 * US,
             disk: (50 * US, disk),
