@@ -164,7 +164,7 @@ impl Network {
             let len = if rng.permille(500) {
                 most
             } else {
-                rng.between(1, most as u64) as usize
+                usize::try_from(rng.between(1, most as u64)).unwrap_or(most)
             };
             let bytes = take(&mut direction.queue, len);
             let time = direction.next(now, blocked, self.delay, rng);

@@ -297,7 +297,8 @@ impl Process {
                 leader.disk_done(env, common, &request, data);
             }
             (What::Fence(deadline), Role::Leading(leader)) => {
-                if leader.fence_strikes(env, common, deadline) {
+                let strikes = leader.fence_strikes(env, common, deadline);
+                if strikes {
                     env.note(common.id, || "is ended by its fence".to_owned());
                     env.count("fenced");
                     env.kernel.retain(|(process, _), _| *process != common.id);

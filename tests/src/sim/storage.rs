@@ -77,11 +77,16 @@ pub struct SharedImage {
     known: BTreeMap<u64, DiskRequest>,
 }
 
+/// Sizes of the simulated image are small.
+fn count(number: u64) -> usize {
+    usize::try_from(number).expect("a small number")
+}
+
 impl Default for SharedImage {
     fn default() -> Self {
         SharedImage {
-            sectors: vec![[0; SECTOR]; SECTORS as usize],
-            writers: vec![None; SECTORS as usize],
+            sectors: vec![[0; SECTOR]; count(SECTORS)],
+            writers: vec![None; count(SECTORS)],
             known: BTreeMap::new(),
         }
     }
@@ -112,7 +117,7 @@ impl SharedImage {
         match &request.op {
             DiskOp::Flush => {}
             DiskOp::Write { offset, data } => {
-                for (index, bytes) in (*offset as usize / SECTOR..).zip(data.chunks_exact(SECTOR)) {
+                for (index, bytes) in (count(*offset) / SECTOR..).zip(data.chunks_exact(SECTOR)) {
                     if let Some(newer) = self.writers[index].filter(|writer| *writer > id) {
                         return Err(format!(
                             "write {id} lands on sector {index} after write {newer}, which overlaps it"
@@ -123,8 +128,8 @@ impl SharedImage {
                 }
             }
             DiskOp::Read { offset, len } => {
-                let first = *offset as usize / SECTOR;
-                let sectors = first..first + *len as usize / SECTOR;
+                let first = count(*offset) / SECTOR;
+                let sectors = first..first + count(u64::from(*len)) / SECTOR;
                 for index in sectors.clone() {
                     let expected = self.last_write_before(id, index);
                     if self.writers[index] != expected {
@@ -143,7 +148,7 @@ impl SharedImage {
     fn last_write_before(&self, id: u64, sector: usize) -> Option<u64> {
         let covers = |request: &DiskRequest| match &request.op {
             DiskOp::Write { offset, data } => {
-                let first = *offset as usize / SECTOR;
+                let first = count(*offset) / SECTOR;
                 (first..first + data.len() / SECTOR).contains(&sector)
             }
             _ => false,

@@ -19,7 +19,14 @@ fn elf(entry: u64, segments: &[(u64, u64, u64)]) -> Vec<u8> {
     image.extend([64, 0, 0, 0, 0, 0]);
     for (phys, file, memory) in segments {
         image.extend([1, 0, 0, 0, 5, 0, 0, 0]);
-        for value in [0, 0xffff_ffff_8000_0000_u64.wrapping_add(*phys), *phys, *file, *memory, 0x1000] {
+        for value in [
+            0,
+            0xffff_ffff_8000_0000_u64.wrapping_add(*phys),
+            *phys,
+            *file,
+            *memory,
+            0x1000,
+        ] {
             image.extend(value.to_le_bytes());
         }
     }
