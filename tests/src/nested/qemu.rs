@@ -125,7 +125,7 @@ impl Machine<'_> {
             add("-machine", "memory-backend=memory".as_ref());
         }
         for share in self.shares {
-            let (socket, tag) = (share.socket(), &share.tag);
+            let (socket, tag) = (share.socket(self.dir), &share.tag);
             add("-chardev", format!("socket,id={tag},path={socket}").as_ref());
             add("-device", format!("vhost-user-fs-pci,chardev={tag},tag={tag}").as_ref());
         }

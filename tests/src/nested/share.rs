@@ -40,8 +40,10 @@ impl Drop for Daemon {
 }
 
 impl Share {
-    pub(super) fn socket(&self) -> String {
-        format!("{}.virtiofs", self.tag)
+    /// The socket's name in the run's folder `dir`. Its like nowhere else: Debian 12's daemon keeps a lock by this name.
+    pub(super) fn socket(&self, dir: &Path) -> String {
+        let run = dir.file_name().unwrap_or_default().to_string_lossy();
+        format!("{}.{run}", self.tag)
     }
 
     /// Starts the daemon, which makes its socket in `dir` and ends with the thread that calls this.
@@ -61,7 +63,7 @@ impl Share {
         let daemon = Command::new(programs::find("setpriv")?)
             .args(["--pdeathsig", "KILL", "--"])
             .arg(program)
-            .arg(format!("--socket-path={}", self.socket()))
+            .arg(format!("--socket-path={}", self.socket(dir)))
             .arg("-o")
             .arg(source)
             .args(["-o", "cache=none,sandbox=chroot", "-f"])
@@ -73,7 +75,7 @@ impl Share {
             .map_err(failed("start virtiofsd".to_owned()))?;
         let mut daemon = Daemon(daemon);
         let begun = Instant::now();
-        while !dir.join(self.socket()).exists() {
+        while !dir.join(self.socket(dir)).exists() {
             let ended = daemon.0.try_wait().map_err(failed("watch virtiofsd".to_owned()))?;
             if ended.is_some() || begun.elapsed() > START_TIMEOUT {
                 return Err(Error::Setting(format!(
