@@ -224,7 +224,7 @@ kvm_test! {
             say(second, &bytes);
             complains(&backup, before, what, word);
         }
-        shower(&[of_primary.clone()], second);
+        shower(std::slice::from_ref(&of_primary), second);
         goes_on(&site, 5);
         assert_console_counts(&site);
         assert_calm(&[&primary, &backup]);

@@ -10,7 +10,7 @@ use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm::devices::{DiskAccess, DiskConfig, PlatformConfig};
 use vmm::hypervisor::DeliveryMode;
 use vmm::hypervisor::kvm::CpuProfile;
-use vmm::hypervisor::scripted::{Interrupts, Program, ScriptedCpu, Step, Value};
+use vmm::hypervisor::scripted::{Fill, Interrupts, Program, Scratch, ScriptedCpu, Step, Value};
 use vmm::machine::Machine;
 use vmm::machine::config::{self, ImageId, MACHINE_VERSION, MIN_MEMORY, MachineConfig};
 
@@ -175,13 +175,25 @@ fn program(kind: &GuestKind, rng: &mut Rng) -> Program {
         },
         out(0x20, 1, 0x20),
     ];
-    let pages = if kind.large { 400 } else { 8 };
-    let scratch = if kind.large { 0x4_0000 } else { 0x2_0000 };
+    // Checkpoints of a large guest span several chunks, compressed as they are.
+    let scratch = if kind.large {
+        Scratch {
+            first: 0x4_0000,
+            pages: 400,
+            fill: Fill::Page,
+        }
+    } else {
+        Scratch {
+            first: 0x2_0000,
+            pages: 8,
+            fill: Fill::Word,
+        }
+    };
     Program {
         steps,
         repeat_from,
         handler,
-        scratch: (scratch, pages),
+        scratch,
     }
 }
 

@@ -13,7 +13,7 @@ use super::process::{Process, Role};
 use super::rng::Rng;
 
 /// Faults stop here.
-const QUIET: u64 = 800 * MS;
+const QUIET: u64 = 450 * MS;
 
 /// Bound of invariant (vi): a join that gets stuck (10 s) and what follows it.
 const FLOW_WITHIN: u64 = 13_000 * MS;

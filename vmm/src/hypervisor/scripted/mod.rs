@@ -18,7 +18,7 @@ use logging_channel::entry::{Digest, RegisterFile};
 use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 
-pub use program::{Interrupts, Program, Step, Value};
+pub use program::{Fill, Interrupts, Program, Scratch, Step, Value};
 
 use super::{Cpu, CpuError, DeliveryMode, Exit, GuestMemory, Kick, Terminal, UserFrame};
 
@@ -322,13 +322,20 @@ impl ScriptedCpu {
     fn spin(&mut self) -> Result<(), CpuError> {
         self.state.units += 1;
         self.state.accumulator.fold(self.state.units);
-        let (first, pages) = self.program.scratch;
+        let Scratch { first, pages, fill } = self.program.scratch;
         let accumulator = self.state.accumulator.0;
         let page = first + accumulator % pages * PAGE_SIZE;
-        self.store(
-            page + (accumulator >> 32) % (PAGE_SIZE / 8) * 8,
-            &accumulator.to_le_bytes(),
-        )
+        match fill {
+            Fill::Word => {
+                let word = (accumulator >> 32) % (PAGE_SIZE / 8);
+                self.store(page + word * 8, &accumulator.to_le_bytes())
+            }
+            Fill::Page => {
+                let words = (0..PAGE_SIZE / 8).map(|word| scrambled(accumulator.wrapping_add(word)));
+                let bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+                self.store(page, &bytes)
+            }
+        }
     }
 
     /// Stores as a vCPU does: seen in this CPU's dirty log, not in the bitmap of what the host writes.
@@ -348,6 +355,13 @@ impl ScriptedCpu {
     fn window_is_open(&self) -> bool {
         self.window_wanted && self.delivery != DeliveryMode::None && self.can_interrupt()
     }
+}
+
+/// The output function of splitmix64: neighbours have nothing in common.
+fn scrambled(number: u64) -> u64 {
+    let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    number ^ (number >> 31)
 }
 
 fn outside(addr: u64, error: &dyn fmt::Display) -> CpuError {

@@ -53,8 +53,25 @@ pub struct Program {
     pub steps: Vec<Step>,
     pub repeat_from: usize,
     pub handler: Vec<Step>,
-    /// Pages of RAM that `Spin` writes to: guest address of the first, and how many.
-    pub scratch: (u64, u64),
+    pub scratch: Scratch,
+}
+
+/// Pages of RAM that `Spin` writes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scratch {
+    /// Guest address of the first.
+    pub first: u64,
+    pub pages: u64,
+    pub fill: Fill,
+}
+
+/// What a unit of computing changes of its page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fill {
+    /// 8 bytes: a difference that compresses to almost nothing.
+    Word,
+    /// All of it, with what does not compress.
+    Page,
 }
 
 const PIC_COMMAND: u16 = 0x20;
@@ -89,7 +106,11 @@ impl Program {
             steps,
             repeat_from: 0,
             handler,
-            scratch: (0x1_0000, 16),
+            scratch: Scratch {
+                first: 0x1_0000,
+                pages: 16,
+                fill: Fill::Word,
+            },
         }
     }
 
