@@ -14,6 +14,8 @@ const REPORTS: usize = 1 << 22;
 /// What the host and `ftvm` say, in bytes.
 const SAID: usize = 1 << 18;
 const LAST_LINES: usize = 30;
+/// The last line among the reports: the host's command has ended.
+const OVER: &str = "over";
 
 /// What both hosts have in common.
 #[derive(Debug, Clone)]
@@ -74,8 +76,9 @@ impl FtHost {
     /// If it does not start.
     pub fn start(host: &Host, side: Side, common: &Common, hub: &Path, local: &Path) -> Result<Self, String> {
         let (reports, said) = (Capture::new(REPORTS), Capture::new(SAID));
-        let mut run = Run::new(["sh", "-c", &script(side, common)]);
-        run.programs = vec!["ip".to_owned()];
+        // Not busybox's shell: it would take its own `ip`, which knows no bridges.
+        let mut run = Run::new(["bash", "-c", &script(side, common)]);
+        run.programs = ["bash", "ip"].map(str::to_owned).to_vec();
         run.files = vec![
             (crate::ftvm()?, "/run/bin/ftvm".into()),
             (common.kernel.clone(), "/run/vmlinuz".into()),
@@ -206,11 +209,12 @@ fn script(side: Side, common: &Common) -> String {
     };
     let mac = super::GUEST_MAC;
     format!(
-        "mkdir -p /shared
+        "exec 3>&1
+trap 'echo {OVER} >&3' EXIT
+mkdir -p /shared
 mount -t virtiofs shared /shared || exit 1
 ip link add br0 type bridge && ip link set br0 up && ip link set eth0 up master br0 || exit 1
 ip tuntap add tap0 mode tap && ip link set tap0 up master br0 && ip addr add {own}/24 dev br0 || exit 1
-exec 3>&1
 mkfifo /run/keys && exec 4<>/run/keys || exit 1
 ftvm run {role} --listen {own}:7000 --shared /shared --disk path=/dev/vda --net tap=tap0,mac={mac} \
          --console stdio --events /proc/self/fd/3 <&4 >&2 &

@@ -1,0 +1,27 @@
+//! Stock Linux under ftvm, in short. In length: `nested-host soak --runs N`, `nested-host failover --kills N`.
+
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+/// Runs `nested-host` with `--json`; what it printed. It takes its turn among the nested hosts by itself.
+fn nested_host(arguments: &[&str]) -> Value {
+    let output = Command::new(env!("CARGO_BIN_EXE_nested-host"))
+        .args(arguments)
+        .arg("--json")
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .expect("nested-host starts");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let object: Value = serde_json::from_str(text.trim()).unwrap_or_else(|e| panic!("{}: {e}: {text}", output.status));
+    assert!(output.status.success(), "{object}");
+    object
+}
+
+/// Debian's kernel boots, loads modules, talks TCP to itself and switches itself off; then the same again from the log.
+#[test]
+fn nested_linux_replays_exactly() {
+    let object = nested_host(&["soak", "--runs", "2", "--seed", "1", "--workload", "boot,net"]);
+    assert_eq!((&object["runs"], &object["wrong"]), (&2.into(), &0.into()), "{object}");
+}
