@@ -14,6 +14,17 @@ use crate::machine::config::MachineConfig;
 /// Where the first argument stands in a register file.
 const RDI: usize = 5;
 
+/// What linux-loader does not look at: class, byte order and machine (ELF header, e_ident and e_machine).
+fn check_header(image: &[u8]) -> Result<(), String> {
+    let field = |what: &str, at: usize, expected: u8| match image.get(at) {
+        Some(found) if *found != expected => Err(format!("the ELF header's {what} must be {expected}, found {found}")),
+        _ => Ok(()),
+    };
+    field("class", 4, 2)?;
+    field("byte order", 5, 1)?;
+    field("machine", 18, 62)
+}
+
 pub(super) fn load(
     name: &str,
     image: &[u8],
@@ -25,16 +36,13 @@ pub(super) fn load(
         memory: config.memory,
         what,
     };
-    let loaded = Elf::load(
-        memory,
-        None,
-        &mut Cursor::new(image),
-        Some(GuestAddress(abi::IMAGE_BASE)),
-    )
-    .map_err(|e| BootError::Image {
+    let unfit = |what: String| BootError::Image {
         name: name.to_owned(),
-        what: format!("no bootable 64-bit ELF: {e}"),
-    })?;
+        what: format!("no bootable 64-bit ELF: {what}"),
+    };
+    let start = Some(GuestAddress(abi::IMAGE_BASE));
+    let loaded = Elf::load(memory, None, &mut Cursor::new(image), start).map_err(|e| unfit(e.to_string()))?;
+    check_header(image).map_err(unfit)?;
     let write = |addr: u64, bytes: &[u8]| {
         memory
             .write_slice(bytes, GuestAddress(addr))

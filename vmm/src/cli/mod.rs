@@ -23,7 +23,7 @@ Exit codes:
   0   the guest ended cleanly, or the command did what it was asked
   1   error: the message says what was expected, what was found and what to do
   2   wrong command line
-  3   the guest failed, or switched itself off with a status other than 0
+  3   the guest failed, or switched itself off with a status other than 0; `audit` found what a replay would not survive
   4   a replay diverged
   5   a log is truncated or damaged (everything before the damage was replayed)
   10  another side is live: the test-and-set was lost, or a higher generation was seen

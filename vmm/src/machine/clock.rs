@@ -1,12 +1,12 @@
 //! The guest's one clock (DESIGN, idea 4; PROTOCOL 20).
 //!
 //! Virtual time is nanoseconds since the guest's start. It is logged at the exits that need it; whatever else looks
-//! like a clock (the TSC) is derived from the last logged value and the exits since, without an entry. No value handed
+//! like a clock (the TSC) is derived from the last logged value and the readings since, without an entry. No value handed
 //! out is smaller than one before it.
 
 use serde::{Deserialize, Serialize};
 
-/// Virtual nanoseconds a derived clock moves per exit.
+/// Virtual nanoseconds a derived clock moves per reading.
 const DERIVED_STEP: u64 = 100;
 
 /// A derived clock never runs further than this ahead of the last logged value: one tick of the slowest usual timer.

@@ -3,8 +3,8 @@
 //! No KVM can give RDTSC to user space, so the kernel's own are rewritten at load to `out RDTSC_PORT, al`, a plain exit
 //! of the same length. CR4.TSD makes RDTSC fault in user programs; the kernel's #GP entry begins with
 //! `out GP_HOOK_PORT, al`, and where the fault was a user program's RDTSC the machine answers it and returns to the
-//! program, as if the instruction had worked. Both answers are derived from the last logged time and the exits since,
-//! so they cost no log entry (LINUX-FACTS; DESIGN, idea 4).
+//! program, as if the instruction had worked. Both answers are derived from the last logged time and the
+//! readings since, so they cost no log entry (LINUX-FACTS; DESIGN, idea 4).
 
 use vm_memory::{Bytes, GuestAddress};
 
@@ -123,4 +123,86 @@ fn halves(time: u64) -> (u64, u64) {
 
 fn selector(word: u64) -> Option<u16> {
     u16::try_from(word & 0xffff).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::devices::PlatformConfig;
+    use crate::hypervisor::DeliveryMode;
+    use crate::hypervisor::kvm::CpuProfile;
+    use crate::hypervisor::scripted::{Program, ScriptedCpu, Step};
+    use crate::machine::allocate_memory;
+    use crate::machine::config::{GuestKind, ImageId, MACHINE_VERSION, MIN_MEMORY, MachineConfig};
+
+    const STACK: u64 = 0x8000;
+    const RIP: u64 = 0x5000;
+    const USER: [u64; 5] = [RIP, 0x33, 0x246, 0x7ff0, 0x2b];
+
+    /// A machine without paging, whose stack and code hold this.
+    fn machine(error: u64, frame: [u64; 5], code: &[u8]) -> Machine<ScriptedCpu> {
+        let profile = CpuProfile {
+            cpuid: Vec::new(),
+            delivery: DeliveryMode::None,
+        };
+        let config = MachineConfig {
+            version: MACHINE_VERSION,
+            memory: MIN_MEMORY,
+            kernel: ImageId {
+                name: String::new(),
+                sha256: [0; 32],
+            },
+            initrd: None,
+            guest: GuestKind::Linux,
+            cmdline: String::new(),
+            seed: 0,
+            platform: PlatformConfig::default(),
+            profile,
+        };
+        let memory = allocate_memory(MIN_MEMORY).unwrap();
+        for (word, at) in [error].into_iter().chain(frame).zip((STACK..).step_by(8)) {
+            memory.write_obj(word, GuestAddress(at)).unwrap();
+        }
+        memory.write_slice(code, GuestAddress(frame[0])).unwrap();
+        let cpu = ScriptedCpu::new(&memory, Arc::new(Program::repeat(vec![Step::Halt])), DeliveryMode::None);
+        Machine::new(&config, memory, cpu).unwrap()
+    }
+
+    fn found(error: u64, frame: [u64; 5], code: &[u8]) -> Option<TimeRead> {
+        let (frame, instruction) = machine(error, frame, code).faulting_time_read(STACK)?;
+        assert_eq!(
+            (frame.cs, frame.rflags, frame.rsp, frame.ss),
+            (0x33, 0x246, 0x7ff0, 0x2b)
+        );
+        Some(instruction)
+    }
+
+    #[test]
+    fn a_program_s_time_reads_are_known() {
+        assert_eq!(found(0, USER, &[0x0f, 0x31]), Some(TimeRead::Rdtsc));
+        assert_eq!(found(0, USER, &[0x0f, 0x01, 0xf9]), Some(TimeRead::Rdtscp));
+        let [_, cs, rflags, rsp, ss] = USER;
+        let last = [MIN_MEMORY - 2, cs, rflags, rsp, ss];
+        assert_eq!(
+            found(0, last, &[0x0f, 0x31]),
+            Some(TimeRead::Rdtsc),
+            "nothing is mapped behind it"
+        );
+    }
+
+    #[test]
+    fn other_faults_are_the_kernel_s() {
+        let [rip, _, rflags, rsp, ss] = USER;
+        let rdtsc = [0x0f, 0x31];
+        assert_eq!(found(8, USER, &rdtsc), None, "a selector's fault");
+        assert_eq!(found(0, [rip, 0x10, rflags, rsp, ss], &rdtsc), None, "the kernel's own");
+        assert_eq!(found(0, USER, &[0x0f, 0x30]), None, "wrmsr");
+        assert_eq!(found(0, USER, &[0x0f, 0x01, 0xf8]), None, "swapgs");
+        assert!(
+            machine(0, USER, &rdtsc).faulting_time_read(MIN_MEMORY).is_none(),
+            "no stack there"
+        );
+    }
 }
