@@ -136,7 +136,7 @@ impl<'a> Run<'a> {
     fn record(&self, ftvm: &Path) -> Result<Ended, String> {
         let settings = self.settings;
         let mut cmdline = format!(
-            "ftvm.run=/ftvm/workloads/{}.sh ftvm.seed={}",
+            "quiet ftvm.run=/ftvm/workloads/{}.sh ftvm.seed={}",
             self.workload, self.number
         );
         let mut command = Command::new(ftvm);
