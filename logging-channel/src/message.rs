@@ -9,6 +9,9 @@ use crate::entry::{Chunk, Digest, Generation, Incarnation, LogEntry, OutputSeq, 
 /// Version of everything in this crate that travels or is stored. Both sides must have the same.
 pub const PROTOCOL_VERSION: u32 = 2;
 
+/// Most pages in one message: 1 MiB of RAM.
+pub const MAX_PAGES: usize = 256;
+
 /// From the backup, first of all: who wants to join, and what its host can do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Join {
@@ -92,6 +95,12 @@ pub enum Message {
     /// A piece of the state record: RAM, vCPU, devices and all of PROTOCOL 17.
     State(Chunk),
     Grant(Grant),
+    /// Pages of RAM, ahead of the state record, while the guest runs on (live clone): at most [`MAX_PAGES`], ascending;
+    /// `content` is theirs in that order, in LZ4's block format. Later ones replace earlier ones.
+    Pages {
+        numbers: Vec<u64>,
+        content: Vec<u8>,
+    },
     /// Log frame `number` (from 1, contiguous within a session) with its entries, in order.
     Log {
         number: u64,

@@ -6,7 +6,7 @@
 use serde::de::DeserializeOwned;
 
 use super::bytes::{Cursor, Malformed};
-use super::entries::{read_chunk, read_log};
+use super::entries::{read_chunk, read_log, read_pages};
 use super::frame::{FrameError, FrameFault, FrameKind, HEADER_BYTES, Header, MAX_PAYLOAD};
 use super::general::{CodecError, from_bytes};
 use crate::entry::{Generation, Position};
@@ -62,6 +62,9 @@ impl RawFrame<'_> {
             FrameKind::Ack => record(self.payload).map(Message::Ack),
             FrameKind::Diverged => {
                 record::<(Position, String)>(self.payload).map(|(at, what)| Message::Diverged { at, what })
+            }
+            FrameKind::Pages => {
+                whole(self.payload, read_pages).map(|(numbers, content)| Message::Pages { numbers, content })
             }
             FrameKind::Bye => whole(self.payload, |_| Ok(Message::Bye)),
             kind @ (FrameKind::FileHeader | FrameKind::FileTrailer | FrameKind::Heartbeat) => {

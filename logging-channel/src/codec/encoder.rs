@@ -2,11 +2,11 @@
 
 use serde::Serialize;
 
-use super::entries::{Base, MAX_DATA_BYTES, MAX_ENTRIES, data_bytes, put_chunk};
+use super::entries::{Base, MAX_DATA_BYTES, MAX_ENTRIES, data_bytes, put_chunk, put_pages};
 use super::frame::{FrameKind, HEADER_BYTES, MAX_PAYLOAD, seal};
 use super::general::{self, CodecError};
 use crate::entry::{Generation, LogEntry};
-use crate::message::{Heartbeat, Message};
+use crate::message::{Heartbeat, MAX_PAGES, Message};
 
 /// Why something could not become a frame. The encoder stays usable.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -175,6 +175,19 @@ impl FrameEncoder {
             Message::Log { number, entries } => self.log(generation, *number, entries),
             Message::Ack(ack) => self.record(FrameKind::Ack, generation, ack),
             Message::Diverged { at, what } => self.record(FrameKind::Diverged, generation, &(at, what)),
+            Message::Pages { numbers, content } => {
+                for (what, len, limit) in [
+                    ("a message of pages", numbers.len(), MAX_PAGES),
+                    ("the content of pages", content.len(), MAX_DATA_BYTES),
+                ] {
+                    if len > limit {
+                        return Err(EncodeError::DataTooLong { what, len, limit });
+                    }
+                }
+                self.begin();
+                put_pages(&mut self.frame, numbers, content);
+                self.seal(FrameKind::Pages, generation)
+            }
             Message::Bye => {
                 self.begin();
                 self.seal(FrameKind::Bye, generation)

@@ -25,6 +25,7 @@ use crate::entry::{
     Chunk, ConsolePort, Digest, DiskStatus, EndReason, ExitSeq, Input, LogEntry, Mark, OutputSeq, Position,
     RegisterFile,
 };
+use crate::message::MAX_PAGES;
 
 /// The most data one entry or chunk may carry, in bytes: several times what a guest's block driver asks for at once.
 /// Devices must refuse larger requests; checkpoints and records are split.
@@ -347,6 +348,34 @@ pub(super) fn read_chunk(from: &mut Cursor<'_>) -> Result<Chunk, Malformed> {
         crc: from.word32("a record's checksum")?,
         bytes: from.blob(MAX_DATA_BYTES, "a chunk's bytes")?.to_vec(),
     })
+}
+
+/// Count, numbers as differences, content.
+pub(super) fn put_pages(out: &mut Vec<u8>, numbers: &[u64], content: &[u8]) {
+    put_varint(out, numbers.len() as u64);
+    let mut base = 0;
+    for number in numbers {
+        put_step(out, &mut base, *number);
+    }
+    put_blob(out, content);
+}
+
+/// Reads what [`put_pages`] has written.
+pub(super) fn read_pages(from: &mut Cursor<'_>) -> Result<(Vec<u64>, Vec<u8>), Malformed> {
+    let start = from.at();
+    let count = from.varint("a count of pages")?;
+    if count > MAX_PAGES as u64 {
+        return Err(Cursor::malformed(
+            start,
+            "at most 256 pages in a message",
+            count.to_string(),
+        ));
+    }
+    let mut base = 0;
+    let numbers = (0..count)
+        .map(|_| read_step(from, &mut base, "a page's number"))
+        .collect::<Result<_, _>>()?;
+    Ok((numbers, from.blob(MAX_DATA_BYTES, "the content of pages")?.to_vec()))
 }
 
 /// The longest byte string in `entry`.

@@ -31,6 +31,7 @@ pub enum FrameKind {
     Ack,
     Diverged,
     Bye,
+    Pages,
     /// First frame of a log file.
     FileHeader,
     /// Last frame of a log file.
@@ -40,7 +41,7 @@ pub enum FrameKind {
 }
 
 /// Kinds and their bytes in the header.
-const KINDS: [(FrameKind, u8); 13] = [
+const KINDS: [(FrameKind, u8); 14] = [
     (FrameKind::Join, 1),
     (FrameKind::Welcome, 2),
     (FrameKind::Proof, 3),
@@ -51,6 +52,7 @@ const KINDS: [(FrameKind, u8); 13] = [
     (FrameKind::Ack, 8),
     (FrameKind::Diverged, 9),
     (FrameKind::Bye, 10),
+    (FrameKind::Pages, 11),
     (FrameKind::FileHeader, 0x21),
     (FrameKind::FileTrailer, 0x22),
     (FrameKind::Heartbeat, 0x31),

@@ -194,6 +194,13 @@ pub(crate) fn messages() -> Vec<(&'static str, Message)> {
         ),
         ("state", Message::State(chunk())),
         (
+            "pages",
+            Message::Pages {
+                numbers: vec![5, 6, 70_000],
+                content: vec![1, 2, 3],
+            },
+        ),
+        (
             "grant",
             Message::Grant(Grant {
                 generation: Generation(4),

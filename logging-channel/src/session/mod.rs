@@ -128,6 +128,7 @@ fn name(message: &Message) -> &'static str {
         Message::Proof { .. } => "Proof",
         Message::Refuse { .. } => "Refuse",
         Message::State(_) => "State",
+        Message::Pages { .. } => "Pages",
         Message::Grant(_) => "Grant",
         Message::Log { .. } => "Log",
         Message::Ack(_) => "Ack",

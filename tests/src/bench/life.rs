@@ -79,7 +79,11 @@ impl Sink for Recorder {
 
     fn disk_done(&mut self, _: u8, _: u64, _: Position) {}
 
-    fn state(&mut self, _: Vec<u8>, _: Mark) -> Result<(), MachineError> {
+    fn dirty(&mut self, _: Vec<u64>) -> Result<(), MachineError> {
+        Ok(())
+    }
+
+    fn state(&mut self, _: Vec<u8>, _: Mark, _: Duration) -> Result<(), MachineError> {
         Ok(())
     }
 }

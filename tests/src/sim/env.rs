@@ -105,6 +105,7 @@ pub enum What {
     },
     Answer(Option<Outcome>),
     ClaimAgain,
+    SendPages,
     Submit(DiskRequest),
     Land(DiskRequest),
     Done {

@@ -16,6 +16,7 @@ use super::process::{Common, LinkEvent};
 /// To the vCPU thread.
 #[derive(Debug)]
 enum Order {
+    Pages { numbers: Vec<u64>, content: Vec<u8> },
     Load(Vec<u8>),
     Entries(Vec<LogEntry>),
     Drain,
@@ -76,6 +77,7 @@ impl Follower {
         self.executing = false;
         let now = env.instant(env.local(common.host));
         let report = match self.orders.pop_front() {
+            Some(Order::Pages { numbers, content }) => Report::Progress(self.following.pages(numbers, content)),
             Some(Order::Load(record)) => Report::Progress(self.following.load(&record)),
             Some(Order::Entries(entries)) => Report::Progress(self.following.execute(entries, now, &mut &env.image)),
             Some(Order::Drain) => Report::Drained,
@@ -136,7 +138,7 @@ impl Follower {
                 env.reach(Point::Won, common.id);
                 self.core.claimed(now, &outcome, actions);
             }
-            LinkEvent::Joined(..) => {}
+            LinkEvent::Joined(..) | LinkEvent::PagesSent(..) => {}
         }
     }
 
@@ -229,6 +231,7 @@ impl Follower {
                     }
                     common.send(env, generation, &message);
                 }
+                Action::LoadPages { numbers, content } => self.order(env, common, Order::Pages { numbers, content }),
                 Action::Load(record) => self.order(env, common, Order::Load(record)),
                 Action::Deliver(entries) => self.order(env, common, Order::Entries(entries)),
                 Action::Drain => self.order(env, common, Order::Drain),

@@ -67,6 +67,12 @@ pub struct Guest {
 }
 
 impl Guest {
+    /// Pages of its RAM.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        (self.ram / vmm::machine::state::PAGE) as u64
+    }
+
     /// The guest of a run.
     #[must_use]
     pub fn new(kind: &GuestKind, rng: &mut Rng) -> Self {

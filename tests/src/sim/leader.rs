@@ -7,16 +7,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use logging_channel::entry::{Generation, LogEntry, Position};
-use logging_channel::message::Message;
+use logging_channel::entry::{Generation, Incarnation, LogEntry, Position};
+use logging_channel::message::{MAX_PAGES, Message};
 use shared_disk::arbiter::Outcome;
 use shared_disk::plan::Gate;
 use shared_disk::request::{DiskOp, DiskRequest};
 use vmm::backends::{Control, HostEvent};
 use vmm::hypervisor::scripted::{ScriptedCpu, ScriptedKick};
 use vmm::machine::Machine;
+use vmm::machine::pages::{Zeros, copy_pages};
 use vmm::output::{Emission, Output};
 use vmm::roles::clock::LiveClock;
+use vmm::roles::clone::Selection;
 use vmm::roles::disks::{DiskEnd, DiskShell, Disks};
 use vmm::roles::event::Protection;
 use vmm::roles::following::Horizon;
@@ -128,6 +130,16 @@ pub struct Leader {
     newest_sent: u64,
     outputs_made: u64,
     fence_set: Option<u64>,
+    sending: Option<Sending>,
+}
+
+/// Pages on their way to a joining backup.
+#[derive(Debug)]
+struct Sending {
+    to: Incarnation,
+    pages: Vec<u64>,
+    zeros: Zeros,
+    sent: u64,
 }
 
 impl Leader {
@@ -175,6 +187,7 @@ impl Leader {
             newest_sent: 0,
             outputs_made,
             fence_set: None,
+            sending: None,
         };
         if let Some(horizon) = horizon {
             leader.resume(env, common, horizon);
@@ -339,11 +352,12 @@ impl Leader {
                     self.done.push_back(end);
                 }
             }
-            FromGuest::State { record, mark } => {
+            FromGuest::Dirty(pages) => self.core.dirty(now, pages, &mut actions),
+            FromGuest::State { record, mark, .. } => {
                 while let Some(output) = self.next_release(env, common) {
                     self.land(env, common, &output);
                 }
-                self.core.state_saved(now, &record, mark, &mut actions);
+                self.core.state_saved(now, &record, mark, 0, &mut actions);
             }
             FromGuest::Ended(Ok(reason)) => {
                 self.listening = false;
@@ -381,6 +395,7 @@ impl Leader {
                     env.pump(conn, 1);
                 }
             }
+            LinkEvent::PagesSent(to, pages) => self.core.pages_sent(env.local(common.host), to, pages, 0, actions),
             LinkEvent::Claimed(outcome) => self.claimed(env, common, &outcome, actions),
         }
     }
@@ -476,6 +491,8 @@ impl Leader {
                     env.reach(Point::Send, common.id);
                 }
                 Action::Close => common.close(env),
+                Action::TakeDirty => self.tell(env, common, HostEvent::Control(Control::TakeDirty)),
+                Action::SendPages { to, pages } => self.send_pages(env, common, to, pages),
                 Action::SaveState => self.tell(env, common, HostEvent::Control(Control::SaveState)),
                 Action::StopLogging => self.stream.logging.store(false, Ordering::Release),
                 Action::Claim(generation) if env.plant == Some(Plant::LeavingWithoutClaim) && starting => {
@@ -492,6 +509,49 @@ impl Leader {
             }
         }
         self.protection = self.core.protection();
+    }
+
+    /// The thread that sends pages: it copies some, waits, copies more; the guest runs on.
+    fn send_pages(&mut self, env: &mut Env, common: &Common, to: Incarnation, pages: Selection) {
+        let (pages, zeros) = match pages {
+            Selection::All => ((0..env.guest.pages()).collect(), Zeros::LeftOut),
+            Selection::These(pages) => (pages, Zeros::Taken),
+        };
+        self.sending = Some(Sending {
+            to,
+            pages,
+            zeros,
+            sent: 0,
+        });
+        env.after(US, common.id, What::SendPages);
+    }
+
+    /// It sends some of them.
+    pub fn send_some(&mut self, env: &mut Env, common: &mut Common) {
+        let Some(sending) = &mut self.sending else { return };
+        let some = usize::try_from(env.rng.between(1, MAX_PAGES as u64)).expect("small");
+        let rest = sending.pages.split_off(some.min(sending.pages.len()));
+        let some = std::mem::replace(&mut sending.pages, rest);
+        let copied = copy_pages(self.vcpu.live.machine().memory(), &some, sending.zeros);
+        match copied {
+            Ok((numbers, content)) if !numbers.is_empty() => {
+                sending.sent += numbers.len() as u64;
+                common.send(env, self.core.generation(), &Message::Pages { numbers, content });
+                env.reach(Point::Send, common.id);
+            }
+            Ok(_) => {}
+            Err(error) => return self.expect(env, common, Err(error.to_string())),
+        }
+        let Some(sending) = &self.sending else { return };
+        if sending.pages.is_empty() {
+            let event = LinkEvent::PagesSent(sending.to, sending.sent);
+            self.sending = None;
+            common.link.push_back(event);
+            common.wake(env, 0);
+        } else {
+            let delay = env.rng.between(US, 500 * US);
+            env.after(delay, common.id, What::SendPages);
+        }
     }
 
     fn sending(&mut self, env: &mut Env, common: &Common, message: &Message) {

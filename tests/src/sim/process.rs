@@ -33,6 +33,7 @@ pub enum LinkEvent {
     Closed(ConnId, String),
     Joined(ConnId, Incarnation, ProcId),
     Claimed(Outcome),
+    PagesSent(Incarnation, u64),
 }
 
 /// What both roles have.
@@ -256,6 +257,7 @@ impl Process {
             }
             (What::Vcpu(token), Role::Leading(leader)) => leader.run_vcpu(env, common, token),
             (What::Execute, Role::Following(follower)) => follower.execute(env, common),
+            (What::SendPages, Role::Leading(leader)) => leader.send_some(env, common),
             (What::CallOver, Role::Leading(leader)) => leader.call_over(env, common),
             (What::Typed, Role::Leading(leader)) => {
                 let bytes = vec![env.rng.between(1, 255).to_le_bytes()[0]];

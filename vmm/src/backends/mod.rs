@@ -43,7 +43,9 @@ pub enum HostEvent {
 /// What the link asks of the vCPU thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Control {
-    /// Save the machine, at its next exit, for a joining backup.
+    /// Say, at the next exit, which pages have been written since this was last asked.
+    TakeDirty,
+    /// Save the machine, at its next exit, for a joining backup that has all other pages.
     SaveState,
 }
 

@@ -11,7 +11,7 @@ pub mod clock;
 pub mod config;
 mod exit;
 pub mod linux;
-mod pages;
+pub mod pages;
 pub mod state;
 pub mod trail;
 

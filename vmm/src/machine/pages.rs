@@ -9,8 +9,11 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::state::PAGE;
+use super::{Machine, MachineError};
+use crate::hypervisor::{Cpu, GuestMemory};
 
 /// Most copies kept: 32 MiB on each side. A guest that dirties more between two ticks pays for whole pages.
 const MAX_COPIES: usize = 8192;
@@ -26,6 +29,8 @@ pub(super) struct Pages {
 enum Content {
     /// The pages one after the other.
     Whole(serde_bytes::ByteBuf),
+    /// The same in LZ4's block format.
+    Compressed(serde_bytes::ByteBuf),
     /// The same, each XORed with its copy; in LZ4's block format.
     Differences(serde_bytes::ByteBuf),
 }
@@ -92,6 +97,11 @@ impl Pages {
                 length(bytes.len())?;
                 Ok(bytes.to_vec())
             }
+            Content::Compressed(compressed) => {
+                let mut bytes = vec![0; expected];
+                length(lz4_flex::block::decompress_into(compressed, &mut bytes)?)?;
+                Ok(bytes)
+            }
             Content::Differences(compressed) => {
                 let mut bytes = vec![0; expected];
                 length(lz4_flex::block::decompress_into(compressed, &mut bytes)?)?;
@@ -99,6 +109,53 @@ impl Pages {
                 Ok(bytes)
             }
         }
+    }
+}
+
+/// Some pages of `memory` as they are at this moment, with the numbers of those taken, for [`Machine::write_pages`] on the
+/// other side. With [`Zeros::LeftOut`], pages of zeros are not taken: a new machine has them. The guest may be running: what
+/// it writes meanwhile is in its dirty log, and the page comes again.
+///
+/// # Errors
+/// If `numbers` are not the guest's.
+///
+/// [`Machine::write_pages`]: super::Machine::write_pages
+pub fn copy_pages(memory: &GuestMemory, numbers: &[u64], zeros: Zeros) -> Result<(Vec<u64>, Vec<u8>), MachineError> {
+    let mut taken = Vec::with_capacity(numbers.len());
+    let mut bytes = Vec::with_capacity(numbers.len() * PAGE);
+    let mut page = [0; PAGE];
+    for number in numbers {
+        memory
+            .read_slice(&mut page, GuestAddress(number * PAGE as u64))
+            .map_err(|e| MachineError::State(format!("page {number}: {e}")))?;
+        if zeros == Zeros::Taken || page.iter().any(|byte| *byte != 0) {
+            taken.push(*number);
+            bytes.extend_from_slice(&page);
+        }
+    }
+    Ok((taken, lz4_flex::block::compress(&bytes)))
+}
+
+/// What becomes of pages of zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Zeros {
+    Taken,
+    LeftOut,
+}
+
+impl<C: Cpu> Machine<C> {
+    /// Puts pages of [`copy_pages`] into a machine that has not run, ahead of [`Machine::load`].
+    ///
+    /// # Errors
+    /// If they are not pages of this guest, ascending, with as much content. Nothing has changed then.
+    pub fn write_pages(&mut self, numbers: Vec<u64>, content: Vec<u8>) -> Result<(), MachineError> {
+        let pages = Pages {
+            numbers,
+            content: Content::Compressed(content.into()),
+        };
+        let bytes = pages.bytes(self.page_count(), &mut self.copies);
+        let bytes = bytes.map_err(|e| MachineError::State(e.to_string()))?;
+        self.put_pages(&pages.numbers, &bytes)
     }
 }
 

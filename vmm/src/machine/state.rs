@@ -83,6 +83,7 @@ impl<C: Cpu> Machine<C> {
     /// If the hypervisor fails.
     pub fn checkpoint(&mut self) -> Result<(Vec<u8>, usize), MachineError> {
         let mut pages = Vec::new();
+        // What devices write follows from the inputs, which the other side has too.
         self.cpu.harvest_dirty(&mut pages)?;
         let record = self.encode(&pages, Form::Differences)?;
         self.digest.fold_bytes(&record);
@@ -102,12 +103,30 @@ impl<C: Cpu> Machine<C> {
     /// # Errors
     /// If the hypervisor fails.
     pub fn forget_dirty(&mut self) -> Result<(), MachineError> {
-        let mut pages = Vec::new();
-        self.cpu.harvest_dirty(&mut pages)?;
-        Ok(())
+        Ok(self.cpu.harvest_dirty(&mut Vec::new())?)
     }
 
-    /// The whole machine at the exit it stands at, settled: what a joining backup starts from. Zero pages are left out.
+    /// Pages that the guest or its devices have written since this was last asked, ascending.
+    ///
+    /// # Errors
+    /// If the hypervisor fails.
+    pub fn take_dirty(&mut self) -> Result<Vec<u64>, MachineError> {
+        let mut pages = Vec::new();
+        self.cpu.harvest_dirty(&mut pages)?;
+        for region in self.memory.iter() {
+            let first = region.start_addr().0 / PAGE as u64;
+            // The mapping's own bitmap; the trait's method of this name gives a view that cannot be reset.
+            for (word, base) in (**region).bitmap().get_and_reset().into_iter().zip((first..).step_by(64)) {
+                pages.extend((0..64).filter(|bit| word & (1 << bit) != 0).map(|bit| base + bit));
+            }
+        }
+        pages.sort_unstable();
+        pages.dedup();
+        Ok(pages)
+    }
+
+    /// The machine at the exit it stands at, settled, with the pages written since [`Machine::take_dirty`]: what is left for
+    /// a joining backup that has the others.
     ///
     /// # Errors
     /// If the hypervisor fails.
@@ -116,14 +135,7 @@ impl<C: Cpu> Machine<C> {
     /// If the machine is not settled at an exit: that is a caller's bug.
     pub fn save(&mut self) -> Result<Vec<u8>, MachineError> {
         assert_eq!(self.phase, Phase::Settled, "state is saved only at a completed exit");
-        let mut page = [0; PAGE];
-        let mut numbers = Vec::new();
-        for number in 0..self.page_count() {
-            self.read_page(number, &mut page)?;
-            if page.iter().any(|byte| *byte != 0) {
-                numbers.push(number);
-            }
-        }
+        let numbers = self.take_dirty()?;
         self.copies.clear();
         self.encode(&numbers, Form::Whole)
     }
@@ -195,7 +207,7 @@ impl<C: Cpu> Machine<C> {
         Ok(digest.0)
     }
 
-    fn page_count(&self) -> u64 {
+    pub(super) fn page_count(&self) -> u64 {
         self.memory.iter().map(|region| region.len()).sum::<u64>() / PAGE as u64
     }
 
@@ -245,11 +257,7 @@ impl<C: Cpu> Machine<C> {
     fn install(&mut self, state: StateRecord<C::State>) -> Result<(), MachineError> {
         let pages = state.pages.bytes(self.page_count(), &mut self.copies);
         let pages = pages.map_err(|e| MachineError::State(e.to_string()))?;
-        for (number, page) in state.pages.numbers.iter().zip(pages.chunks_exact(PAGE)) {
-            self.memory
-                .write_slice(page, GuestAddress(number * PAGE as u64))
-                .map_err(|e| MachineError::State(format!("page {number}: {e}")))?;
-        }
+        self.put_pages(&state.pages.numbers, &pages)?;
         self.cpu.restore(&state.cpu)?;
         self.chipset
             .restore(&state.chipset)
@@ -258,6 +266,16 @@ impl<C: Cpu> Machine<C> {
         self.console = state.console;
         self.halted = state.halted;
         self.phase = Phase::Settled;
+        Ok(())
+    }
+
+    /// Writes pages to RAM.
+    pub(super) fn put_pages(&mut self, numbers: &[u64], bytes: &[u8]) -> Result<(), MachineError> {
+        for (number, page) in numbers.iter().zip(bytes.chunks_exact(PAGE)) {
+            self.memory
+                .write_slice(page, GuestAddress(number * PAGE as u64))
+                .map_err(|e| MachineError::State(format!("page {number}: {e}")))?;
+        }
         Ok(())
     }
 }

@@ -29,6 +29,8 @@ pub enum Action {
     Send(Message),
     /// Give the vCPU thread the machine's state.
     Load(Vec<u8>),
+    /// Give the vCPU thread pages of RAM, ahead of the state.
+    LoadPages { numbers: Vec<u64>, content: Vec<u8> },
     /// Give the vCPU thread entries to replay.
     Deliver(Vec<LogEntry>),
     /// Ask for the generation after this one, whose owner is the primary (PROTOCOL 10).
@@ -148,6 +150,7 @@ impl Backup {
         }
         match message {
             Message::State(chunk) => self.state(now, chunk, actions),
+            Message::Pages { numbers, content } => self.pages(now, numbers, content, actions),
             Message::Grant(grant) => self.grant(now, &grant, actions),
             Message::Log { number, entries } => self.log(now, number, entries, actions),
             Message::Bye if matches!(self.phase, Phase::Ending) => {}
@@ -306,6 +309,26 @@ impl Backup {
         }
     }
 
+    fn pages(&mut self, now: u64, numbers: Vec<u64>, content: Vec<u8>, actions: &mut Vec<Action>) {
+        let Phase::Joining {
+            loaded: false, last, ..
+        } = &mut self.phase
+        else {
+            return self.give_up("pages came after the state was complete".to_owned(), actions);
+        };
+        *last = now;
+        actions.push(Action::LoadPages { numbers, content });
+        self.show_life(actions);
+    }
+
+    /// While the state comes; nothing is acked, and nothing echoed.
+    fn show_life(&self, actions: &mut Vec<Action>) {
+        actions.push(Action::Send(Message::Ack(Ack {
+            incarnation: self.config.me,
+            ..Ack::default()
+        })));
+    }
+
     fn state(&mut self, now: u64, chunk: Chunk, actions: &mut Vec<Action>) {
         let Phase::Joining {
             state,
@@ -327,11 +350,7 @@ impl Backup {
             Ok(None) => {}
             Err(error) => return self.give_up(format!("state record: {error}"), actions),
         }
-        // A sign of life; nothing is acked, and nothing echoed.
-        actions.push(Action::Send(Message::Ack(Ack {
-            incarnation: self.config.me,
-            ..Ack::default()
-        })));
+        self.show_life(actions);
     }
 
     fn grant(&mut self, now: u64, grant: &Grant, actions: &mut Vec<Action>) {

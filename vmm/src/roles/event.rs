@@ -33,6 +33,23 @@ pub enum Event {
     Following { generation: u64 },
     /// The guest's protection changed.
     State { protection: Protection, why: String },
+    /// A joining backup is getting the guest's pages while the guest runs on: so many of a round's are sent, about every
+    /// second; the rest of the round takes `left_ms` at this speed.
+    Cloning {
+        round: u32,
+        pages: u64,
+        of: u64,
+        left_ms: u64,
+    },
+    /// It has all of them, and the state record follows: what was sent in the rounds, how long all of it took, and how long
+    /// the guest was stopped at its end.
+    Cloned {
+        rounds: u32,
+        pages: u64,
+        bytes: u64,
+        total_ns: u64,
+        stopped_ns: u64,
+    },
     /// A state record left or arrived.
     StateRecord { bytes: u64 },
     /// What protection costs, about every second while there is a backup: bytes of log frames given to the backup's

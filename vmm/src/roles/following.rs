@@ -49,6 +49,12 @@ impl<C: Cpu> Following<C> {
         }
     }
 
+    /// Takes pages of RAM, ahead of the state.
+    pub fn pages(&mut self, numbers: Vec<u64>, content: Vec<u8>) -> Progress {
+        let result = self.replayer.pages(numbers, content);
+        self.progress(result)
+    }
+
     /// Takes the state to start from.
     pub fn load(&mut self, record: &[u8]) -> Progress {
         let result = self.replayer.load(record);

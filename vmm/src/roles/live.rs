@@ -77,11 +77,17 @@ pub trait Sink {
     fn flush(&mut self) -> Result<(), MachineError>;
     /// The guest has been told at `at` that a disk request is finished.
     fn disk_done(&mut self, disk: u8, id: u64, at: Position);
-    /// The whole machine, for a joining backup; from now on [`Sink::logging`] is true.
+    /// Pages written since this was last told, for a joining backup.
     ///
     /// # Errors
     /// As [`Sink::log`].
-    fn state(&mut self, record: Vec<u8>, at: Mark) -> Result<(), MachineError>;
+    fn dirty(&mut self, pages: Vec<u64>) -> Result<(), MachineError>;
+    /// The machine with the pages written since [`Sink::dirty`], for a joining backup; the guest has been `stopped` for it.
+    /// From now on [`Sink::logging`] is true.
+    ///
+    /// # Errors
+    /// As [`Sink::log`].
+    fn state(&mut self, record: Vec<u8>, at: Mark, stopped: Duration) -> Result<(), MachineError>;
 }
 
 /// Settings of a live machine.
@@ -341,7 +347,7 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
             if let Some(reason) = with_time!(self, settle, time)? {
                 return Ok(Some(reason));
             }
-            self.take_inputs(now)?;
+            self.take_inputs(time)?;
             self.flush()?;
             self.forget_dirty(now)?;
         } else if self.machine.has_outputs() || self.unflushed >= BATCH {
@@ -449,7 +455,8 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
         }
     }
 
-    fn take_inputs(&mut self, now: Instant) -> Result<(), MachineError> {
+    fn take_inputs(&mut self, time: Now<'_>) -> Result<(), MachineError> {
+        let now = time();
         if let Some(deadline) = self.machine.chipset().next_deadline()
             && self.clock.at(now) >= deadline
         {
@@ -480,7 +487,11 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
                 HostEvent::Entropy(bytes) => self.input(Input::Entropy { bytes })?,
                 HostEvent::Stop(StopKind::Limit) => self.stopping = Some(EndReason::Limit),
                 HostEvent::Stop(_) => self.stopping = Some(EndReason::Stopped),
-                HostEvent::Control(Control::SaveState) => self.save_state(now)?,
+                HostEvent::Control(Control::TakeDirty) => {
+                    let pages = self.machine.take_dirty()?;
+                    self.sink.dirty(pages)?;
+                }
+                HostEvent::Control(Control::SaveState) => self.save_state(time)?,
             }
         }
         self.type_console(ConsolePort::Serial)?;
@@ -511,13 +522,14 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
         Ok(())
     }
 
-    fn save_state(&mut self, now: Instant) -> Result<(), MachineError> {
+    fn save_state(&mut self, now: Now<'_>) -> Result<(), MachineError> {
+        let begun = now();
         self.flush()?;
         let record = self.machine.save()?;
-        self.machine.forget_dirty()?;
-        self.last_harvest = now;
         let mark = self.mark();
-        self.sink.state(record, mark)
+        let saved = now();
+        self.last_harvest = saved;
+        self.sink.state(record, mark, saved.saturating_duration_since(begun))
     }
 
     fn forget_dirty(&mut self, now: Instant) -> Result<(), MachineError> {

@@ -5,6 +5,7 @@
 
 pub mod backup;
 pub mod clock;
+pub mod clone;
 pub mod disks;
 pub mod event;
 pub mod following;

@@ -11,6 +11,7 @@ use logging_channel::flow::{AckTracker, Lease};
 use logging_channel::message::{Ack, Grant, Heartbeat, Message};
 use shared_disk::arbiter::Outcome;
 
+use super::clone::{After, Rounds, Selection};
 use super::disks::{DiskEnd, Known};
 use super::event::{EXIT_LOST, Event, Protection};
 use crate::output::{HELD_BYTES, Output, OutputQueue};
@@ -32,6 +33,10 @@ pub enum Action {
     Send(Message),
     /// Close the connection to the backup, after what has been sent.
     Close,
+    /// Have the vCPU thread say which pages have been written since it was last asked.
+    TakeDirty,
+    /// Send pages to the joining backup, and say when they are on their way ([`Primary::pages_sent`]).
+    SendPages { to: Incarnation, pages: Selection },
     /// Have the vCPU thread save the machine for a joining backup.
     SaveState,
     /// Nobody reads the log any more.
@@ -68,19 +73,36 @@ pub struct PrimaryConfig {
 enum Phase {
     /// The generation is mine alone; nobody else is eligible.
     Alone,
-    /// A backup is joining; nothing has been granted yet. Its state is asked for once no write is in flight: one that began
-    /// without a lease has no fence, and could land after the backup has gone live (PROTOCOL 14).
-    Joining {
-        backup: Incarnation,
-        since: u64,
-        asked: bool,
-    },
+    /// A backup is joining; nothing has been granted yet.
+    Joining(Joining),
     /// A backup is eligible, from the grant's first byte on.
     Paired(Box<Pair>),
     /// I have asked for the next generation; final (PROTOCOL 11).
     Claiming { since: u64 },
     /// The process is about to end; whether nobody will carry on, so that writes in flight may land whenever they do.
     Over { writes: Writes },
+}
+
+/// A backup that is getting the guest's pages while the guest runs on.
+#[derive(Debug)]
+struct Joining {
+    backup: Incarnation,
+    begun: u64,
+    /// The last sign of life.
+    heard: u64,
+    rounds: Rounds,
+    stage: Stage,
+}
+
+/// How far it has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Rounds,
+    /// The state record is next, once no write is in flight: one that began without a lease has no fence, and could land
+    /// after the backup has gone live (PROTOCOL 14).
+    Settling,
+    /// It has been asked for.
+    Asked,
 }
 
 #[derive(Debug)]
@@ -139,7 +161,7 @@ impl Primary {
         match &self.phase {
             Phase::Alone if self.ended.is_none() => Ok(()),
             Phase::Alone | Phase::Over { .. } => Err("the guest has ended".to_owned()),
-            Phase::Joining { .. } | Phase::Paired(_) => Err("the guest already has a backup".to_owned()),
+            Phase::Joining(_) | Phase::Paired(_) => Err("the guest already has a backup".to_owned()),
             Phase::Claiming { .. } => Err("the primary is deciding who lives; try again".to_owned()),
         }
     }
@@ -149,7 +171,7 @@ impl Primary {
     pub fn protection(&self) -> Protection {
         match &self.phase {
             Phase::Alone | Phase::Over { .. } => Protection::NotProtected,
-            Phase::Joining { .. } => Protection::Starting,
+            Phase::Joining(_) => Protection::Starting,
             Phase::Paired(pair) if !pair.level => Protection::Starting,
             Phase::Paired(_) => Protection::Protected,
             Phase::Claiming { .. } => Protection::Deciding,
@@ -168,24 +190,61 @@ impl Primary {
         (self.held.len(), self.held.bytes())
     }
 
-    /// A backup has passed the handshake: its state record is wanted, as soon as no write is in flight
-    /// ([`Primary::settled`]).
+    /// A backup has passed the handshake: it gets the guest's pages in rounds, then, as soon as no write is in flight
+    /// ([`Primary::settled`]), the state record.
     pub fn joined(&mut self, now: u64, backup: Incarnation, actions: &mut Vec<Action>) {
-        self.phase = Phase::Joining {
+        self.phase = Phase::Joining(Joining {
             backup,
-            since: now,
-            asked: false,
-        };
+            begun: now,
+            heard: now,
+            rounds: Rounds::default(),
+            stage: Stage::Rounds,
+        });
+        actions.push(Action::TakeDirty);
         self.report_state("a backup is joining", actions);
     }
 
-    /// The machine's state at `mark`, for the joining backup. Outputs before it have all been released: until here
+    /// The vCPU thread has read the dirty log.
+    pub fn dirty(&mut self, now: u64, pages: Vec<u64>, actions: &mut Vec<Action>) {
+        if let Phase::Joining(joining) = &mut self.phase {
+            joining.heard = now;
+            actions.push(Action::SendPages {
+                to: joining.backup,
+                pages: joining.rounds.looked(pages),
+            });
+        }
+    }
+
+    /// The pages of an [`Action::SendPages`] are on their way to the backup `to`.
+    pub fn pages_sent(&mut self, now: u64, to: Incarnation, pages: u64, bytes: u64, actions: &mut Vec<Action>) {
+        if let Phase::Joining(joining) = &mut self.phase
+            && joining.backup == to
+            && joining.stage == Stage::Rounds
+        {
+            joining.heard = now;
+            match joining.rounds.sent(pages, bytes) {
+                After::Look => actions.push(Action::TakeDirty),
+                After::State => joining.stage = Stage::Settling,
+            }
+        }
+    }
+
+    /// The machine's state at `mark`, for the joining backup; the guest was stopped for it for `stopped_ns` nanoseconds. Outputs before it have all been released: until here
     /// nothing was granted. Those behind it wait for acks (PROTOCOL 17).
-    pub fn state_saved(&mut self, now: u64, record: &[u8], mark: Mark, actions: &mut Vec<Action>) {
-        let Phase::Joining { backup, .. } = self.phase else {
+    pub fn state_saved(&mut self, now: u64, record: &[u8], mark: Mark, stopped_ns: u64, actions: &mut Vec<Action>) {
+        let Phase::Joining(joining) = &self.phase else {
             actions.push(Action::StopLogging);
             return;
         };
+        let backup = joining.backup;
+        let (rounds, pages, bytes) = joining.rounds.totals();
+        actions.push(Action::Report(Event::Cloned {
+            rounds,
+            pages,
+            bytes,
+            total_ns: now.saturating_sub(joining.begun),
+            stopped_ns,
+        }));
         for chunk in chunk::split(record) {
             actions.push(Action::Send(Message::State(chunk)));
         }
@@ -248,7 +307,7 @@ impl Primary {
         self.ended = Some(reason);
         match &mut self.phase {
             Phase::Paired(pair) => pair.ended = pair.ended.or(Some(now)),
-            Phase::Joining { .. } => {
+            Phase::Joining(_) => {
                 actions.push(Action::Close);
                 self.phase = Phase::Alone;
             }
@@ -262,7 +321,7 @@ impl Primary {
     pub fn next_release(&mut self, now: u64) -> Option<Output> {
         match &self.phase {
             // While a backup is joining nothing is granted yet; from the state record on, its phase is `Paired`.
-            Phase::Alone | Phase::Joining { .. } => self.held.pop(),
+            Phase::Alone | Phase::Joining(_) => self.held.pop(),
             Phase::Paired(pair) if pair.lease.valid_at(now) => self.held.pop_covered(pair.tracker.covered()),
             Phase::Paired(_) | Phase::Claiming { .. } | Phase::Over { .. } => None,
         }
@@ -273,7 +332,8 @@ impl Primary {
     pub fn may_write(&self, now: u64) -> Writes {
         match &self.phase {
             Phase::Alone => Writes::Freely,
-            Phase::Joining { .. } => Writes::NotNow,
+            Phase::Joining(joining) if joining.stage == Stage::Rounds => Writes::Freely,
+            Phase::Joining(_) => Writes::NotNow,
             Phase::Paired(pair) if pair.lease.valid_at(now) => Writes::Until(pair.lease.ends_at()),
             Phase::Over { writes } => *writes,
             Phase::Paired(_) | Phase::Claiming { .. } => Writes::NotNow,
@@ -289,7 +349,7 @@ impl Primary {
     #[must_use]
     pub fn covered(&self, position: Position) -> bool {
         match &self.phase {
-            Phase::Alone | Phase::Joining { .. } => true,
+            Phase::Alone | Phase::Joining(_) => true,
             Phase::Paired(pair) => pair.tracker.covers(position),
             Phase::Claiming { .. } | Phase::Over { .. } => false,
         }
@@ -312,6 +372,9 @@ impl Primary {
         if generation < self.generation {
             return;
         }
+        if let Phase::Joining(joining) = &mut self.phase {
+            joining.heard = now;
+        }
         let Phase::Paired(pair) = &mut self.phase else { return };
         match message {
             Message::Ack(ack) => self.ack(now, &ack, actions),
@@ -330,7 +393,7 @@ impl Primary {
     /// The connection to the backup is gone.
     pub fn closed(&mut self, now: u64, why: &str, actions: &mut Vec<Action>) {
         match &self.phase {
-            Phase::Joining { .. } => {
+            Phase::Joining(_) => {
                 self.phase = Phase::Alone;
                 actions.push(Action::StopLogging);
                 self.report_state(&format!("the joining backup went away: {why}"), actions);
@@ -371,9 +434,10 @@ impl Primary {
     /// Time passes; at least every quarter of the detection time.
     pub fn tick(&mut self, now: u64, actions: &mut Vec<Action>) {
         match &mut self.phase {
-            Phase::Joining { since, .. } if now.saturating_sub(*since) > JOIN_SILENCE => {
+            Phase::Joining(joining) if now.saturating_sub(joining.heard) > JOIN_SILENCE => {
+                let why = format!("it has been silent for {} s", JOIN_SILENCE / 1_000_000_000);
                 actions.push(Action::Close);
-                self.closed(now, "no state record in time", actions);
+                self.closed(now, &why, actions);
             }
             Phase::Paired(pair) => {
                 let verdict = pair.detector.step(now);
@@ -394,7 +458,7 @@ impl Primary {
                 }
                 self.check_end(now, actions);
             }
-            Phase::Alone | Phase::Joining { .. } | Phase::Claiming { .. } | Phase::Over { .. } => {}
+            Phase::Alone | Phase::Joining(_) | Phase::Claiming { .. } | Phase::Over { .. } => {}
         }
     }
 
@@ -510,7 +574,7 @@ impl Primary {
                     self.end(writes, actions);
                 }
             }
-            Phase::Joining { .. } | Phase::Claiming { .. } | Phase::Over { .. } => {}
+            Phase::Joining(_) | Phase::Claiming { .. } | Phase::Over { .. } => {}
         }
     }
 
@@ -523,11 +587,11 @@ impl Primary {
 
     /// To be called when what may leave has left; `writes` to shared disks are in flight.
     pub fn settled(&mut self, now: u64, writes: usize, actions: &mut Vec<Action>) {
-        if let Phase::Joining { asked, .. } = &mut self.phase
-            && !*asked
+        if let Phase::Joining(joining) = &mut self.phase
+            && joining.stage == Stage::Settling
             && writes == 0
         {
-            *asked = true;
+            joining.stage = Stage::Asked;
             actions.push(Action::SaveState);
         }
         self.check_end(now, actions);
@@ -572,6 +636,7 @@ fn name_of(message: &Message) -> &'static str {
         Message::Proof { .. } => "Proof",
         Message::Refuse { .. } => "Refuse",
         Message::State(_) => "State",
+        Message::Pages { .. } => "Pages",
         Message::Grant(_) => "Grant",
         Message::Log { .. } => "Log",
         Message::Ack(_) => "Ack",

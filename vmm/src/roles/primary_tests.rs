@@ -59,14 +59,27 @@ fn config() -> PrimaryConfig {
     }
 }
 
+/// Plays the rounds of a clone that needs two.
+fn clone_pages(primary: &mut Primary, now: u64, actions: &mut Vec<Action>) {
+    for pages in [vec![], vec![1]] {
+        assert!(actions.contains(&Action::TakeDirty));
+        actions.clear();
+        primary.dirty(now, pages, actions);
+        assert!(matches!(actions.last(), Some(Action::SendPages { to: BACKUP, .. })));
+        primary.pages_sent(now, BACKUP, 1, 100, actions);
+    }
+    assert!(!actions.contains(&Action::TakeDirty));
+}
+
 /// A protected primary at exit 100; its grant, sent at `now`, is acked.
 fn paired(now: u64) -> Primary {
     let mut primary = Primary::new(config(), Generation(1));
     let mut actions = Vec::new();
     primary.joined(now, BACKUP, &mut actions);
+    clone_pages(&mut primary, now, &mut actions);
     primary.settled(now, 0, &mut actions);
     assert!(actions.contains(&Action::SaveState));
-    primary.state_saved(now, b"state", mark(at(100, 0), 0), &mut actions);
+    primary.state_saved(now, b"state", mark(at(100, 0), 0), 0, &mut actions);
     primary.message(now, Generation(1), ack(1, at(100, 0), now), &mut actions);
     assert_eq!(primary.protection(), Protection::Protected);
     primary
@@ -217,7 +230,8 @@ fn a_joining_backup_may_go_before_the_grant_and_costs_nothing() {
     assert!(!claims(&actions));
     assert!(primary.may_join().is_ok());
     primary.joined(0, BACKUP, &mut actions);
-    primary.state_saved(0, b"state", mark(at(9, 0), 1), &mut actions);
+    clone_pages(&mut primary, 0, &mut actions);
+    primary.state_saved(0, b"state", mark(at(9, 0), 1), 0, &mut actions);
     primary.closed(0, "gone", &mut actions);
     assert!(claims(&actions), "from the grant on leaving needs the test-and-set");
 }
@@ -327,7 +341,15 @@ fn a_backup_is_granted_nothing_while_an_unfenced_write_is_in_flight() {
     let mut actions = Vec::new();
     assert_eq!(primary.may_write(0), Writes::Freely);
     primary.joined(0, BACKUP, &mut actions);
-    assert_eq!(primary.may_write(0), Writes::NotNow, "and none may begin");
+    assert_eq!(
+        primary.may_write(0),
+        Writes::Freely,
+        "the guest runs on during the rounds"
+    );
+    primary.settled(0, 0, &mut actions);
+    assert!(!actions.contains(&Action::SaveState), "nor is its state wanted yet");
+    clone_pages(&mut primary, 0, &mut actions);
+    assert_eq!(primary.may_write(0), Writes::NotNow, "now none may begin");
     primary.settled(0, 1, &mut actions);
     assert!(!actions.contains(&Action::SaveState));
     primary.settled(1, 0, &mut actions);
@@ -367,4 +389,30 @@ fn a_read_that_the_backup_does_itself_is_known_when_it_is_executed() {
     assert!(alone.knows(&end(Known::Executed)));
     primary.closed(now, "cut", &mut actions);
     assert!(!primary.knows(&end(Known::Executed)) && !primary.knows(&end(Known::Received)));
+}
+
+#[test]
+fn a_joining_backup_that_falls_silent_is_given_up() {
+    let mut primary = Primary::new(config(), Generation(1));
+    let mut actions = Vec::new();
+    primary.joined(0, BACKUP, &mut actions);
+    primary.dirty(MS, vec![], &mut actions);
+    let alive = Message::Ack(Ack {
+        incarnation: BACKUP,
+        ..Ack::default()
+    });
+    primary.message(5 * MS, Generation(1), alive, &mut actions);
+    primary.tick(5 * MS + JOIN_SILENCE, &mut actions);
+    assert_eq!(primary.protection(), Protection::Starting);
+    primary.tick(5 * MS + JOIN_SILENCE + 1, &mut actions);
+    assert_eq!(primary.protection(), Protection::NotProtected);
+    assert!(actions.contains(&Action::Close) && !claims(&actions));
+    // What its sender says late belongs to nobody; nor do pages of one backup count for the next.
+    actions.clear();
+    primary.pages_sent(0, BACKUP, 1, 1, &mut actions);
+    primary.joined(0, Incarnation(77), &mut actions);
+    primary.dirty(0, vec![], &mut actions);
+    actions.clear();
+    primary.pages_sent(0, BACKUP, 1, 1, &mut actions);
+    assert_eq!(actions, []);
 }

@@ -191,6 +191,14 @@ impl<C: Cpu> Replayer<C> {
         Ok(())
     }
 
+    /// Takes pages of RAM, ahead of the state record that [`Replayer::load`] will get.
+    ///
+    /// # Errors
+    /// If they are not this guest's.
+    pub fn pages(&mut self, numbers: Vec<u64>, content: Vec<u8>) -> Result<(), ReplayError> {
+        self.machine.write_pages(numbers, content).map_err(ReplayError::Machine)
+    }
+
     /// Starts from a state record instead of from boot.
     ///
     /// # Errors

@@ -46,7 +46,9 @@ impl Reporter {
             Event::Suspected { .. } | Event::StorageUnreachable { .. } | Event::Ending { .. } => {
                 tracing::warn!("{}: {}", self.role, in_words(&stamped.event));
             }
-            Event::Traffic { .. } => tracing::debug!("{}: {}", self.role, in_words(&stamped.event)),
+            Event::Traffic { .. } | Event::Cloning { .. } => {
+                tracing::debug!("{}: {}", self.role, in_words(&stamped.event))
+            }
             event => tracing::info!("{}: {}", self.role, in_words(event)),
         }
         if let Some(file) = &mut self.file
@@ -70,6 +72,29 @@ fn in_words(event: &Event) -> String {
         Event::Following { generation } => format!("following generation {generation}"),
         Event::State { protection, why } => format!("{protection:?}: {why}"),
         Event::StateRecord { bytes } => format!("state record of {:.1} MiB", ms(*bytes) * 1e6 / f64::from(1 << 20)),
+        Event::Cloning {
+            round,
+            pages,
+            of,
+            left_ms,
+        } => {
+            format!(
+                "round {round} of the clone: {pages} of {of} pages sent, {:.1} s left",
+                ms(*left_ms * 1000)
+            )
+        }
+        Event::Cloned {
+            rounds,
+            pages,
+            bytes,
+            total_ns,
+            stopped_ns,
+        } => format!(
+            "cloned in {:.1} s: {pages} pages in {rounds} rounds, {:.1} MiB; the guest stopped for {:.1} ms",
+            ms(*total_ns) / 1e3,
+            ms(*bytes) * 1e6 / f64::from(1 << 20),
+            ms(*stopped_ns)
+        ),
         Event::Traffic { log_bytes, exits } => format!("{log_bytes} bytes of log so far, up to exit {exits}"),
         Event::Suspected { reason } => format!("the other side is taken for dead: {reason}"),
         Event::ClaimAsked { generation } => format!("asking for generation {generation}"),

@@ -13,6 +13,7 @@ use shared_disk::arbiter::SharedDirectory;
 use tokio::sync::mpsc;
 
 use super::Failure;
+use super::clone::PageSource;
 use super::events::Reporter;
 use super::heartbeat::Heartbeats;
 use super::link::{Connection, LinkEvent, claim, link_events};
@@ -30,6 +31,8 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 /// To the vCPU thread of a backup, in order.
 #[derive(Debug)]
 pub enum ToFollower {
+    /// Pages of RAM, ahead of the state.
+    Pages { numbers: Vec<u64>, content: Vec<u8> },
     /// The state to start from.
     Load(Vec<u8>),
     /// Log entries.
@@ -77,6 +80,8 @@ pub struct Follower {
     pub orders: crossbeam_channel::Sender<ToFollower>,
     pub reports: mpsc::UnboundedReceiver<FromFollower>,
     pub thread: JoinHandle<()>,
+    /// For the backup after this one.
+    pub pages: PageSource,
 }
 
 /// Starts the vCPU thread of a backup.
@@ -89,6 +94,7 @@ pub fn start_follower<C: Cpu + 'static>(
 ) -> Result<Follower, Failure> {
     // Unbounded here, bounded by what the inbox admits (roles::backup) and, beyond, by the primary's own bounds.
     let (orders, received) = crossbeam_channel::unbounded();
+    let pages = PageSource::new(machine.memory().clone());
     let (told, reports) = mpsc::unbounded_channel();
     let thread = std::thread::Builder::new().name("vcpu".to_owned());
     let thread = thread
@@ -98,6 +104,7 @@ pub fn start_follower<C: Cpu + 'static>(
         orders,
         reports,
         thread,
+        pages,
     })
 }
 
@@ -110,6 +117,7 @@ fn follow<C: Cpu>(
     let mut following = Following::new(machine, Instant::now());
     for order in orders {
         let report = match order {
+            ToFollower::Pages { numbers, content } => FromFollower::Progress(following.pages(numbers, content)),
             ToFollower::Load(record) => FromFollower::Progress(following.load(&record)),
             ToFollower::Entries(entries) => {
                 FromFollower::Progress(following.execute(entries, Instant::now(), &mut disks))
@@ -173,6 +181,9 @@ impl Follow {
                 match action {
                     Action::Send(message) => connection.send(generation, message),
                     Action::Load(record) => order(follower, ToFollower::Load(record)),
+                    Action::LoadPages { numbers, content } => {
+                        order(follower, ToFollower::Pages { numbers, content });
+                    }
                     Action::Deliver(entries) => order(follower, ToFollower::Entries(entries)),
                     Action::Drain => order(follower, ToFollower::Drain),
                     Action::Claim(of) => claim(&self.arbiter, of, self.owner, self.me, link.clone()),
@@ -198,7 +209,7 @@ impl Follow {
             LinkEvent::Closed(why) => self.core.closed(now, &why, actions),
             LinkEvent::Claimed(outcome) => self.core.claimed(now, &outcome, actions),
             LinkEvent::StorageSilent(why) => actions.push(Action::Report(Event::StorageUnreachable { why })),
-            LinkEvent::Joined(_) => {} // a backup has no door
+            LinkEvent::Joined(_) | LinkEvent::PagesSent { .. } => {} // a backup has no door
         }
     }
 

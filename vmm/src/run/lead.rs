@@ -13,7 +13,8 @@ use shared_disk::arbiter::SharedDirectory;
 use shared_disk::plan::Gate;
 use tokio::sync::{mpsc, watch};
 
-use super::accept::Offers;
+use super::accept::{Offers, nanos};
+use super::clone::PageSource;
 use super::events::Reporter;
 use super::heartbeat::Heartbeats;
 use super::link::{Connection, LinkEvent, OUTBOUND_BYTES, claim};
@@ -54,6 +55,7 @@ pub struct Lead {
     /// What joining backups are told.
     pub generation: watch::Sender<Generation>,
     pub macs: Vec<[u8; 6]>,
+    pub pages: PageSource,
 }
 
 /// A backup's first moments of life.
@@ -140,7 +142,7 @@ impl Lead {
                         }
                     }
                 }
-                _ = traffic.tick(), if leading.protection == Protection::Protected => leading.report_traffic(),
+                _ = traffic.tick() => leading.report_progress(),
                 _ = announce.tick(), if announcements > 0 => {
                     announcements -= 1;
                     leading.lead.outside.announce(&leading.lead.macs);
@@ -184,6 +186,9 @@ impl Leading {
                     self.lead.core.joined(now, candidate.incarnation, actions);
                 }
             }
+            LinkEvent::PagesSent { to, pages, bytes } => {
+                self.lead.core.pages_sent(now, to, pages, bytes, actions);
+            }
             LinkEvent::Claimed(outcome) => {
                 self.lead.core.claimed(now, &outcome, actions);
                 self.lead.generation.send_replace(self.lead.core.generation());
@@ -216,10 +221,11 @@ impl Leading {
                     self.done.push_back(end);
                 }
             }
-            Some(FromGuest::State { record, mark }) => {
+            Some(FromGuest::Dirty(pages)) => self.lead.core.dirty(now, pages, actions),
+            Some(FromGuest::State { record, mark, stopped }) => {
                 // What was said before the state belongs to the time before the pair.
                 self.release_due()?;
-                self.lead.core.state_saved(now, &record, mark, actions);
+                self.lead.core.state_saved(now, &record, mark, nanos(stopped), actions);
             }
             Some(FromGuest::Ended(Ok(reason))) => {
                 self.listening = false;
@@ -231,13 +237,17 @@ impl Leading {
         Ok(())
     }
 
-    fn report_traffic(&mut self) {
-        if let Some(connection) = &self.connection {
-            let log_bytes = connection.logged();
-            self.lead.reporter.report(Event::Traffic {
-                log_bytes,
+    fn report_progress(&mut self) {
+        let event = match (&self.connection, self.protection) {
+            (Some(connection), Protection::Protected) => Some(Event::Traffic {
+                log_bytes: connection.logged(),
                 exits: self.logged_to.0,
-            });
+            }),
+            (Some(_), Protection::Starting) => self.lead.pages.progress(),
+            _ => None,
+        };
+        if let Some(event) = event {
+            self.lead.reporter.report(event);
         }
     }
 
@@ -254,10 +264,14 @@ impl Leading {
                         tokio::spawn(connection.close(LAST_WORDS));
                     }
                 }
-                Action::SaveState => {
-                    let wanted = HostEvent::Control(Control::SaveState);
-                    self.lead.events.answer(wanted).map_err(|_| OutsideError::gone())?;
+                Action::TakeDirty => self.order(Control::TakeDirty)?,
+                Action::SendPages { to, pages } => {
+                    if let Some(connection) = &self.connection {
+                        let (generation, outbox) = (self.lead.core.generation(), connection.outbox());
+                        self.lead.pages.send(pages, to, generation, outbox, self.link.clone());
+                    }
                 }
+                Action::SaveState => self.order(Control::SaveState)?,
                 Action::StopLogging => self.guest.logging.store(false, Ordering::Release),
                 Action::Claim(generation) => {
                     claim(
@@ -274,6 +288,13 @@ impl Leading {
         }
         self.protection = self.lead.core.protection();
         Ok(())
+    }
+
+    fn order(&self, control: Control) -> Result<(), OutsideError> {
+        self.lead
+            .events
+            .answer(HostEvent::Control(control))
+            .map_err(|_| OutsideError::gone())
     }
 
     /// Lets out what may leave, and sees whether that was the last thing waited for.

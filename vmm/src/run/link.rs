@@ -36,6 +36,8 @@ pub enum LinkEvent {
     Closed(String),
     /// A backup has passed the handshake.
     Joined(Box<(TcpFrames, Candidate)>),
+    /// Pages for a joining backup are on their way.
+    PagesSent { to: Incarnation, pages: u64, bytes: u64 },
     /// The storage has answered.
     Claimed(Outcome),
     /// The storage does not answer, or not usefully; it is asked again.
@@ -88,6 +90,15 @@ impl Connection {
         self.queued.load(Ordering::Acquire)
     }
 
+    /// For those who send pages beside the link task.
+    #[must_use]
+    pub fn outbox(&self) -> Outbox {
+        Outbox {
+            outbound: self.outbound.downgrade(),
+            queued: Arc::clone(&self.queued),
+        }
+    }
+
     /// Bytes of log frames that the kernel has taken.
     #[must_use]
     pub fn logged(&self) -> u64 {
@@ -111,6 +122,37 @@ impl Drop for Connection {
     }
 }
 
+/// A way to a connection for as long as it stands.
+#[derive(Clone, Debug)]
+pub struct Outbox {
+    outbound: mpsc::WeakUnboundedSender<(Generation, Message)>,
+    queued: Arc<AtomicUsize>,
+}
+
+impl Outbox {
+    /// Queues a message; false if the connection is gone.
+    #[must_use]
+    pub fn send(&self, generation: Generation, message: Message) -> bool {
+        let Some(outbound) = self.outbound.upgrade() else {
+            return false;
+        };
+        self.queued.fetch_add(weight(&message), Ordering::AcqRel);
+        outbound.send((generation, message)).is_ok()
+    }
+
+    /// Bytes that wait to be written.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.queued.load(Ordering::Acquire)
+    }
+
+    /// Whether the connection still stands, as far as its owner knows.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.outbound.upgrade().is_some_and(|outbound| !outbound.is_closed())
+    }
+}
+
 /// The channel for [`LinkEvent`]s.
 #[must_use]
 pub fn link_events() -> (mpsc::Sender<LinkEvent>, mpsc::Receiver<LinkEvent>) {
@@ -120,6 +162,7 @@ pub fn link_events() -> (mpsc::Sender<LinkEvent>, mpsc::Receiver<LinkEvent>) {
 fn weight(message: &Message) -> usize {
     let payload = match message {
         Message::State(chunk) => chunk.bytes.len(),
+        Message::Pages { content, .. } => content.len(),
         Message::Log { entries, .. } => entries.iter().map(data_bytes).sum(),
         _ => 0,
     };

@@ -1,6 +1,7 @@
 //! What the subcommands do: shells around the pure cores, with the sockets, files, threads and clocks.
 
 pub mod accept;
+pub mod clone;
 pub mod demo;
 pub mod events;
 pub mod follow;

@@ -15,6 +15,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
 use super::accept::{Offers, host_name, nanos};
+use super::clone::PageSource;
 use super::events::Reporter;
 use super::follow::{Follow, Followed, Follower, FromFollower, ToFollower, start_follower};
 use super::heartbeat::{Heartbeats, heard};
@@ -122,6 +123,7 @@ async fn primary(args: &RunArgs) -> Result<u8, Failure> {
         clock: new_clock(),
         patience: terms.patience,
     };
+    let pages = PageSource::new(machine.memory().clone());
     let thread = std::thread::Builder::new().name("vcpu".to_owned());
     thread.spawn(move || live(machine, life)).map_err(Failure::new)?;
     let core = Primary::new(terms.core(), generation);
@@ -135,6 +137,7 @@ async fn primary(args: &RunArgs) -> Result<u8, Failure> {
         door,
         &config,
         stream,
+        pages,
         Beginning::Started,
     )
     .await
@@ -231,6 +234,7 @@ async fn lead(
     door: Door,
     config: &MachineConfig,
     stream: GuestStream,
+    pages: PageSource,
     beginning: Beginning,
 ) -> Result<u8, Failure> {
     let lead = Lead {
@@ -246,6 +250,7 @@ async fn lead(
         heard: door.heard,
         generation: door.generation,
         macs: config.platform.nics.iter().map(|nic| nic.mac).collect(),
+        pages,
     };
     lead.run(stream, beginning).await.map_err(Failure::new)
 }
@@ -439,6 +444,7 @@ async fn go_live(
         door,
         config,
         stream,
+        follower.pages,
         Beginning::WentLive { reemitted },
     )
     .await

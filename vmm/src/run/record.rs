@@ -65,7 +65,11 @@ impl Sink for FileSink {
         }
     }
 
-    fn state(&mut self, _record: Vec<u8>, _at: Mark) -> Result<(), MachineError> {
+    fn dirty(&mut self, _pages: Vec<u64>) -> Result<(), MachineError> {
+        Ok(())
+    }
+
+    fn state(&mut self, _record: Vec<u8>, _at: Mark, _stopped: Duration) -> Result<(), MachineError> {
         Ok(()) // nobody joins a recording
     }
 }

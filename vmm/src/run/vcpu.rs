@@ -30,8 +30,14 @@ pub enum FromGuest {
         outputs: Vec<Output>,
         done: Vec<DiskEnd>,
     },
-    /// The machine, for a joining backup.
-    State { record: Vec<u8>, mark: Mark },
+    /// Pages written since this was last said.
+    Dirty(Vec<u64>),
+    /// The machine, for a joining backup, for which the guest was stopped so long.
+    State {
+        record: Vec<u8>,
+        mark: Mark,
+        stopped: Duration,
+    },
     /// The guest's life is over, or this host cannot go on with it.
     Ended(Result<EndReason, String>),
 }
@@ -146,8 +152,12 @@ impl Sink for PairSink {
         self.done.push(DiskEnd { at, disk, id, known });
     }
 
-    fn state(&mut self, record: Vec<u8>, mark: Mark) -> Result<(), MachineError> {
-        self.send(FromGuest::State { record, mark })?;
+    fn dirty(&mut self, pages: Vec<u64>) -> Result<(), MachineError> {
+        self.send(FromGuest::Dirty(pages))
+    }
+
+    fn state(&mut self, record: Vec<u8>, mark: Mark, stopped: Duration) -> Result<(), MachineError> {
+        self.send(FromGuest::State { record, mark, stopped })?;
         self.logging.store(true, Ordering::Release);
         Ok(())
     }
