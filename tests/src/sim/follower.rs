@@ -83,8 +83,8 @@ impl Follower {
             Some(Order::Drain) => Report::Drained,
             None => return,
         };
-        // What a side finds on the disk that is no longer wanted, as the other lives on alone, reaches nobody.
-        let wanted = !env.checks.superseded(common.id, common.generation.0);
+        // What a side finds on the disk when the other has won the test-and-set and lives on alone reaches nobody.
+        let wanted = env.register.generation == common.generation.0 || env.register.owner == common.me.0;
         if let Report::Progress(Progress::Diverged { at, what }) = &report
             && wanted
         {

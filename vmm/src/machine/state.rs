@@ -116,7 +116,12 @@ impl<C: Cpu> Machine<C> {
         for region in self.memory.iter() {
             let first = region.start_addr().0 / PAGE as u64;
             // The mapping's own bitmap; the trait's method of this name gives a view that cannot be reset.
-            for (word, base) in (**region).bitmap().get_and_reset().into_iter().zip((first..).step_by(64)) {
+            for (word, base) in (**region)
+                .bitmap()
+                .get_and_reset()
+                .into_iter()
+                .zip((first..).step_by(64))
+            {
                 pages.extend((0..64).filter(|bit| word & (1 << bit) != 0).map(|bit| base + bit));
             }
         }
