@@ -3,6 +3,8 @@
 mod elf;
 pub mod linux;
 mod tables;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 use std::fs::File;
