@@ -2,7 +2,7 @@
 # The time stamp counter, read by programs two at a time; and what would read it behind ftvm's back: a kernel module,
 # which must not load, and another kernel, which must not start. Right under ftvm only. tsc.sh [ROUNDS]
 set -eu
-rounds=${1:-5}
+rounds=${1:-3}
 dir=/tmp/tsc.$$
 mkdir $dir
 wrong() {
