@@ -261,7 +261,7 @@ fn not_kernels(dir: &Path) -> Vec<(String, &'static str)> {
     };
     let table = usize::from(u16::from_le_bytes([pulse[32], pulse[33]]));
     let files: [(&str, Vec<u8>, &str); 8] = [
-        ("empty", Vec::new(), "empty"),
+        ("empty", Vec::new(), "the file is empty"),
         ("text", b"#!/bin/sh\necho hello\n".repeat(500), "ELF"),
         ("zeros", vec![0; 1 << 20], "ELF"),
         ("cut-header", pulse[..40].to_vec(), "ELF"),

@@ -77,3 +77,15 @@ fn another_kernel_or_initrd_than_recorded_is_refused() {
     let error = with.load(&without, &allocate_memory(MIN_MEMORY).unwrap()).unwrap_err();
     assert!(error.to_string().contains("without initrd was configured"), "{error}");
 }
+
+#[test]
+fn an_empty_kernel_file_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("kernel");
+    fs::write(&path, b"").unwrap();
+    let error = Kernel::open(&path.display().to_string(), None).unwrap_err();
+    assert!(error.to_string().ends_with("the file is empty"), "{error}");
+    // One byte is not empty; that it is no kernel is found as it is loaded.
+    fs::write(&path, b"x").unwrap();
+    assert!(Kernel::open(&path.display().to_string(), None).is_ok());
+}
