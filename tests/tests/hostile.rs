@@ -93,8 +93,8 @@ fn proof_of(recorded: &[u8]) -> Vec<u8> {
     panic!("no Proof in what was recorded");
 }
 
-/// Says something to the door and waits until it is closed there.
-fn say(door: SocketAddr, bytes: &[u8]) {
+/// Says something to the door and waits until it is closed there; what was answered.
+fn say(door: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(door).expect("the door is open");
     stream
         .set_read_timeout(Some(Duration::from_secs(8)))
@@ -102,8 +102,21 @@ fn say(door: SocketAddr, bytes: &[u8]) {
     // The other side may have had enough before everything is said.
     let _ = stream.write_all(bytes);
     let _ = stream.shutdown(Shutdown::Write);
-    let mut answer = [0; 4096];
-    while matches!(stream.read(&mut answer), Ok(1..)) {}
+    let mut answer = Vec::new();
+    // An error (a reset) ends it too.
+    let _ = stream.take(READ_CHUNK as u64).read_to_end(&mut answer);
+    answer
+}
+
+/// A further backup is refused while there is one: at once, whoever it is.
+fn assert_taken(door: SocketAddr) {
+    let mut decoder = FrameDecoder::new();
+    decoder.push(&say(door, b"")).expect("frames");
+    let answer = decoder.next_frame().expect("frames").map(|found| found.message);
+    assert!(
+        matches!(&answer, Some(Message::Refuse { reason }) if reason.contains("one at a time")),
+        "{answer:?}"
+    );
 }
 
 /// Waits until the primary has said, behind the first `before` bytes of its log, why it does not take a stranger.
@@ -189,7 +202,7 @@ kvm_test! {
         let silent: Vec<TcpStream> = (0..12).filter_map(|_| TcpStream::connect(site.address).ok()).collect();
         for (what, bytes, said) in nonsense() {
             let before = primary.stderr().len();
-            say(site.address, &bytes);
+            let _ = say(site.address, &bytes);
             complains(&primary, before, what, said);
         }
         shower(&[], site.address);
@@ -203,8 +216,9 @@ kvm_test! {
         let recorded = wiretap.stream();
         assert!(recorded.len() > 2 * HEADER_BYTES, "Join and Proof");
         for bytes in nonsense().into_iter().map(|(_, bytes, _)| bytes).chain([recorded.clone()]) {
-            say(site.address, &bytes);
+            let _ = say(site.address, &bytes);
         }
+        assert_taken(site.address);
         let [of_backup, of_primary] = wait("heartbeats", limit(10), || wiretap.heartbeats());
         shower(&[of_backup.clone(), of_primary.clone()], site.address);
         shower(&[of_primary.clone(), of_backup], wiretap.backup());
@@ -221,7 +235,7 @@ kvm_test! {
             ("an old Proof", [frame(&join()), proof_of(&recorded)].concat(), "does not hold what the primary wrote"),
         ] {
             let before = backup.stderr().len();
-            say(second, &bytes);
+            let _ = say(second, &bytes);
             complains(&backup, before, what, word);
         }
         shower(std::slice::from_ref(&of_primary), second);
@@ -247,7 +261,7 @@ fn not_kernels(dir: &Path) -> Vec<(String, &'static str)> {
     };
     let table = usize::from(u16::from_le_bytes([pulse[32], pulse[33]]));
     let files: [(&str, Vec<u8>, &str); 8] = [
-        ("empty", Vec::new(), "empty"),
+        ("empty", Vec::new(), "the file is empty"),
         ("text", b"#!/bin/sh\necho hello\n".repeat(500), "ELF"),
         ("zeros", vec![0; 1 << 20], "ELF"),
         ("cut-header", pulse[..40].to_vec(), "ELF"),

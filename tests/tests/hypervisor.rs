@@ -27,7 +27,7 @@ kvm_test! {
     timeout = 900;
     /// Each check by its name, so that a failure says which one it was.
     fn kvm_hypervisor_layer() {
-        let checks: [(&str, fn()); 22] = [
+        let checks: [(&str, fn()); 25] = [
             ("two_hundred_thousand_exits_replay_at_cpl0", two_hundred_thousand_exits_replay_at_cpl0),
             ("two_hundred_thousand_exits_replay_at_cpl3", two_hundred_thousand_exits_replay_at_cpl3),
             ("accesses_in_parts_are_completed_one_by_one", accesses_in_parts_are_completed_one_by_one),
@@ -41,6 +41,9 @@ kvm_test! {
             ("an_interrupt_waits_for_the_window_where_if_is_off", an_interrupt_waits_for_the_window_where_if_is_off),
             ("msr_accesses_leave_and_can_be_refused", msr_accesses_leave_and_can_be_refused),
             ("a_pending_exception_is_saved", a_pending_exception_is_saved),
+            ("an_interrupt_at_a_refused_msr_comes_behind_the_fault", an_interrupt_at_a_refused_msr_comes_behind_the_fault),
+            ("a_restored_program_keeps_the_ports_of_its_task", a_restored_program_keeps_the_ports_of_its_task),
+            ("a_checkpoint_truncates_no_sysenter_msr", a_checkpoint_truncates_no_sysenter_msr),
             ("a_state_saved_at_a_read_holds_the_answer", a_state_saved_at_a_read_holds_the_answer),
             ("an_injected_interrupt_is_saved", an_injected_interrupt_is_saved),
             ("a_triple_fault_ends_the_guest", a_triple_fault_ends_the_guest),
@@ -311,6 +314,92 @@ fn a_pending_exception_is_saved() {
     assert!(!there.cpu.can_interrupt());
     there.expect_out(0x10).unwrap();
     assert_eq!(there.guest.counters()[0], 1);
+}
+
+/// KVM drops an interrupt that is queued before an MSR access whose completion raises #GP.
+fn an_interrupt_at_a_refused_msr_comes_behind_the_fault() {
+    let (_one, profile) = kvm();
+    let mut bench = bench(&profile);
+    let arguments = Arguments {
+        rcx: 0x10,
+        ..Arguments::default()
+    };
+    bench
+        .start_with(Program::Msr, Privilege::Kernel, Interrupts::On, arguments)
+        .unwrap();
+    assert_eq!(bench.next_exit().unwrap(), Exit::ReadMsr { index: 0x10 });
+    assert!(bench.cpu.interrupt_flag());
+    bench.cpu.refuse_msr();
+    assert_eq!(bench.cpu.complete().unwrap(), None);
+    assert!(!bench.cpu.can_interrupt(), "the fault comes first");
+    bench.expect_out(0x10).unwrap();
+    bench.cpu.complete().unwrap();
+    assert_eq!(bench.guest.counters()[..2], [1, 0], "the fault was delivered");
+    assert!(bench.cpu.can_interrupt());
+    bench.cpu.interrupt(VECTOR).unwrap();
+    bench.expect_out(0x20).unwrap();
+    assert_eq!(bench.guest.counters()[..2], [1, 1]);
+}
+
+/// A program that may use ports by its task's bitmap only, not by IOPL, still may in another VM.
+fn a_restored_program_keeps_the_ports_of_its_task() {
+    /// Index of R10, from which user code gets its flags.
+    const R10: usize = 10;
+    let (_one, profile) = kvm();
+    let (mut here, mut there) = (bench(&profile), bench(&profile));
+    let arguments = Arguments {
+        rdi: TABLE,
+        ..Arguments::default()
+    };
+    here.start(Program::PortReads, Privilege::User, arguments).unwrap();
+    let mut registers = here.cpu.registers();
+    registers[R10] &= !0x3000;
+    here.cpu.set_registers(&registers).unwrap();
+    let read = |size| Exit::PortRead {
+        port: 0x10,
+        size,
+        count: 1,
+    };
+    assert_eq!(here.next_exit().unwrap(), read(1));
+    here.cpu.complete().unwrap();
+    let state = here.cpu.save().unwrap();
+    there.guest.copy_from(&here.guest, TABLE);
+    there.cpu.restore(&state).unwrap();
+    for bench in [&mut here, &mut there] {
+        assert_eq!(bench.next_exit().unwrap(), read(2));
+        assert_eq!(bench.guest.counters()[0], 0, "no #GP");
+    }
+}
+
+/// What a guest wrote to IA32_SYSENTER_ESP and IA32_SYSENTER_EIP is the same on a side that took a checkpoint since.
+fn a_checkpoint_truncates_no_sysenter_msr() {
+    let (_one, profile) = kvm();
+    let (mut here, mut there) = (bench(&profile), bench(&profile));
+    for index in [0x175, 0x176] {
+        let arguments = Arguments {
+            rcx: index,
+            ..Arguments::default()
+        };
+        for bench in [&mut here, &mut there] {
+            bench.start(Program::Msr, Privilege::Kernel, arguments).unwrap();
+            bench.expect_out(0x10).unwrap();
+            bench.cpu.complete().unwrap();
+            let mut registers = bench.cpu.registers();
+            (registers[RAX], registers[RDX]) = (0x1234_5678, 0xffff_8000);
+            bench.cpu.set_registers(&registers).unwrap();
+            bench.expect_out(0x11).unwrap();
+            bench.cpu.complete().unwrap();
+        }
+        let state = here.cpu.save().unwrap();
+        there.cpu.restore(&state).unwrap();
+        let [ours, theirs] = [&mut here, &mut there].map(|bench| {
+            bench.start(Program::Msr, Privilege::Kernel, arguments).unwrap();
+            bench.expect_out(0x10).unwrap();
+            (bench.cpu.registers()[RAX], bench.cpu.registers()[RDX])
+        });
+        assert_eq!(ours, theirs, "MSR {index:#x}");
+        println!("MSR {index:#x} keeps {:x}:{:x}", ours.1, ours.0);
+    }
 }
 
 /// Without completion the answer would be lost and the access made again.

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::packages::Unpacked;
+use super::rdtsc::{self, Read as TimeRead};
 use super::{Error, open, power_off, sources};
 use crate::nested::cpio::Writer;
 use crate::nested::modules;
@@ -22,7 +23,9 @@ const MODULES: [&str; 8] = [
     "virtio_console",
     "virtio_rng",
 ];
-const DIRECTORIES: [&str; 17] = [
+/// Reads the time stamp counter where nothing catches it: a workload tries to load it.
+const REFUSED: &str = "jitterentropy_rng";
+const DIRECTORIES: [&str; 18] = [
     "bin",
     "sbin",
     "usr/bin",
@@ -40,6 +43,7 @@ const DIRECTORIES: [&str; 17] = [
     "var/tmp",
     "ftvm/bin",
     "ftvm/modules",
+    "ftvm/refused",
 ];
 const TEXTS: [(&str, &str); 3] = [
     ("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n"),
@@ -60,9 +64,14 @@ pub(super) fn write(base: &Unpacked, run: Option<&Path>, out: &Path) -> Result<(
         add_text(&mut archive, path, 0o644, text)?;
     }
     add_file(&mut archive, &sources().join("init"), "init", 0o755)?;
-    let program = power_off::program();
-    let size = program.len() as u64;
-    archive.file(Path::new("ftvm/bin/power-off"), 0o755, size, &mut &program[..])?;
+    for (name, program) in [
+        ("power-off", power_off::program()),
+        ("rdtsc", rdtsc::program(TimeRead::Rdtsc)),
+        ("rdtscp", rdtsc::program(TimeRead::Rdtscp)),
+    ] {
+        let (path, size) = (Path::new("ftvm/bin").join(name), program.len() as u64);
+        archive.file(&path, 0o755, size, &mut &program[..])?;
+    }
     add_modules(&mut archive, base)?;
     for name in workloads()? {
         let path = format!("{WORKLOADS}/{name}");
@@ -84,6 +93,11 @@ fn add_modules(archive: &mut Writer<impl Write>, base: &Unpacked) -> Result<(), 
         archive.file(Path::new(&path), 0o644, size, &mut &module.object[..])?;
         order.push_str(&module.name);
         order.push('\n');
+    }
+    for module in modules::in_load_order(&base.modules()?, &[REFUSED])? {
+        let path = format!("ftvm/refused/{}.ko", module.name);
+        let size = module.object.len() as u64;
+        archive.file(Path::new(&path), 0o644, size, &mut &module.object[..])?;
     }
     add_text(archive, "ftvm/modules/order", 0o644, &order)
 }

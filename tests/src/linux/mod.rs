@@ -6,14 +6,16 @@
 //! one day and replayed on another has to run on one and the same guest.
 //!
 //! Parts: `lock` (which packages), `packages` (resolving, fetching, unpacking), `initrd` and `disk` (what is written),
-//! `power_off` (a program of the guest's).
+//! `power_off` and `rdtsc` (programs of the guest's; `executable` is their file).
 //! What the guest is and does stands in `guest-images/linux/README.md`.
 
 mod disk;
+mod executable;
 mod initrd;
 pub mod lock;
 mod packages;
 mod power_off;
+mod rdtsc;
 
 use std::fs::{self, File};
 use std::io;

@@ -1,14 +1,10 @@
 //! The guest's program `power-off STATUS`: ends the machine with a status, through ftvm's port 0xF4.
 //!
 //! Debian's cloud kernel has no `/dev/port`, so no script can write to a port; a process may, after ioperm(2). These
-//! few instructions are written out here because everything else in the guest comes as a binary package: a compiler
-//! for the sake of one `out` would be one more tool to install, pin and keep reproducible.
+//! few instructions are written out here, as those of `rdtsc`, because everything else in the guest comes as a binary
+//! package: a compiler for the sake of one `out` would be one more tool to install, pin and keep reproducible.
 
-/// Where the program is loaded: any page beyond what Linux keeps unmapped.
-const BASE: u64 = 0x40_0000;
-/// Sizes of ELF64's file header and program header (System V ABI, chapters 4 and 5).
-const HEADER: u16 = 64;
-const PROGRAM_HEADER: u16 = 56;
+use super::executable;
 
 /// `STATUS` is decimal, the first argument: at `[rsp + 16]` when a process starts (System V ABI, AMD64, 3.4.1).
 #[rustfmt::skip]
@@ -37,27 +33,9 @@ const CODE: &[u8] = &[
     0x0F, 0x05,                     //       syscall
 ];
 
-/// The program, a static ELF64 executable with one segment.
+/// The program.
 pub(super) fn program() -> Vec<u8> {
-    let start = u64::from(HEADER + PROGRAM_HEADER);
-    let size = start + CODE.len() as u64;
-    // ELF64, little endian, version 1, System V.
-    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
-    file.resize(16, 0);
-    let half = |file: &mut Vec<u8>, values: &[u16]| values.iter().for_each(|v| file.extend(v.to_le_bytes()));
-    let word = |file: &mut Vec<u8>, values: &[u32]| values.iter().for_each(|v| file.extend(v.to_le_bytes()));
-    let long = |file: &mut Vec<u8>, values: &[u64]| values.iter().for_each(|v| file.extend(v.to_le_bytes()));
-    // Executable, x86-64, version 1; entry, program headers, no section headers; flags; sizes and numbers of headers.
-    half(&mut file, &[2, 62]);
-    word(&mut file, &[1]);
-    long(&mut file, &[BASE + start, u64::from(HEADER), 0]);
-    word(&mut file, &[0]);
-    half(&mut file, &[HEADER, PROGRAM_HEADER, 1, 0, 0, 0]);
-    // Load, readable and executable; offset, addresses, sizes, alignment.
-    word(&mut file, &[1, 5]);
-    long(&mut file, &[0, BASE, BASE, size, size, 0x1000]);
-    file.extend(CODE);
-    file
+    executable::of(CODE)
 }
 
 #[cfg(test)]

@@ -46,13 +46,20 @@ pub(super) fn files(bytes: &[u8], each: &mut dyn FnMut(&str, &[u8])) -> Result<(
         })?;
         let expanded = format.expand(rest, MAX_ARCHIVE).map_err(|e| e.to_string())?;
         let mut inner = expanded.as_slice();
-        while is_archive(inner) {
+        loop {
+            if !is_archive(inner) {
+                return Err(format!(
+                    "the {format:?} stream in the initrd holds something else than cpio archives"
+                ));
+            }
             inner = archive(inner, each)?;
             let zeros = inner.iter().take_while(|byte| **byte == 0).count();
             inner = &inner[zeros..];
+            if inner.is_empty() {
+                // A compressed archive is the last one: nothing tells where its stream ends.
+                return Ok(());
+            }
         }
-        // A compressed archive is the last one: nothing tells where its stream ends.
-        return Ok(());
     }
 }
 

@@ -41,7 +41,7 @@ pub fn judge(mnemonic: Mnemonic, owner: Owner) -> Option<(Verdict, &'static str)
         (M::Rdtsc, Owner::Kernel) => (Verdict::Answered, "rewritten at load"),
         (M::Rdtsc, Owner::Module) => (
             Verdict::Uncaught,
-            "a module's RDTSC is NOT caught: do not load it (modprobe.blacklist=NAME)",
+            "a module's RDTSC is NOT caught: ftvm keeps it out where it is in the initrd, else do not load it",
         ),
         (M::Rdtscp, Owner::Module) => (Verdict::Hidden, "a module's RDTSCP is NOT caught, but CPUID hides it"),
         (M::Rdtsc | M::Rdtscp, Owner::Program) => (Verdict::Answered, "trapped by CR4.TSD and answered"),

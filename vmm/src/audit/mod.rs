@@ -5,10 +5,14 @@
 //! starts, read as far as they are contiguous: fragmented files may be missed, and the report says so.
 
 pub mod instructions;
+pub mod modules;
 pub mod scan;
 
 mod cpio;
+#[cfg(test)]
+mod tests;
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use serde::Serialize;
@@ -152,15 +156,23 @@ fn kernel(path: &Path, bytes: &[u8]) -> Result<Report, LinuxError> {
 fn initrd(path: &Path, bytes: &[u8]) -> Result<Report, String> {
     let mut report = Report::new(path, ImageKind::Initrd);
     let mut damaged = Vec::new();
-    cpio::files(bytes, &mut |name, content| match Compression::detect(content) {
-        Some(format) if name.contains(".ko") => match format.expand(content, MAX_MODULE) {
-            Ok(module) => report.add(name, &module, None),
-            Err(error) => damaged.push(format!("{name}: {error}")),
-        },
-        _ => report.add(name, content, None),
+    cpio::files(bytes, &mut |name, content| match expanded_module(name, content) {
+        Ok(content) => report.add(name, &content, None),
+        Err(error) => damaged.push(error),
     })?;
     report.caveats.extend(damaged);
     Ok(report)
+}
+
+/// The content of the file `name`, expanded if it is a compressed module.
+fn expanded_module<'a>(name: &str, content: &'a [u8]) -> Result<Cow<'a, [u8]>, String> {
+    match Compression::detect(content).filter(|_| name.contains(".ko")) {
+        Some(format) => format
+            .expand(content, MAX_MODULE)
+            .map(Cow::Owned)
+            .map_err(|error| format!("{name}: {error}")),
+        None => Ok(Cow::Borrowed(content)),
+    }
 }
 
 fn disk(path: &Path, bytes: &[u8]) -> Report {

@@ -3,7 +3,10 @@
 mod elf;
 pub mod linux;
 mod tables;
+#[cfg(test)]
+mod tests;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -195,14 +198,21 @@ impl Kernel {
         self.kind
     }
 
-    /// The command line of a new guest: the user's, behind what this kind of guest needs.
+    /// The initrd's content.
+    #[must_use]
+    pub fn initrd_bytes(&self) -> Option<&[u8]> {
+        self.initrd.as_ref().map(|initrd| initrd.bytes.as_slice())
+    }
+
+    /// The command line of a new guest: the user's, behind what this kind of guest needs. Linux will not load the modules
+    /// in `kept_out`.
     ///
     /// # Errors
     /// If an option of the user's contradicts a needed one.
-    pub fn cmdline(&self, user: &str) -> Result<String, String> {
+    pub fn cmdline(&self, user: &str, kept_out: &BTreeSet<String>) -> Result<String, String> {
         match self.kind {
             GuestKind::BareMetal => Ok(user.to_owned()),
-            GuestKind::Linux => linux::cmdline::complete(user),
+            GuestKind::Linux => linux::cmdline::complete(user, kept_out),
         }
     }
 
@@ -227,7 +237,7 @@ impl Kernel {
             name: name.clone(),
             source,
         };
-        let initrd = self.initrd.as_ref().map(|initrd| initrd.bytes.as_slice());
+        let initrd = self.initrd_bytes();
         match self.kind {
             GuestKind::BareMetal => elf::load(name, &self.image.bytes, config, memory),
             GuestKind::Linux => linux::Linux::parse(&self.image.bytes)

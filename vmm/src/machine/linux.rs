@@ -130,12 +130,11 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::devices::PlatformConfig;
     use crate::hypervisor::DeliveryMode;
-    use crate::hypervisor::kvm::CpuProfile;
     use crate::hypervisor::scripted::{Program, ScriptedCpu, Step};
     use crate::machine::allocate_memory;
-    use crate::machine::config::{GuestKind, ImageId, MACHINE_VERSION, MIN_MEMORY, MachineConfig};
+    use crate::machine::config::{GuestKind, MIN_MEMORY};
+    use crate::machine::tests::config;
 
     const STACK: u64 = 0x8000;
     const RIP: u64 = 0x5000;
@@ -143,31 +142,13 @@ mod tests {
 
     /// A machine without paging, whose stack and code hold this.
     fn machine(error: u64, frame: [u64; 5], code: &[u8]) -> Machine<ScriptedCpu> {
-        let profile = CpuProfile {
-            cpuid: Vec::new(),
-            delivery: DeliveryMode::None,
-        };
-        let config = MachineConfig {
-            version: MACHINE_VERSION,
-            memory: MIN_MEMORY,
-            kernel: ImageId {
-                name: String::new(),
-                sha256: [0; 32],
-            },
-            initrd: None,
-            guest: GuestKind::Linux,
-            cmdline: String::new(),
-            seed: 0,
-            platform: PlatformConfig::default(),
-            profile,
-        };
         let memory = allocate_memory(MIN_MEMORY).unwrap();
         for (word, at) in [error].into_iter().chain(frame).zip((STACK..).step_by(8)) {
             memory.write_obj(word, GuestAddress(at)).unwrap();
         }
         memory.write_slice(code, GuestAddress(frame[0])).unwrap();
         let cpu = ScriptedCpu::new(&memory, Arc::new(Program::repeat(vec![Step::Halt])), DeliveryMode::None);
-        Machine::new(&config, memory, cpu).unwrap()
+        Machine::new(&config(GuestKind::Linux), memory, cpu).unwrap()
     }
 
     fn found(error: u64, frame: [u64; 5], code: &[u8]) -> Option<TimeRead> {

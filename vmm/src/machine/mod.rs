@@ -13,6 +13,8 @@ mod exit;
 pub mod linux;
 pub mod pages;
 pub mod state;
+#[cfg(test)]
+pub(crate) mod tests;
 pub mod trail;
 
 use logging_channel::entry::{Digest, EndReason, ExitSeq, Input, OutputSeq, Position, RegisterFile};

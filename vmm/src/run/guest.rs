@@ -1,11 +1,13 @@
 //! From a command line to a machine.
 
+use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 
 use super::Failure;
+use crate::audit::modules::{Uncaught, uncaught};
 use crate::boot::Kernel;
 use crate::cli::{GuestArgs, HostArgs};
 use crate::devices::{DiskAccess, DiskConfig, NicConfig, PlatformConfig};
@@ -88,7 +90,7 @@ pub fn configure(
     delivery: DeliveryMode,
 ) -> Result<MachineConfig, Failure> {
     let cmdline = kernel
-        .cmdline(&args.cmdline)
+        .cmdline(&args.cmdline, &modules_to_keep_out(kernel))
         .map_err(|text| Failure { code: 2, text })?;
     let mut nics = Vec::new();
     for net in &host.nets {
@@ -131,6 +133,23 @@ pub fn configure(
     };
     config.validate().map_err(Failure::new)?;
     Ok(config)
+}
+
+/// Modules in the initrd that would make a replay diverge; the user hears of them, and of what could not be searched.
+fn modules_to_keep_out(kernel: &Kernel) -> BTreeSet<String> {
+    let Uncaught { names, unsearched } = kernel.initrd_bytes().map(uncaught).unwrap_or_default();
+    if !names.is_empty() {
+        let list: Vec<&str> = names.iter().map(String::as_str).collect();
+        tracing::warn!(
+            "modules in the initrd that read the time stamp counter where nothing catches it are kept out \
+             (module_blacklist): {}",
+            list.join(", ")
+        );
+    }
+    for what in unsearched {
+        tracing::warn!("not searched for modules that read the time stamp counter, which would diverge: {what}");
+    }
+    names
 }
 
 /// A machine with `kernel` loaded, about to make its first step.

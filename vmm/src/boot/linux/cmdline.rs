@@ -1,10 +1,13 @@
 //! The command line that makes Linux replayable, in front of the user's own (LINUX-FACTS).
 //!
 //! One processor, PIC and PIT, the ACPI PM timer as clock, no TSC, nothing random at boot, no page or task moved behind
-//! the guest's back. A user's option that contradicts one of these is refused by name, because the last one wins.
+//! the guest's back, no code at CPL 0 that was not rewritten: neither a module with RDTSC nor, by kexec, another kernel
+//! (the sysctl, set so since Linux 5.8, cannot be taken back: kernel/kexec_core.c). A user's option that contradicts one of these is refused by name, because the last one wins.
+
+use std::collections::BTreeSet;
 
 /// What every guest gets, by what it is needed for.
-const NEEDED: [&str; 18] = [
+const NEEDED: [&str; 19] = [
     "nokaslr",
     "mitigations=off",
     "lpj=4000000",
@@ -23,6 +26,17 @@ const NEEDED: [&str; 18] = [
     "transparent_hugepage=never",
     "numa_balancing=disable",
     "random.trust_bootloader=on",
+    "sysctl.kernel.kexec_load_disabled=1",
+];
+
+/// Modules that execute RDTSC, in Linux 6.1 (kvm_amd and kvm_intel need kvm): kept out wherever they lie.
+const UNCAUGHT_MODULES: [&str; 6] = [
+    "intel_powerclamp",
+    "jitterentropy_rng",
+    "kvm",
+    "kvm_amd",
+    "kvm_intel",
+    "tcrypt",
 ];
 
 /// What a guest gets unless the user names the same option.
@@ -37,17 +51,22 @@ const OPPOSITES: [(&str, &str); 5] = [
     ("nr_cpus", "nosmp"),
 ];
 
-/// The whole command line.
+/// The whole command line, by which the kernel also refuses to load the modules `kept_out`.
 ///
 /// # Errors
 /// If an option of the user's contradicts a needed one; a sentence for the user.
-pub fn complete(user: &str) -> Result<String, String> {
+pub fn complete(user: &str, kept_out: &BTreeSet<String>) -> Result<String, String> {
+    let modules: BTreeSet<&str> = UNCAUGHT_MODULES
+        .into_iter()
+        .chain(kept_out.iter().map(String::as_str))
+        .collect();
+    let blacklist = format!("module_blacklist={}", Vec::from_iter(modules).join(","));
+    let mut words: Vec<&str> = NEEDED.into_iter().chain([blacklist.as_str()]).collect();
     let options = options(user);
     for option in &options {
-        check(option)?;
+        check(option, &words)?;
     }
     let named = |default: &str| options.iter().any(|option| key(option) == key(default));
-    let mut words: Vec<&str> = NEEDED.to_vec();
     words.extend(DEFAULTS.into_iter().filter(|default| !named(default)));
     if !user.trim().is_empty() {
         words.push(user.trim());
@@ -60,9 +79,9 @@ fn key(option: &str) -> String {
     option.split('=').next().unwrap_or_default().replace('-', "_")
 }
 
-fn check(option: &str) -> Result<(), String> {
-    let mut needed = NEEDED.into_iter().filter(|needed| key(needed) == key(option));
-    if let Some(needed) = needed.find(|needed| *needed != option) {
+fn check(option: &str, needed: &[&str]) -> Result<(), String> {
+    let mut needed = needed.iter().filter(|needed| key(needed) == key(option));
+    if let Some(needed) = needed.find(|needed| **needed != option) {
         return Err(format!(
             "--cmdline: '{option}' contradicts '{needed}', which a guest needs to be replayable: leave it out"
         ));
@@ -100,6 +119,10 @@ fn options(text: &str) -> Vec<String> {
 mod tests {
     use super::*;
 
+    fn complete(user: &str) -> Result<String, String> {
+        super::complete(user, &BTreeSet::new())
+    }
+
     #[test]
     fn the_users_options_come_last_and_the_console_is_a_default() {
         let line = complete(" quiet root=/dev/vda ").unwrap();
@@ -122,6 +145,16 @@ mod tests {
             ("nr_cpus=2", "nosmp"),
             ("random.trust-cpu=on", "random.trust_cpu=off"),
             ("\"acpi=force", "acpi=off"),
+            ("randomize_kstack_offset=on", "randomize_kstack_offset=off"),
+            ("randomize-kstack-offset", "randomize_kstack_offset=off"),
+            ("transparent_hugepage=always", "transparent_hugepage=never"),
+            ("numa_balancing=enable", "numa_balancing=disable"),
+            ("module_blacklist=floppy", "module_blacklist=intel_powerclamp,"),
+            ("module-blacklist=", "module_blacklist=intel_powerclamp,"),
+            (
+                "sysctl.kernel.kexec_load_disabled=0",
+                "sysctl.kernel.kexec_load_disabled=1",
+            ),
         ] {
             let error = complete(text).unwrap_err();
             assert!(error.contains(named), "{text}: {error}");
@@ -133,5 +166,25 @@ mod tests {
         ] {
             assert!(complete(text).is_ok(), "{text}");
         }
+    }
+
+    #[test]
+    fn what_is_not_rewritten_is_kept_out() {
+        let words = |line: String| -> Vec<String> { line.split(' ').map(str::to_owned).collect() };
+        let usual = words(complete("").unwrap());
+        let listed = "module_blacklist=intel_powerclamp,jitterentropy_rng,kvm,kvm_amd,kvm_intel,tcrypt";
+        for word in [
+            listed,
+            "sysctl.kernel.kexec_load_disabled=1",
+            "randomize_kstack_offset=off",
+            "transparent_hugepage=never",
+            "numa_balancing=disable",
+        ] {
+            assert!(usual.iter().any(|found| found == word), "{word}: {usual:?}");
+        }
+        let found = ["kvm", "a_module"].map(str::to_owned).into();
+        let line = words(super::complete("quiet", &found).unwrap());
+        let listed = "module_blacklist=a_module,intel_powerclamp,jitterentropy_rng,kvm,kvm_amd,kvm_intel,tcrypt";
+        assert!(line.iter().any(|word| word == listed), "each once: {line:?}");
     }
 }

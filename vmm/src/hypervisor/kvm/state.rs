@@ -113,14 +113,20 @@ impl TaskRegister {
             _ => TaskRegister::Exact,
         }
     }
+
+    /// A reported type such that setting it changes nothing.
+    fn kept(self, reported: u8) -> u8 {
+        match self {
+            TaskRegister::Exact => reported,
+            TaskRegister::AlwaysBusy => reported & !BUSY,
+        }
+    }
 }
 
 /// Segments and control registers, such that setting them changes nothing.
 pub(super) fn special(vcpu: &VcpuFd, task_register: TaskRegister) -> Result<kvm_sregs, CpuError> {
     let mut special = vcpu.get_sregs().map_err(kvm_error("KVM_GET_SREGS"))?;
-    if task_register == TaskRegister::AlwaysBusy {
-        special.tr.type_ &= !BUSY;
-    }
+    special.tr.type_ = task_register.kept(special.tr.type_);
     Ok(special)
 }
 
@@ -262,6 +268,17 @@ mod tests {
         assert_eq!((state.control[0], state.x87), (INITIAL_FCW, [0; X87_WORDS]));
         assert_eq!(state.xmm[0][0], stale.region[40]);
         assert_eq!(state.xmm[15][3], stale.region[XMM_END - 1]);
+    }
+
+    /// Types of a 64-bit task state segment: 9 available, 11 busy (SDM volume 3, table 3-2).
+    #[test]
+    fn a_task_is_busy_only_where_the_vendor_s_hardware_keeps_the_bit() {
+        for vendor in ["AuthenticAMD", "HygonGenuine"] {
+            let task_register = TaskRegister::of(vendor);
+            assert_eq!([9, 11].map(|reported| task_register.kept(reported)), [9, 9], "{vendor}");
+        }
+        let task_register = TaskRegister::of("GenuineIntel");
+        assert_eq!([9, 11].map(|reported| task_register.kept(reported)), [9, 11]);
     }
 
     #[test]

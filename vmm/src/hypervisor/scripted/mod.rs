@@ -204,6 +204,8 @@ impl ScriptedCpu {
     /// Finishes the access that is under way; `Some` is the exit that this produces.
     fn finish(&mut self) -> Option<Exit> {
         let answer = if std::mem::take(&mut self.refused) {
+            // KVM drops what was queued before the access ended in #GP.
+            self.state.queued = None;
             REFUSED
         } else {
             u64::from_le_bytes(self.data)
