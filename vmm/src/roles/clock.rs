@@ -28,7 +28,7 @@ pub struct LiveClock {
 }
 
 impl LiveClock {
-    /// Virtual time is `virtual_ns` at `host`, and runs on from there. The guest may be in the middle of a tick.
+    /// A new guest's: virtual time is `virtual_ns` at `host`, and runs on from there.
     #[must_use]
     pub fn starting(virtual_ns: u64, host: Instant) -> Self {
         LiveClock {
@@ -36,7 +36,16 @@ impl LiveClock {
             virtual_ns,
             last_tick: virtual_ns,
             last: virtual_ns,
+            strides: 0,
+        }
+    }
+
+    /// Of a guest that has lived elsewhere, and may be in the middle of a tick.
+    #[must_use]
+    pub fn resuming(virtual_ns: u64, host: Instant) -> Self {
+        LiveClock {
             strides: STRIDES,
+            ..LiveClock::starting(virtual_ns, host)
         }
     }
 
@@ -143,7 +152,7 @@ mod tests {
     #[test]
     fn a_guest_that_takes_over_in_the_middle_of_a_tick_loses_no_time() {
         let start = Instant::now();
-        let mut clock = LiveClock::starting(7_000, start);
+        let mut clock = LiveClock::resuming(7_000, start);
         assert_eq!(clock.reading(start + Duration::from_secs(8), 0, None), 7_000 + STRIDE);
     }
 
@@ -151,11 +160,11 @@ mod tests {
     fn a_guest_without_a_timer_is_not_held_back_for_long() {
         let start = Instant::now();
         let later = start + Duration::from_secs(60);
-        let mut clock = LiveClock::starting(0, start);
+        let mut clock = LiveClock::resuming(0, start);
         let held = (0..u64::from(STRIDES)).map(|number| (number + 1) * STRIDE);
         assert!(held.eq((0..STRIDES).map(|_| clock.reading(later, 0, None))));
         assert_eq!(clock.reading(later, 0, None), clock.at(later));
-        let mut clock = LiveClock::starting(0, start);
+        let mut clock = LiveClock::resuming(0, start);
         clock.sleeps_without_timer();
         assert_eq!(
             clock.reading(later, 0, None),

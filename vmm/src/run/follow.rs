@@ -31,8 +31,8 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 pub enum ToFollower {
     /// The state to start from.
     Load(Vec<u8>),
-    /// Log entries.
-    Entries(Vec<LogEntry>),
+    /// Log entries, and when they arrived: from the latest clock among them on, time is this host's.
+    Entries(Vec<LogEntry>, Instant),
     /// Say when everything before this is executed.
     Drain,
     /// Live, with this to live on.
@@ -106,7 +106,7 @@ fn follow<C: Cpu>(
     for order in orders {
         let report = match order {
             ToFollower::Load(record) => FromFollower::Progress(following.load(&record)),
-            ToFollower::Entries(entries) => FromFollower::Progress(following.execute(entries, Instant::now())),
+            ToFollower::Entries(entries, arrived) => FromFollower::Progress(following.execute(entries, arrived)),
             ToFollower::Drain => FromFollower::Drained,
             ToFollower::GoLive(mut life) => {
                 let (machine, horizon, clock) = following.into_live();
@@ -165,7 +165,7 @@ impl Follow {
                 match action {
                     Action::Send(message) => connection.send(generation, message),
                     Action::Load(record) => order(follower, ToFollower::Load(record)),
-                    Action::Deliver(entries) => order(follower, ToFollower::Entries(entries)),
+                    Action::Deliver(entries) => order(follower, ToFollower::Entries(entries, Instant::now())),
                     Action::Drain => order(follower, ToFollower::Drain),
                     Action::Claim(of) => claim(&self.arbiter, of, self.owner, self.me, link.clone()),
                     Action::Report(event) => self.reporter.report(event),

@@ -94,6 +94,8 @@ async fn primary(args: &RunArgs) -> Result<u8, Failure> {
     let sizes = outside.open_disks().map_err(Failure::new)?;
     let capabilities = guest::capabilities()?;
     let config = guest::configure(&args.guest, &args.host, &kernel, &sizes, capabilities.best_delivery())?;
+    // The guest's RTC shows the time of its configuration and what has gone by since: loading it takes a while.
+    let clock = new_clock();
     let machine = guest::boot(&config, &kernel, &capabilities)?;
     let generation = Generation(arbiter.start(me.0).map_err(Failure::new)?);
     reporter.report(Event::Leading {
@@ -117,7 +119,7 @@ async fn primary(args: &RunArgs) -> Result<u8, Failure> {
         sink,
         queue,
         events: events.clone(),
-        clock: new_clock(),
+        clock,
         patience: terms.patience,
     };
     let thread = std::thread::Builder::new().name("vcpu".to_owned());
