@@ -357,12 +357,7 @@ fn lost(tally: &Tally) -> Option<String> {
 fn switch_off(common: &Common, primary: &mut FtHost) -> Result<Duration, String> {
     let asked = now();
     fs::write(common.shared.join("stop"), "").map_err(|e| format!("the file `stop`: {e}"))?;
-    let said = || -> Option<u64> {
-        let text = primary.said();
-        text.lines()
-            .rev()
-            .find_map(|line| line.trim().strip_prefix("time ")?.parse().ok())
-    };
+    let said = || said_time(&primary.said());
     wait("words about the guest's time", FAILOVER_LIMIT, || Ok(said().is_some()))
         .map_err(|wrong| wrong + &primary.last_words())?;
     let (time, heard) = (Duration::from_secs(said().unwrap_or(0)), now());
@@ -377,6 +372,51 @@ fn switch_off(common: &Common, primary: &mut FtHost) -> Result<Duration, String>
     }
 }
 
+/// The time that the guest has said on its console, once the line is complete.
+fn said_time(console: &str) -> Option<u64> {
+    let complete = &console[..=console.rfind('\n')?];
+    let mut lines = complete.lines().rev();
+    lines.find_map(|line| line.trim().strip_prefix("time ")?.parse().ok())
+}
+
 fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guests_time_is_taken_from_a_complete_line() {
+        let typed = "/ # echo time $(date +%s); poweroff\r\n";
+        assert_eq!(said_time(typed), None);
+        assert_eq!(said_time(&format!("{typed}time 1795")), None);
+        assert_eq!(
+            said_time(&format!("{typed}time 1795251030\r\n[ 1.0] EXT4")),
+            Some(1_795_251_030)
+        );
+        assert_eq!(said_time(""), None);
+    }
+
+    #[test]
+    fn what_the_client_misses_is_told() {
+        assert_eq!(lost(&Tally::default()), None);
+        for tally in [
+            Tally {
+                lost_writes: 1,
+                ..Tally::default()
+            },
+            Tally {
+                unverified_keys: 1,
+                ..Tally::default()
+            },
+            Tally {
+                refused_writes: 1,
+                ..Tally::default()
+            },
+        ] {
+            assert!(lost(&tally).is_some(), "{tally:?}");
+        }
+    }
 }
