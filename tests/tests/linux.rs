@@ -26,3 +26,15 @@ fn nested_linux_replays_exactly() {
     let object = nested_host(&["soak", "--runs", "1", "--seed", "1", "--workload", "tsc"]);
     assert_eq!((&object["runs"], &object["wrong"]), (&1.into(), &0.into()), "{object}");
 }
+
+/// Redis and nginx work on, on the same connections, when their host loses its power. What that means is checked where the
+/// figures come from (`tests::failover`); here, that they are about something.
+#[test]
+fn nested_linux_outlives_its_host() {
+    let object = nested_host(&["failover", "--kills", "1", "--seed", "1"]);
+    assert_eq!((&object["kills"], &object["wrong"]), (&1.into(), &0.into()), "{object}");
+    let [acked, read_back, on_disk, lost] =
+        ["acked_writes", "read_back", "on_disk", "lost_writes"].map(|name| object[name].as_u64());
+    assert!(acked >= Some(200) && lost == Some(0), "{object}");
+    assert!(read_back == acked && on_disk == acked, "{object}");
+}

@@ -1,8 +1,10 @@
-//! One of two nested hosts, with `ftvm run` in it: what it is told, what it reports.
+//! One of the nested hosts, with `ftvm run` in it: what it is told, what it reports.
 
-use std::path::{Path, PathBuf};
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use vmm::demo::hub::{Hub, HubPort};
 use vmm::roles::event::{Event, Protection, Stamped};
 
 use crate::nested::{Capture, Host, Nic, Run, Running, Share, Streams};
@@ -16,13 +18,17 @@ const SAID: usize = 1 << 18;
 const LAST_LINES: usize = 30;
 /// The last line among the reports: the host's command has ended.
 const OVER: &str = "over";
+/// Port of `ftvm` on every host.
+const FTVM_PORT: u16 = 7000;
 
-/// What both hosts have in common.
+/// What all hosts have in common.
 #[derive(Debug, Clone)]
 pub struct Common {
+    /// For the sockets of their cards.
+    pub folder: PathBuf,
     pub kernel: PathBuf,
     pub initrd: PathBuf,
-    /// The guest's disk, which both hosts have as `/dev/vda`.
+    /// The guest's disk, which all hosts have as `/dev/vda`.
     pub disk: PathBuf,
     /// The folder of the test-and-set.
     pub shared: PathBuf,
@@ -35,59 +41,50 @@ pub struct Common {
     pub limit: Duration,
 }
 
-/// Which of the two.
+/// How a backup came to be one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
-    Primary,
-    Backup,
+pub struct Join {
+    /// From the handshake to the backup's holding everything.
+    pub took: Duration,
+    /// Of the state that travelled.
+    pub bytes: u64,
 }
 
-impl Side {
-    /// As the hosts and files are called.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Side::Primary => "primary",
-            Side::Backup => "backup",
-        }
-    }
-
-    fn address(self) -> &'static str {
-        match self {
-            Side::Primary => "192.168.7.11",
-            Side::Backup => "192.168.7.12",
-        }
-    }
-}
-
-/// A running host.
+/// A running host. Host `number` has the address 192.168.7.(10 + number).
 #[derive(Debug)]
 pub struct FtHost {
-    side: Side,
+    number: u8,
     running: Option<Running>,
     reports: Capture,
     said: Capture,
 }
 
 impl FtHost {
-    /// Boots a host whose network card is plugged into the hub port of these sockets, and starts `ftvm run` in it.
+    /// Boots a host at a port of its own of the hub, and starts `ftvm run` in it: with the guest, or as the backup of host
+    /// `of`, which may go live a while later.
     ///
     /// # Errors
     /// If it does not start.
-    pub fn start(host: &Host, side: Side, common: &Common, hub: &Path, local: &Path) -> Result<Self, String> {
+    pub fn start(host: &Host, hub: &Hub, number: u8, of: Option<u8>, common: &Common) -> Result<Self, String> {
+        let failed = |what: &dyn std::fmt::Display| format!("host {number}: {what}");
+        let port = HubPort {
+            hub: common.folder.join(format!("hub-{number}")),
+            peer: common.folder.join(format!("host-{number}")),
+        };
+        hub.add(&port).map_err(|e| failed(&e))?;
         let (reports, said) = (Capture::new(REPORTS), Capture::new(SAID));
         // Not busybox's shell: it would take its own `ip`, which knows no bridges.
-        let mut run = Run::new(["bash", "-c", &script(side, common)]);
+        let mut run = Run::new(["bash", "-c", &script(number, of, common)]);
         run.programs = ["bash", "ip"].map(str::to_owned).to_vec();
-        run.files = vec![
-            (crate::ftvm()?, "/run/bin/ftvm".into()),
-            (common.kernel.clone(), "/run/vmlinuz".into()),
-            (common.initrd.clone(), "/run/initrd".into()),
-        ];
+        run.files = vec![(crate::ftvm()?, "/run/bin/ftvm".into())];
+        if of.is_none() {
+            run.files.push((common.kernel.clone(), "/run/vmlinuz".into()));
+            run.files.push((common.initrd.clone(), "/run/initrd".into()));
+        }
         run.nics = vec![Nic {
-            mac: [0x52, 0x54, 0, 7, 1, side as u8],
-            local: local.to_owned(),
-            remote: hub.to_owned(),
+            mac: [0x52, 0x54, 0, 7, 1, number],
+            local: port.peer,
+            remote: port.hub,
         }];
         run.disks = vec![common.disk.clone()];
         run.shares = vec![Share {
@@ -99,13 +96,19 @@ impl FtHost {
             stdout: Box::new(reports.clone()),
             stderr: Box::new(said.clone()),
         };
-        let running = host.start(&run, streams).map_err(|e| format!("{}: {e}", side.name()))?;
+        let running = host.start(&run, streams).map_err(|e| failed(&e))?;
         Ok(FtHost {
-            side,
+            number,
             running: Some(running),
             reports,
             said,
         })
+    }
+
+    /// Which one.
+    #[must_use]
+    pub fn number(&self) -> u8 {
+        self.number
     }
 
     /// Pulls the plug: the emulator is killed, with all that it had not yet written.
@@ -119,7 +122,7 @@ impl FtHost {
     /// If the host does not end in time, or was killed before.
     pub fn wait(&mut self) -> Result<u8, String> {
         let running = self.running.take().ok_or("the host has been killed")?;
-        let ended = running.wait().map_err(|e| format!("{}: {e}", self.side.name()))?;
+        let ended = running.wait().map_err(|e| format!("host {}: {e}", self.number))?;
         Ok(ended.code)
     }
 
@@ -132,50 +135,41 @@ impl FtHost {
             .collect()
     }
 
-    /// Waits for an event.
+    /// Waits until `found` finds something in what has been reported.
     ///
     /// # Errors
-    /// If it does not come in time; says what the host said last.
-    pub fn wait_event(&self, what: &str, limit: Duration, wanted: impl Fn(&Event) -> bool) -> Result<Stamped, String> {
+    /// If it does not within `limit`, or the host's command ends; says what the host said last.
+    pub fn wait_for<T>(
+        &self,
+        what: &str,
+        limit: Duration,
+        found: impl Fn(&[Stamped]) -> Option<T>,
+    ) -> Result<T, String> {
         let begun = Instant::now();
         loop {
-            let found = self.events().into_iter().find(|event| wanted(&event.event));
-            if let Some(event) = found {
-                return Ok(event);
+            // In this order: what was reported before the end counts.
+            let over = self.reports.text().lines().last() == Some(OVER);
+            if let Some(found) = found(&self.events()) {
+                return Ok(found);
             }
-            if begun.elapsed() > limit {
-                return Err(format!(
-                    "no {what} on the {} within {limit:?}{}",
-                    self.side.name(),
-                    self.last_words()
-                ));
-            }
-            std::thread::sleep(LOOK);
-        }
-    }
-
-    /// Waits until it is protected, or protects.
-    ///
-    /// # Errors
-    /// As [`FtHost::wait_event`].
-    pub fn wait_protected(&self, limit: Duration) -> Result<Stamped, String> {
-        self.wait_event("protection", limit, |event| {
-            matches!(
-                event,
-                Event::State {
-                    protection: Protection::Protected,
-                    ..
+            let why = match over {
+                true => "its command has ended".to_owned(),
+                false if begun.elapsed() > limit => format!("within {limit:?}"),
+                false => {
+                    std::thread::sleep(LOOK);
+                    continue;
                 }
-            )
-        })
+            };
+            return Err(format!("no {what} on host {}: {why}{}", self.number, self.last_words()));
+        }
     }
 
     /// What it said last.
     #[must_use]
     pub fn last_words(&self) -> String {
         format!(
-            "\n  the {} said last:\n{}",
-            self.side.name(),
+            "\n  host {} said last:\n{}",
+            self.number,
             self.said.last_lines(LAST_LINES)
         )
     }
@@ -187,9 +181,65 @@ impl FtHost {
     }
 }
 
+/// Whether the guest lives here: when it did not start here, the number of outputs and disk requests that were repeated.
+#[must_use]
+pub fn went_live(events: &[Stamped]) -> Option<(u64, u64)> {
+    events.iter().find_map(|event| match event.event {
+        Event::WentLive {
+            reissued, reemitted, ..
+        } => Some((reissued, reemitted)),
+        _ => None,
+    })
+}
+
+/// The host on which the guest lives has a backup, now; and how it got that.
+#[must_use]
+pub fn protected(events: &[Stamped]) -> Option<Join> {
+    let mut starting = None;
+    let mut bytes = 0;
+    let mut join = None;
+    for Stamped { at_ns, event } in events {
+        match event {
+            Event::State { protection, .. } => match protection {
+                Protection::Starting => starting = Some(*at_ns),
+                Protection::Protected => {
+                    join = starting.map(|from| Join {
+                        took: Duration::from_nanos(at_ns.saturating_sub(from)),
+                        bytes,
+                    });
+                }
+                Protection::NotProtected | Protection::Deciding => (starting, join) = (None, None),
+            },
+            Event::StateRecord { bytes: record } => bytes = *record,
+            // What came before was the backup's view.
+            Event::WentLive { .. } | Event::Suspected { .. } | Event::Ending { .. } => (starting, join) = (None, None),
+            _ => {}
+        }
+    }
+    join
+}
+
+/// Of the last moments of a failover, in milliseconds: the time from the suspicion to going live.
+#[must_use]
+pub fn takeover_ms(events: &[Stamped]) -> Option<u64> {
+    let at = |wanted: fn(&Event) -> bool| {
+        events
+            .iter()
+            .find(|event| wanted(&event.event))
+            .map(|event| event.at_ns)
+    };
+    let suspected = at(|event| matches!(event, Event::Suspected { .. }))?;
+    let live = at(|event| matches!(event, Event::WentLive { .. }))?;
+    Some(live.saturating_sub(suspected) / 1_000_000)
+}
+
+fn address(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(192, 168, 7, 10 + number)
+}
+
 /// The host's command: network, shared folder, `ftvm run` with its reports on standard output and the guest's console on
 /// standard error. A file `stop` in the shared folder has the guest say its time and switch itself off.
-fn script(side: Side, common: &Common) -> String {
+fn script(number: u8, of: Option<u8>, common: &Common) -> String {
     let Common {
         cmdline,
         memory_mib,
@@ -197,15 +247,15 @@ fn script(side: Side, common: &Common) -> String {
         lease,
         ..
     } = common;
-    let (own, peer) = (side.address(), Side::Primary.address());
-    let role = match side {
-        Side::Primary => format!(
+    let own = address(number);
+    let role = match of {
+        None => format!(
             "--primary --kernel /run/vmlinuz --initrd /run/initrd --memory {memory_mib}M --rng --detection {} --lease {} \
              --cmdline '{cmdline}'",
             detection.as_millis(),
             lease.as_millis()
         ),
-        Side::Backup => format!("--backup --peer {peer}:7000 --rng"),
+        Some(of) => format!("--backup --peer {}:{FTVM_PORT} --rng", address(of)),
     };
     let mac = super::GUEST_MAC;
     format!(
@@ -216,10 +266,106 @@ mount -t virtiofs shared /shared || exit 1
 ip link add br0 type bridge && ip link set br0 up && ip link set eth0 up master br0 || exit 1
 ip tuntap add tap0 mode tap && ip link set tap0 up master br0 && ip addr add {own}/24 dev br0 || exit 1
 mkfifo /run/keys && exec 4<>/run/keys || exit 1
-ftvm run {role} --listen {own}:7000 --shared /shared --disk path=/dev/vda --net tap=tap0,mac={mac} \
+ftvm run {role} --listen {own}:{FTVM_PORT} --shared /shared --disk path=/dev/vda --net tap=tap0,mac={mac} \
          --console stdio --events /proc/self/fd/3 <&4 >&2 &
 (until [ -e /shared/stop ]; do sleep 1; done; echo 'echo time $(date +%s); poweroff' >&4) &
 wait %1
 "
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64, event: Event) -> Stamped {
+        Stamped {
+            at_ns: seconds * 1_000_000_000,
+            event,
+        }
+    }
+
+    fn state(protection: Protection) -> Event {
+        Event::State {
+            protection,
+            why: String::new(),
+        }
+    }
+
+    /// A backup that goes live and gets a backup itself.
+    fn survivor() -> Vec<Stamped> {
+        let suspected = Event::Suspected { reason: String::new() };
+        let live = Event::WentLive {
+            generation: 2,
+            reissued: 3,
+            reemitted: 4,
+        };
+        vec![
+            at(0, Event::Following { generation: 1 }),
+            at(1, Event::StateRecord { bytes: 5 }),
+            at(2, state(Protection::Protected)),
+            at(10, suspected),
+            at(14, live),
+            at(20, state(Protection::Starting)),
+            at(21, Event::StateRecord { bytes: 7 }),
+            at(23, state(Protection::Protected)),
+        ]
+    }
+
+    #[test]
+    fn a_join_is_read_from_the_events_of_the_life_it_belongs_to() {
+        let events = survivor();
+        let join = Join {
+            took: Duration::from_secs(3),
+            bytes: 7,
+        };
+        assert_eq!(protected(&events), Some(join));
+        assert_eq!(
+            protected(&events[..7]),
+            None,
+            "its own time as a backup is another matter"
+        );
+        assert_eq!((went_live(&events[..4]), went_live(&events)), (None, Some((3, 4))));
+        assert_eq!((takeover_ms(&events[..4]), takeover_ms(&events)), (None, Some(4000)));
+    }
+
+    #[test]
+    fn a_pair_that_comes_apart_is_not_protected() {
+        for event in [
+            state(Protection::NotProtected),
+            state(Protection::Deciding),
+            Event::Suspected { reason: String::new() },
+        ] {
+            let mut events = survivor();
+            events.push(at(30, event));
+            assert_eq!(protected(&events), None);
+            events.push(at(40, state(Protection::Starting)));
+            events.push(at(42, state(Protection::Protected)));
+            assert_eq!(protected(&events).map(|join| join.took), Some(Duration::from_secs(2)));
+        }
+    }
+
+    #[test]
+    fn every_host_has_an_address_of_its_own_and_is_told_of_the_survivor() {
+        let common = Common {
+            folder: PathBuf::new(),
+            kernel: PathBuf::new(),
+            initrd: PathBuf::new(),
+            disk: PathBuf::new(),
+            shared: PathBuf::new(),
+            cmdline: "quiet".to_owned(),
+            memory_mib: 160,
+            detection: Duration::from_secs(6),
+            lease: Duration::from_secs(4),
+            limit: Duration::from_secs(1),
+        };
+        let first = script(1, None, &common);
+        assert!(
+            first.contains("--primary") && first.contains("--listen 192.168.7.11:7000"),
+            "{first}"
+        );
+        let third = script(3, Some(2), &common);
+        assert!(third.contains("--backup --peer 192.168.7.12:7000"), "{third}");
+        assert!(third.contains("--listen 192.168.7.13:7000"), "{third}");
+    }
 }

@@ -1,17 +1,20 @@
-//! An HTTP client that must not notice the failover: one kept-alive connection, the same page again and again.
+//! An HTTP client that must not notice the failovers: one kept-alive connection, the same page again and again.
+//!
+//! nginx says the guest's time with every page (RFC 9110, 6.6.1: whole seconds). It was read between the request and the
+//! answer, so it must lie between the two, however long a failover in between has taken; and it never goes back.
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use smoltcp::socket::tcp::State;
 use vmm::backends::net::Dgram;
 use vmm::demo::client::stack::Stack;
 
-/// Between two requests: nginx closes a connection after 1000, which is 200 s of this.
+/// Between two requests. The guest's `nginx.conf` lets a connection have as many as it likes.
 const EVERY: Duration = Duration::from_millis(200);
 /// How often the thread looks around.
 const LOOK: Duration = Duration::from_millis(10);
@@ -19,6 +22,8 @@ const LOOK: Duration = Duration::from_millis(10);
 const SILENCE: Duration = Duration::from_secs(120);
 /// The largest answer expected: nginx's headers and a small page.
 const MAX_ANSWER: usize = 1 << 16;
+/// The guest says whole seconds, rounded down.
+const SECOND: Duration = Duration::from_secs(1);
 
 /// Where the client is, and whom it talks to.
 #[derive(Debug, Clone)]
@@ -32,12 +37,15 @@ pub struct HttpConfig {
 }
 
 /// What it saw.
-#[derive(Debug, Clone)]
-pub struct HttpReport {
+#[derive(Debug, Clone, Default)]
+pub struct Seen {
     /// Pages that came whole and were the same as the first.
     pub pages: u64,
-    /// The longest wait for one.
+    /// The longest wait for one, since this was last asked for.
     pub longest: Duration,
+    /// The most by which the guest's clock was too fast or too slow, since this was last asked for; at least, as it says
+    /// whole seconds only.
+    pub clock_off: Duration,
     /// Why the connection did not live to the end, if it did not.
     pub broken: Option<String>,
 }
@@ -45,9 +53,20 @@ pub struct HttpReport {
 /// A running client.
 #[derive(Debug)]
 pub struct Http {
-    finish: Arc<AtomicBool>,
-    pages: Arc<AtomicU64>,
-    thread: JoinHandle<HttpReport>,
+    shared: Arc<Shared>,
+    thread: JoinHandle<()>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    finish: AtomicBool,
+    seen: Mutex<Seen>,
+}
+
+impl Shared {
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Http {
@@ -57,67 +76,110 @@ impl Http {
     /// If its socket or thread cannot be made.
     pub fn start(config: HttpConfig) -> Result<Self, String> {
         let dgram = Dgram::open(&config.local, &config.hub).map_err(|e| e.to_string())?;
-        let (finish, pages) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
-        let (told, counter) = (Arc::clone(&finish), Arc::clone(&pages));
+        let shared = Arc::<Shared>::default();
+        let told = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("http".to_owned()).spawn(move || {
             let mut client = Client {
                 stack: Stack::new(dgram, config.mac, config.ip, config.prefix, 1),
-                finish: told,
-                pages: counter,
+                shared: told,
                 first: None,
-                longest: Duration::ZERO,
+                clock: GuestClock::default(),
             };
             let broken = client.run(config.server).err();
-            HttpReport {
-                pages: client.pages.load(Ordering::Relaxed),
-                longest: client.longest,
-                broken,
-            }
+            client.shared.seen().broken = broken;
         });
         Ok(Http {
-            finish,
-            pages,
+            shared,
             thread: thread.map_err(|e| e.to_string())?,
         })
     }
 
-    /// Pages so far.
-    #[must_use]
-    pub fn pages(&self) -> u64 {
-        self.pages.load(Ordering::Relaxed)
+    /// What it has seen so far; with `forget`, its longest wait and the clock's largest error are counted anew from here.
+    ///
+    /// # Errors
+    /// Why the connection broke.
+    pub fn seen(&self, forget: Forget) -> Result<Seen, String> {
+        let mut seen = self.shared.seen();
+        if let Some(broken) = &seen.broken {
+            return Err(format!("the HTTP connection: {broken}"));
+        }
+        let so_far = seen.clone();
+        if forget == Forget::Worst {
+            (seen.longest, seen.clock_off) = (Duration::ZERO, Duration::ZERO);
+        }
+        Ok(so_far)
     }
 
     /// Lets it get one more page, and end.
     ///
     /// # Errors
     /// If its thread panicked.
-    pub fn finish(self) -> Result<HttpReport, String> {
-        self.finish.store(true, Ordering::Relaxed);
-        self.thread.join().map_err(|_| "the HTTP client panicked".to_owned())
+    pub fn finish(self) -> Result<Seen, String> {
+        self.shared.finish.store(true, Ordering::Relaxed);
+        self.thread.join().map_err(|_| "the HTTP client panicked".to_owned())?;
+        Ok(self.shared.seen().clone())
     }
+}
+
+/// Whether looking begins a new count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forget {
+    Nothing,
+    Worst,
+}
+
+/// What the guest's clock has said.
+#[derive(Debug, Default)]
+struct GuestClock {
+    last: Option<SystemTime>,
+}
+
+impl GuestClock {
+    /// By how much it was off at least when it said `date` to somebody who had asked at `asked` and heard it at `heard`.
+    fn said(&mut self, date: SystemTime, asked: SystemTime, heard: SystemTime) -> Result<Duration, String> {
+        if let Some(last) = self.last
+            && date < last
+        {
+            return Err(format!("the guest's clock went back from {last:?} to {date:?}"));
+        }
+        self.last = Some(date);
+        let slow = asked.duration_since(date + SECOND).unwrap_or_default();
+        let fast = date.duration_since(heard).unwrap_or_default();
+        Ok(slow.max(fast))
+    }
+}
+
+/// An answer.
+#[derive(Debug, PartialEq, Eq)]
+struct Page {
+    date: SystemTime,
+    body: Vec<u8>,
 }
 
 struct Client {
     stack: Stack,
-    finish: Arc<AtomicBool>,
-    pages: Arc<AtomicU64>,
+    shared: Arc<Shared>,
     first: Option<Vec<u8>>,
-    longest: Duration,
+    clock: GuestClock,
 }
 
 impl Client {
     fn run(&mut self, server: (Ipv4Addr, u16)) -> Result<(), String> {
         self.connect(server)?;
         loop {
-            let last = self.finish.load(Ordering::Relaxed);
-            let asked = Instant::now();
+            let last = self.shared.finish.load(Ordering::Relaxed);
+            let (asked, asked_at) = (Instant::now(), SystemTime::now());
             let page = self.get(server.0)?;
-            self.longest = self.longest.max(asked.elapsed());
-            let first = self.first.get_or_insert_with(|| page.clone());
-            if *first != page {
+            let off = self.clock.said(page.date, asked_at, SystemTime::now())?;
+            let first = self.first.get_or_insert_with(|| page.body.clone());
+            if *first != page.body {
                 return Err("a page differs from the first one".to_owned());
             }
-            self.pages.fetch_add(1, Ordering::Relaxed);
+            let mut seen = self.shared.seen();
+            seen.pages += 1;
+            seen.longest = seen.longest.max(asked.elapsed());
+            seen.clock_off = seen.clock_off.max(off);
+            drop(seen);
             if last {
                 self.stack.socket().close();
                 self.stack.turn();
@@ -147,8 +209,8 @@ impl Client {
         Ok(())
     }
 
-    /// The body of the page `/`.
-    fn get(&mut self, host: Ipv4Addr) -> Result<Vec<u8>, String> {
+    /// The page `/`.
+    fn get(&mut self, host: Ipv4Addr) -> Result<Page, String> {
         let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
         let sent = self
             .stack
@@ -165,8 +227,8 @@ impl Client {
             let mut buffer = [0; 4096];
             let len = self.stack.socket().recv_slice(&mut buffer);
             answer.extend_from_slice(&buffer[..len.map_err(|_| "the connection was lost".to_owned())?]);
-            if let Some(body) = body(&answer)? {
-                return Ok(body);
+            if let Some(page) = page(&answer)? {
+                return Ok(page);
             }
             if begun.elapsed() > SILENCE || answer.len() > MAX_ANSWER {
                 return Err(format!("no page within {SILENCE:?}, {} bytes came", answer.len()));
@@ -176,8 +238,8 @@ impl Client {
     }
 }
 
-/// The body of an answer with status 200, once it is complete.
-fn body(answer: &[u8]) -> Result<Option<Vec<u8>>, String> {
+/// An answer with status 200, once it is complete.
+fn page(answer: &[u8]) -> Result<Option<Page>, String> {
     let Some(end) = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n") else {
         return Ok(None);
     };
@@ -185,26 +247,71 @@ fn body(answer: &[u8]) -> Result<Option<Vec<u8>>, String> {
     if !head.starts_with("HTTP/1.1 200 ") {
         return Err(format!("the server said {:?}", head.lines().next().unwrap_or_default()));
     }
-    let length = head.lines().find_map(|line| {
-        let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("content-length")
-            .then(|| value.trim().parse().ok())?
-    });
+    let field = |wanted: &str| {
+        head.lines().find_map(|line| {
+            let (name, value) = line.split_once(':')?;
+            name.eq_ignore_ascii_case(wanted).then(|| value.trim())
+        })
+    };
+    let length = field("content-length").and_then(|value| value.parse().ok());
     let length: usize = length.ok_or_else(|| "an answer without a length".to_owned())?;
-    Ok(answer.get(end + 4..end + 4 + length).map(<[u8]>::to_vec))
+    let date = field("date").and_then(|value| httpdate::parse_http_date(value).ok());
+    let date = date.ok_or_else(|| "an answer without a date".to_owned())?;
+    let body = answer.get(end + 4..end + 4 + length);
+    Ok(body.map(|body| Page {
+        date,
+        body: body.to_vec(),
+    }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
     #[test]
     fn a_page_is_taken_when_it_is_whole() {
-        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc";
-        assert_eq!(body(answer), Ok(Some(b"abc".to_vec())));
-        assert_eq!(body(&answer[..answer.len() - 1]), Ok(None));
-        assert_eq!(body(&answer[..20]), Ok(None));
-        assert!(body(b"HTTP/1.1 404 Not Found\r\n\r\n").unwrap_err().contains("404"));
-        assert!(body(b"HTTP/1.1 200 OK\r\n\r\n").is_err());
+        let answer = b"HTTP/1.1 200 OK\r\nDate: Thu, 01 Jan 1970 00:01:00 GMT\r\ncontent-length: 3\r\n\r\nabc";
+        let whole = Page {
+            date: at(60),
+            body: b"abc".to_vec(),
+        };
+        assert_eq!(page(answer), Ok(Some(whole)));
+        assert_eq!(page(&answer[..answer.len() - 1]), Ok(None));
+        assert_eq!(page(&answer[..20]), Ok(None));
+        assert!(page(b"HTTP/1.1 404 Not Found\r\n\r\n").unwrap_err().contains("404"));
+        for without in [
+            "Content-Length: 3",
+            "Date: Thu, 01 Jan 1970 00:01:00 GMT",
+            "Date: now\r\nContent-Length: 3",
+        ] {
+            assert!(page(format!("HTTP/1.1 200 OK\r\n{without}\r\n\r\n").as_bytes()).is_err());
+        }
+    }
+
+    #[test]
+    fn the_guests_time_lies_between_question_and_answer() {
+        let said = |date, asked, heard| GuestClock::default().said(at(date), asked, heard);
+        let half = Duration::from_millis(500);
+        assert_eq!(said(100, at(100) + half, at(101)), Ok(Duration::ZERO), "rounded down");
+        assert_eq!(
+            said(100, at(90), at(100)),
+            Ok(Duration::ZERO),
+            "after a failover of ten seconds"
+        );
+        assert_eq!(said(100, at(102) + half, at(120)), Ok(SECOND + half), "too slow");
+        assert_eq!(said(100, at(90), at(98) + half), Ok(SECOND + half), "too fast");
+    }
+
+    #[test]
+    fn the_guests_time_never_goes_back() {
+        let mut clock = GuestClock::default();
+        for date in [100, 100, 101] {
+            assert_eq!(clock.said(at(date), at(date), at(date)), Ok(Duration::ZERO));
+        }
+        assert!(clock.said(at(100), at(100), at(101)).unwrap_err().contains("went back"));
     }
 }

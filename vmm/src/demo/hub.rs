@@ -20,8 +20,8 @@ use super::switch::{Route, Switch};
 use crate::backends::net::rarp::RARP_ETHERTYPE;
 use crate::backends::net::{Dgram, MAX_FRAME, MIN_FRAME, NetError};
 
-/// Ports of one hub: a demo has three, a test a few more.
-pub const MAX_PORTS: usize = 16;
+/// Ports of one hub: a demo has three, a test one for each host that ever lived in it.
+pub const MAX_PORTS: usize = 64;
 
 /// Frames taken from one port before the others have their turn.
 const BATCH: usize = 64;

@@ -92,7 +92,7 @@ impl<C: Cpu> Following<C> {
             entropy: machine.chipset().entropy_wanted(),
             outputs_made: machine.outputs(),
         };
-        let clock = LiveClock::starting(machine.now(), self.last_clock);
+        let clock = LiveClock::resuming(machine.now(), self.last_clock);
         (machine, horizon, clock)
     }
 

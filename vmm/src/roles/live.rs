@@ -387,6 +387,9 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
         self.flush()?;
         if self.stopping.is_none() && !self.input_due(now()) {
             let deadline = self.machine.chipset().next_deadline();
+            if deadline.is_none() {
+                self.clock.sleeps_without_timer();
+            }
             return Ok(Next::Wait(deadline.map(|at| self.clock.host_time(at))));
         }
         Ok(self.after_exit(now)?.into())

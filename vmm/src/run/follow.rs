@@ -35,8 +35,8 @@ pub enum ToFollower {
     Pages { numbers: Vec<u64>, content: Vec<u8> },
     /// The state to start from.
     Load(Vec<u8>),
-    /// Log entries.
-    Entries(Vec<LogEntry>),
+    /// Log entries, and when they arrived: from the latest clock among them on, time is this host's.
+    Entries(Vec<LogEntry>, Instant),
     /// Say when everything before this is executed.
     Drain,
     /// Live, with this to live on.
@@ -119,8 +119,8 @@ fn follow<C: Cpu>(
         let report = match order {
             ToFollower::Pages { numbers, content } => FromFollower::Progress(following.pages(numbers, content)),
             ToFollower::Load(record) => FromFollower::Progress(following.load(&record)),
-            ToFollower::Entries(entries) => {
-                FromFollower::Progress(following.execute(entries, Instant::now(), &mut disks))
+            ToFollower::Entries(entries, arrived) => {
+                FromFollower::Progress(following.execute(entries, arrived, &mut disks))
             }
             ToFollower::Drain => FromFollower::Drained,
             ToFollower::GoLive(mut life) => {
@@ -184,7 +184,7 @@ impl Follow {
                     Action::LoadPages { numbers, content } => {
                         order(follower, ToFollower::Pages { numbers, content });
                     }
-                    Action::Deliver(entries) => order(follower, ToFollower::Entries(entries)),
+                    Action::Deliver(entries) => order(follower, ToFollower::Entries(entries, Instant::now())),
                     Action::Drain => order(follower, ToFollower::Drain),
                     Action::Claim(of) => claim(&self.arbiter, of, self.owner, self.me, link.clone()),
                     Action::Report(event) => self.reporter.report(event),

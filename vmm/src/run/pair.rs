@@ -96,6 +96,8 @@ async fn primary(args: &RunArgs) -> Result<u8, Failure> {
     let sizes = outside.open_disks().map_err(Failure::new)?;
     let capabilities = guest::capabilities()?;
     let config = guest::configure(&args.guest, &args.host, &kernel, &sizes, capabilities.best_delivery())?;
+    // The guest's RTC shows the time of its configuration and what has gone by since: loading it takes a while.
+    let clock = new_clock();
     let machine = guest::boot(&config, &kernel, &capabilities)?;
     let generation = Generation(arbiter.start(me.0).map_err(Failure::new)?);
     reporter.report(Event::Leading {
@@ -120,7 +122,7 @@ async fn primary(args: &RunArgs) -> Result<u8, Failure> {
         sink,
         queue,
         events: events.clone(),
-        clock: new_clock(),
+        clock,
         patience: terms.patience,
     };
     let pages = PageSource::new(machine.memory().clone());

@@ -86,6 +86,8 @@ pub fn run(args: &RecordArgs) -> Result<u8, Failure> {
         Outside::open(&args.host, Life::First, Inbound::Forward, Duration::ZERO, &sender).map_err(Failure::new)?;
     let sizes = outside.open_disks().map_err(Failure::new)?;
     let config = guest::configure(&args.guest, &args.host, &kernel, &sizes, capabilities.best_delivery())?;
+    // The guest's RTC shows the time of its configuration and what has gone by since: loading it takes a while.
+    let clock = LiveClock::starting(0, Instant::now());
     let machine = guest::boot(&config, &kernel, &capabilities)?;
     let log = create_log(args, &config)?;
     outside.listen().map_err(Failure::new)?;
@@ -96,7 +98,6 @@ pub fn run(args: &RecordArgs) -> Result<u8, Failure> {
         checks: args.verify == VerifyArg::Exit,
         max_exits: args.exits,
     };
-    let clock = LiveClock::starting(0, Instant::now());
     let live = Live::new(machine, FileSink { log, outside }, queue, clock, live, Instant::now());
     let (machine, sink, reason, totals) = live.run(sender).map_err(Failure::new)?;
     let FileSink { log, outside } = sink;

@@ -37,6 +37,24 @@ impl AckHistory {
         self.counts[index] = self.counts[index].saturating_add(1);
     }
 
+    /// The longest time between two acknowledgements of which the later came at or after `from_ns`, in nanoseconds, to the
+    /// millisecond and as far back as is kept; 0 if there are no two.
+    #[must_use]
+    pub fn longest_gap_ns(&self, from_ns: u64) -> u64 {
+        let mut last = None;
+        let mut longest = 0;
+        for (bucket, count) in (self.first..).zip(&self.counts) {
+            if *count == 0 {
+                continue;
+            }
+            if bucket * BUCKET_NS >= from_ns / BUCKET_NS * BUCKET_NS {
+                longest = longest.max(bucket - last.unwrap_or(bucket));
+            }
+            last = Some(bucket);
+        }
+        longest * BUCKET_NS
+    }
+
     /// Acknowledgements in `columns` equal parts of the time from `from_ns` to `to_ns`, in nanoseconds since the
     /// client's start, to the millisecond. Empty if there is no such time.
     #[must_use]
@@ -75,6 +93,19 @@ mod tests {
         assert_eq!(history.columns(0, 50 * MS, 2), [0, 0]);
         assert_eq!(history.columns(120 * MS, 120 * MS, 2), [0; 0]);
         assert_eq!(history.columns(200 * MS, 100 * MS, 2), [0; 0]);
+    }
+
+    #[test]
+    fn the_longest_gap_ends_at_or_after_a_time() {
+        let mut history = AckHistory::default();
+        assert_eq!(history.longest_gap_ns(0), 0);
+        for at in [100, 900, 910, 1200, 1210] {
+            history.add(at * MS + 5);
+        }
+        assert_eq!(history.longest_gap_ns(0), 800 * MS);
+        assert_eq!(history.longest_gap_ns(900 * MS + 7), 800 * MS);
+        assert_eq!(history.longest_gap_ns(901 * MS), 290 * MS);
+        assert_eq!(history.longest_gap_ns(1300 * MS), 0);
     }
 
     #[test]

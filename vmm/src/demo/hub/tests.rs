@@ -201,7 +201,7 @@ fn ports_are_bounded_and_their_errors_named() {
         peer: folder.path().join("x"),
     };
     assert!(matches!(hub.add(&same), Err(HubError::Port { port: 0, .. })));
-    let stations: Vec<Station> = (0..16).map(|name| plug(&hub, folder.path(), name)).collect();
+    let stations: Vec<Station> = (0..64).map(|name| plug(&hub, folder.path(), name)).collect();
     assert_eq!(stations.len(), MAX_PORTS);
     let more = HubPort {
         hub: folder.path().join("more"),
