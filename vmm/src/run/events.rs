@@ -70,7 +70,16 @@ fn in_words(event: &Event) -> String {
         Event::Following { generation } => format!("following generation {generation}"),
         Event::State { protection, why } => format!("{protection:?}: {why}"),
         Event::StateRecord { bytes } => format!("state record of {:.1} MiB", ms(*bytes) * 1e6 / f64::from(1 << 20)),
-        Event::Traffic { log_bytes, exits } => format!("{log_bytes} bytes of log so far, up to exit {exits}"),
+        Event::Traffic {
+            log_bytes,
+            exits,
+            checkpoints,
+            lag_ns,
+            ..
+        } => format!(
+            "{log_bytes} bytes of log so far, up to exit {exits}, {checkpoints} micro-checkpoints; lag {:.1} ms",
+            ms(*lag_ns)
+        ),
         Event::Suspected { reason } => format!("the other side is taken for dead: {reason}"),
         Event::ClaimAsked { generation } => format!("asking for generation {generation}"),
         Event::ClaimWon { generation, took_ns } => format!("won generation {generation} in {:.1} ms", ms(*took_ns)),

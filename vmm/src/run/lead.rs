@@ -231,11 +231,16 @@ impl Leading {
     }
 
     fn report_traffic(&mut self) {
-        if let Some(connection) = &self.connection {
-            let log_bytes = connection.logged();
+        if let Some(connection) = &self.connection
+            && let Some(cost) = self.lead.core.cost(boottime_ns())
+        {
             self.lead.reporter.report(Event::Traffic {
-                log_bytes,
+                log_bytes: connection.logged(),
                 exits: self.logged_to.0,
+                frames: cost.frames,
+                checkpoints: cost.checkpoints,
+                checkpoint_bytes: cost.checkpoint_bytes,
+                lag_ns: cost.lag_ns,
             });
         }
     }
