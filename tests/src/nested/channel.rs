@@ -9,6 +9,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -21,7 +22,7 @@ const MAX_CONTROL_LINE: u64 = 1024;
 const MAX_OUT: u64 = 1 << 30;
 /// Bytes that are read at once.
 const CHUNK: usize = 1 << 16;
-/// Reports that wait to be read. A thread that finds no room waits, and so, in the end, does the nested host.
+/// Reports that wait to be read. A thread that finds no room for a line or a failure waits; bytes are handed on all the same.
 pub(super) const MAX_EVENTS: usize = 256;
 
 /// One channel. The discriminant is the number of the port of the virtio console; the kernel's console is the UART.
@@ -54,12 +55,34 @@ impl Channel {
 pub(super) enum Event {
     /// A line came on the control channel.
     Control(String),
-    /// So many more bytes of a channel have been handed on.
-    Received(Channel, u64),
+    /// Bytes have been handed on: [`Counts`] says how many. Left out when there is no room for it.
+    Received,
     /// What a channel brought cannot be handed on; the rest of it is discarded.
     Failed(Channel, String),
     /// QEMU has ended.
     Hangup,
+}
+
+/// Bytes handed on so far. Counted before [`Event::Received`] is said, so that whoever reads an event and then looks here
+/// misses none, those included for which there was no room: a host may run for long before anybody reads.
+#[derive(Debug, Default)]
+pub(super) struct Counts([AtomicU64; Channel::ALL.len()]);
+
+impl Counts {
+    pub(super) fn of(&self, channel: Channel) -> u64 {
+        self.0[channel as usize].load(Ordering::Acquire)
+    }
+
+    pub(super) fn add(&self, channel: Channel, count: u64) {
+        self.0[channel as usize].fetch_add(count, Ordering::AcqRel);
+    }
+}
+
+/// What the thread of a channel tells.
+#[derive(Debug, Clone)]
+pub(super) struct Reports {
+    pub(super) events: SyncSender<Event>,
+    pub(super) counts: Arc<Counts>,
 }
 
 /// Where the bytes of a channel go.
@@ -74,7 +97,7 @@ pub(super) enum Sink {
 
 /// Listens on the channel's socket in `dir`, and starts the thread that serves it. The thread ends when QEMU does; one
 /// that QEMU never connected to ends after [`release`].
-pub(super) fn serve(dir: &Path, channel: Channel, sink: Sink, events: SyncSender<Event>) -> io::Result<JoinHandle<()>> {
+pub(super) fn serve(dir: &Path, channel: Channel, sink: Sink, reports: Reports) -> io::Result<JoinHandle<()>> {
     let folder = File::open(dir)?;
     // Not `dir.join(name)`: the name of a socket has at most 107 bytes, and the cache may be deep.
     let listener = UnixListener::bind(socket(&folder, channel))?;
@@ -83,7 +106,7 @@ pub(super) fn serve(dir: &Path, channel: Channel, sink: Sink, events: SyncSender
         .spawn(move || {
             if let Ok((stream, _)) = listener.accept() {
                 drop(listener);
-                pump(channel, sink, stream, &events);
+                pump(channel, sink, stream, &reports);
             }
         })
 }
@@ -115,22 +138,22 @@ pub(super) fn watch(
 }
 
 /// Moves everything from `stream` to `sink`. A queue that nobody reads any more is no failure: the run is over then.
-fn pump(channel: Channel, sink: Sink, stream: impl Read, events: &SyncSender<Event>) {
+fn pump(channel: Channel, sink: Sink, stream: impl Read, reports: &Reports) {
     let mut counted = Counted {
         stream,
         channel,
-        events,
+        reports,
         unreported: 0,
     };
     let done = match sink {
         Sink::Writer(mut writer) => copy(&mut counted, &mut writer).map_err(|e| e.to_string()),
-        Sink::Lines => lines(&mut counted, events).map_err(|e| e.to_string()),
+        Sink::Lines => lines(&mut counted, &reports.events).map_err(|e| e.to_string()),
         Sink::Unpack(dir) => cpio::unpack(&mut BufReader::new(&mut counted), &dir, MAX_OUT)
             .map(drop)
             .map_err(|e| format!("{}: {e}", dir.display())),
     };
     if let Err(reason) = done {
-        let _ = events.send(Event::Failed(channel, reason));
+        let _ = reports.events.send(Event::Failed(channel, reason));
     }
     let _ = io::copy(&mut counted, &mut io::sink());
 }
@@ -160,14 +183,15 @@ fn lines(from: &mut impl Read, events: &SyncSender<Event>) -> io::Result<()> {
 struct Counted<'a, R> {
     stream: R,
     channel: Channel,
-    events: &'a SyncSender<Event>,
+    reports: &'a Reports,
     unreported: usize,
 }
 
 impl<R: Read> Read for Counted<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.unreported > 0 {
-            let _ = self.events.send(Event::Received(self.channel, self.unreported as u64));
+            self.reports.counts.add(self.channel, self.unreported as u64);
+            let _ = self.reports.events.try_send(Event::Received);
         }
         self.unreported = self.stream.read(buffer)?;
         Ok(self.unreported)

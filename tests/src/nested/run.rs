@@ -6,12 +6,13 @@ use std::io::{self, BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Child;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::Error;
-use super::channel::{self, Capture, Channel, Event, Sink};
+use super::channel::{self, Capture, Channel, Counts, Event, Reports, Sink};
 use super::folder::Folder;
 use super::image::{self, Image};
 use super::kernel::{Kernel, REQUIRED_MODULES};
@@ -246,6 +247,7 @@ pub struct Running {
     /// Serve the shared folders.
     daemons: Vec<Daemon>,
     events: Receiver<Event>,
+    received: Arc<Counts>,
     threads: Vec<JoinHandle<()>>,
     console: Capture,
     said: Capture,
@@ -278,10 +280,14 @@ impl Running {
         ];
         let mut threads = Vec::new();
         let mut daemons = Vec::new();
+        let reports = Reports {
+            events: sender.clone(),
+            counts: Arc::default(),
+        };
         let started = Instant::now();
         let connect = || -> Result<Child, Error> {
             for (channel, sink) in sinks {
-                let thread = channel::serve(dir.path(), channel, sink, sender.clone());
+                let thread = channel::serve(dir.path(), channel, sink, reports.clone());
                 threads.push(thread.map_err(failed("serve a channel"))?);
             }
             for share in &run.shares {
@@ -298,6 +304,7 @@ impl Running {
             qemu,
             daemons,
             events,
+            received: reports.counts,
             threads,
             console,
             said,
@@ -353,20 +360,18 @@ impl Running {
     }
 
     fn watch(&mut self, ready: &mut Option<Instant>) -> Result<End, Error> {
-        let mut received = Counts::default();
         let mut report: Option<Report> = None;
         let mut failure = None;
         let mut deadline = self.started + BOOT_TIMEOUT;
         loop {
-            if let Some(report) = report.as_ref().filter(|report| received.cover(&report.sent)) {
+            if let Some(report) = report.as_ref().filter(|report| report.sent.are_in(&self.received)) {
                 return failure.map_or(Ok(report.end), Err);
             }
             match self
                 .events
                 .recv_timeout(deadline.saturating_duration_since(Instant::now()))
             {
-                Ok(Event::Received(channel, count)) => {
-                    received.add(channel, count);
+                Ok(Event::Received) => {
                     if report.is_some() {
                         deadline = Instant::now() + DRAIN_TIMEOUT;
                     }
@@ -431,26 +436,22 @@ enum End {
     Hangup,
 }
 
-/// Bytes handed on from the channels that the final report counts.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Counts {
+/// Bytes that the final report says were sent.
+#[derive(Debug, PartialEq, Eq)]
+struct Sent {
     stdout: u64,
     stderr: u64,
     out: u64,
 }
 
-impl Counts {
-    fn add(&mut self, channel: Channel, count: u64) {
-        match channel {
-            Channel::Stdout => self.stdout += count,
-            Channel::Stderr => self.stderr += count,
-            Channel::Out => self.out += count,
-            Channel::Console | Channel::Control => {}
-        }
-    }
-
-    fn cover(&self, sent: &Self) -> bool {
-        self.stdout >= sent.stdout && self.stderr >= sent.stderr && self.out >= sent.out
+impl Sent {
+    fn are_in(&self, received: &Counts) -> bool {
+        let all = [
+            (Channel::Stdout, self.stdout),
+            (Channel::Stderr, self.stderr),
+            (Channel::Out, self.out),
+        ];
+        all.iter().all(|(channel, sent)| received.of(*channel) >= *sent)
     }
 }
 
@@ -459,7 +460,7 @@ impl Counts {
 struct Report {
     line: String,
     end: End,
-    sent: Counts,
+    sent: Sent,
 }
 
 impl Report {
@@ -470,7 +471,7 @@ impl Report {
             code => End::Code(code.parse().ok()?),
         };
         let mut count = || words.next()?.parse().ok();
-        let sent = Counts {
+        let sent = Sent {
             stdout: count()?,
             stderr: count()?,
             out: count()?,

@@ -21,7 +21,7 @@ fn a_shell_reads_words_as_they_are() {
 
 #[test]
 fn the_report_is_read_strictly() {
-    let sent = Counts {
+    let sent = Sent {
         stdout: 1,
         stderr: 22,
         out: 0,
@@ -53,12 +53,12 @@ fn the_report_is_read_strictly() {
 
 #[test]
 fn all_three_channels_must_be_complete() {
-    let sent = Counts {
+    let sent = Sent {
         stdout: 2,
         stderr: 1,
         out: 3,
     };
-    let mut received = Counts::default();
+    let received = Counts::default();
     for (channel, count, complete) in [
         (Channel::Stdout, 2, false),
         (Channel::Console, 9, false),
@@ -67,7 +67,7 @@ fn all_three_channels_must_be_complete() {
         (Channel::Out, 1, true),
     ] {
         received.add(channel, count);
-        assert_eq!(received.cover(&sent), complete, "{channel:?}");
+        assert_eq!(sent.are_in(&received), complete, "{channel:?}");
     }
 }
 
