@@ -46,6 +46,14 @@ impl Default for Digest {
 }
 
 impl Digest {
+    /// The digest of a byte string alone.
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> Digest {
+        let mut digest = Digest::default();
+        digest.fold_bytes(bytes);
+        digest
+    }
+
     /// Folds one word in.
     #[inline]
     pub fn fold(&mut self, word: u64) {
@@ -120,6 +128,9 @@ pub enum Input {
         status: DiskStatus,
         data: Vec<u8>,
     },
+    /// A disk read finished, and whoever replays reads the same blocks from the shared disk (the paper, section 4.2).
+    /// `digest` is of what the primary read.
+    DiskRead { disk: u8, id: u64, digest: Digest },
     /// Bytes typed at a console.
     ConsoleRx { port: ConsolePort, bytes: Vec<u8> },
     /// Host entropy for the oldest outstanding virtio-rng request.

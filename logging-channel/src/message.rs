@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::entry::{Chunk, Digest, Generation, Incarnation, LogEntry, OutputSeq, Position};
 
 /// Version of everything in this crate that travels or is stored. Both sides must have the same.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// From the backup, first of all: who wants to join, and what its host can do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +38,18 @@ pub struct Welcome {
     pub lease_ns: u64,
     /// Patience before a micro-checkpoint, in nanoseconds.
     pub patience_ns: u64,
+    /// Where the backup gets what the guest reads from its disks.
+    pub disk_reads: DiskReads,
+}
+
+/// Where a backup gets what the guest reads from its disks (the paper, section 4.2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DiskReads {
+    /// From the log, which carries it.
+    #[default]
+    Log,
+    /// From the shared disk itself.
+    Backup,
 }
 
 /// From the primary, after the whole state record: from its first byte on, leaving the pair needs the test-and-set.

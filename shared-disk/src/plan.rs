@@ -318,10 +318,11 @@ impl Plan {
         self.entries.values().map(|entry| &entry.request)
     }
 
-    /// Whether a request for `bytes` bytes (0 for a flush) would be accepted now.
+    /// Whether `requests` more requests with `bytes` bytes together would be accepted now.
     #[must_use]
-    pub fn has_room(&self, bytes: u64) -> bool {
-        self.entries.len() < self.limits.requests && bytes <= self.limits.bytes.saturating_sub(self.bytes)
+    pub fn has_room(&self, requests: usize, bytes: u64) -> bool {
+        requests <= self.limits.requests.saturating_sub(self.entries.len())
+            && bytes <= self.limits.bytes.saturating_sub(self.bytes)
     }
 
     /// Adds the last entry so far, counting those that hold it back.

@@ -217,7 +217,7 @@ fn bounds_hold_on_both_sides() {
     };
     let mut plan = Plan::new(limits);
     let mut started = Vec::new();
-    assert!(plan.has_room(4 * SECTOR) && !plan.has_room(4 * SECTOR + 1));
+    assert!(plan.has_room(1, 4 * SECTOR) && !plan.has_room(1, 4 * SECTOR + 1));
     let too_large = PlanError::TooLarge {
         id: 0,
         bytes: 5 * SECTOR,
@@ -237,16 +237,16 @@ fn bounds_hold_on_both_sides() {
     );
     plan.submit(read(1, 8..9), Gate::Open, &mut started).unwrap();
     plan.submit(flush(2), Gate::Open, &mut started).unwrap();
-    assert!(!plan.has_room(0));
+    assert!(!plan.has_room(1, 0));
     assert!(matches!(
         plan.submit(flush(3), Gate::Open, &mut started),
         Err(PlanError::Full { requests: 3, .. })
     ));
     plan.finished(0, &mut started).unwrap();
-    assert!(!plan.has_room(0), "the request counts until it is acked");
+    assert!(!plan.has_room(1, 0), "the request counts until it is acked");
     plan.acked(0, &mut started).unwrap();
     assert!(
-        plan.has_room(3 * SECTOR) && !plan.has_room(3 * SECTOR + 1),
+        plan.has_room(1, 3 * SECTOR) && !plan.has_room(1, 3 * SECTOR + 1),
         "its bytes are free"
     );
 }

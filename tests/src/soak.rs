@@ -20,8 +20,30 @@ const GOOD_END: &str = "power-off";
 const RECORD_LIMIT: &str = "400";
 /// Patience in ms: eager, the default, lazy.
 const PATIENCE: [u64; 3] = [10, 30, 100];
+/// Rounds of the workloads in a short run: of each kind of work some, in a few seconds.
+const SHORT: [(&str, u32); 8] = [
+    ("cpu", 3),
+    ("fork", 30),
+    ("pipe", 2),
+    ("tmpfs", 1),
+    ("disk", 1),
+    ("net", 2),
+    ("sleep", 2),
+    ("timers", 40),
+];
+/// Pairs of workloads in a short mixed run.
+const SHORT_MIX: u32 = 2;
 /// Of a console this much is shown with a failure.
 const LAST_LINES: usize = 12;
+
+/// How much a workload does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Length {
+    /// Some of it.
+    Short,
+    /// What it does by itself (guest-images/linux/README.md).
+    Full,
+}
 
 /// The guest and how often.
 #[derive(Debug, Clone)]
@@ -32,6 +54,7 @@ pub struct Settings {
     pub disk: Option<PathBuf>,
     /// Names of workloads, taken in turn.
     pub workloads: Vec<String>,
+    pub length: Length,
     pub runs: u32,
     pub seed: u64,
     /// RAM in MiB.
@@ -133,11 +156,23 @@ impl<'a> Run<'a> {
         })
     }
 
+    /// What follows the workload's name.
+    fn arguments(&self) -> String {
+        let rounds = SHORT.iter().find(|(name, _)| *name == self.workload);
+        match (self.workload, self.settings.length, rounds) {
+            ("mixed", Length::Short, _) => format!(" {} {SHORT_MIX}", self.number + 1),
+            ("mixed", Length::Full, _) => format!(" {}", self.number + 1),
+            (_, Length::Short, Some((_, rounds))) => format!(" {rounds}"),
+            _ => String::new(),
+        }
+    }
+
     fn record(&self, ftvm: &Path) -> Result<Ended, String> {
         let settings = self.settings;
         let mut cmdline = format!(
-            "quiet ftvm.run=/ftvm/workloads/{}.sh ftvm.seed={}",
-            self.workload, self.number
+            "quiet ftvm.run=\"/ftvm/workloads/{}.sh{}\"",
+            self.workload,
+            self.arguments()
         );
         let mut command = Command::new(ftvm);
         command.args([

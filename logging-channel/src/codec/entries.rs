@@ -16,6 +16,7 @@
 //! | 8 | Checkpoint | +exit, k, chunk |
 //! | 9 | Checks | +from (to the end of the checks before), bytes |
 //! | 10 | End | +exit, k, reason |
+//! | 11 | Input::DiskRead | +exit, disk, id, digest (8) |
 //!
 //! `+x` is a varint difference, a name alone a varint or one byte, `(n)` fixed little-endian, bytes have a varint length.
 
@@ -43,6 +44,7 @@ const RELEASED: u8 = 7;
 const CHECKPOINT: u8 = 8;
 const CHECKS: u8 = 9;
 const END: u8 = 10;
+const DISK_READ: u8 = 11;
 
 const WITH_REGISTERS: u8 = 1;
 const WITH_MEMORY_HASH: u8 = 2;
@@ -109,6 +111,7 @@ impl Base {
             Input::Clock(_) => CLOCK,
             Input::NetRx { .. } => NET_RX,
             Input::DiskDone { .. } => DISK_DONE,
+            Input::DiskRead { .. } => DISK_READ,
             Input::ConsoleRx { .. } => CONSOLE_RX,
             Input::Entropy { .. } => ENTROPY,
         });
@@ -128,6 +131,11 @@ impl Base {
                     DiskStatus::Unsupported => 2,
                 });
                 put_blob(out, data);
+            }
+            Input::DiskRead { disk, id, digest } => {
+                out.push(*disk);
+                put_varint(out, *id);
+                out.extend_from_slice(&digest.0.to_le_bytes());
             }
             Input::ConsoleRx { port, bytes } => {
                 out.push(match port {
@@ -161,7 +169,7 @@ impl Base {
         let start = from.at();
         let tag = from.byte("a log entry's tag")?;
         Ok(match tag {
-            CLOCK..=ENTROPY => LogEntry::Input {
+            CLOCK..=ENTROPY | DISK_READ => LogEntry::Input {
                 at: ExitSeq(read_step(from, &mut self.exit, "an input's exit")?),
                 input: self.read_input(from, tag)?,
             },
@@ -215,6 +223,11 @@ impl Base {
                 id: from.varint("a disk request's id")?,
                 status: read_status(from)?,
                 data: from.blob(MAX_DATA_BYTES, "what a disk read brought")?.to_vec(),
+            },
+            DISK_READ => Input::DiskRead {
+                disk: from.byte("a disk's number")?,
+                id: from.varint("a disk request's id")?,
+                digest: Digest(from.word64("a digest of disk data")?),
             },
             CONSOLE_RX => Input::ConsoleRx {
                 port: read_port(from)?,
@@ -340,7 +353,7 @@ pub(super) fn read_chunk(from: &mut Cursor<'_>) -> Result<Chunk, Malformed> {
 pub fn data_bytes(entry: &LogEntry) -> usize {
     match entry {
         LogEntry::Input { input, .. } => match input {
-            Input::Clock(_) => 0,
+            Input::Clock(_) | Input::DiskRead { .. } => 0,
             Input::NetRx { frame, .. } => frame.len(),
             Input::DiskDone { data, .. } => data.len(),
             Input::ConsoleRx { bytes, .. } | Input::Entropy { bytes } => bytes.len(),

@@ -4,7 +4,7 @@ use crate::entry::{
     Chunk, ConsolePort, Digest, DiskStatus, EndReason, ExitSeq, Generation, Incarnation, Input, LogEntry, Mark,
     OutputSeq, Position,
 };
-use crate::message::{Ack, Grant, Heartbeat, Join, Message, Welcome};
+use crate::message::{Ack, DiskReads, Grant, Heartbeat, Join, Message, PROTOCOL_VERSION, Welcome};
 
 pub(crate) const GENERATION: Generation = Generation(0x0102_0304_0506_0708);
 
@@ -69,6 +69,17 @@ pub(crate) fn entries() -> Vec<(&'static str, LogEntry)> {
                     id: 300,
                     status: DiskStatus::Ok,
                     data: vec![5; 8],
+                },
+            ),
+        ),
+        (
+            "disk-read",
+            input(
+                1200,
+                Input::DiskRead {
+                    disk: 1,
+                    id: 300,
+                    digest: Digest(0x0123_4567_89AB_CDEF),
                 },
             ),
         ),
@@ -153,7 +164,7 @@ pub(crate) fn messages() -> Vec<(&'static str, Message)> {
         (
             "join",
             Message::Join(Join {
-                version: 1,
+                version: PROTOCOL_VERSION,
                 incarnation: Incarnation(0x0123_4567_89AB_CDEF_0123_4567_89AB_CDEF),
                 delivery_modes: vec!["none".into(), "window".into()],
                 host: "host-a".into(),
@@ -162,7 +173,7 @@ pub(crate) fn messages() -> Vec<(&'static str, Message)> {
         (
             "welcome",
             Message::Welcome(Welcome {
-                version: 1,
+                version: PROTOCOL_VERSION,
                 guest: 99,
                 generation: Generation(4),
                 owner: Incarnation(7),
@@ -171,6 +182,7 @@ pub(crate) fn messages() -> Vec<(&'static str, Message)> {
                 detection_ns: 60_000_000,
                 lease_ns: 40_000_000,
                 patience_ns: 5_000_000,
+                disk_reads: DiskReads::Backup,
             }),
         ),
         ("proof", Message::Proof { nonce: vec![1; 16] }),

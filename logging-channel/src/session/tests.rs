@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::*;
 use crate::chunk::{CHUNK_BYTES, split};
 use crate::entry::{Chunk, Digest, OutputSeq, Position};
-use crate::message::{Grant, Join, PROTOCOL_VERSION, Welcome};
+use crate::message::{DiskReads, Grant, Join, PROTOCOL_VERSION, Welcome};
 use crate::transport::{Backoff, FrameStream, TcpFrames, connect};
 
 const PRIMARY: Incarnation = Incarnation(1);
@@ -28,6 +28,7 @@ fn offer() -> Offer {
             detection_ns: 60_000_000,
             lease_ns: 40_000_000,
             patience_ns: 5_000_000,
+            disk_reads: DiskReads::Log,
         },
         delivery_mode: "window".into(),
         nonce: vec![7; 16],
@@ -111,8 +112,8 @@ mod primary {
 
     #[test]
     fn each_misfit_is_refused_by_name() {
-        let version = after_join(Join { version: 2, ..hello() }).unwrap_err();
-        assert!(version.to_string().contains("version 2, expected 1"), "{version}");
+        let version = after_join(Join { version: 1, ..hello() }).unwrap_err();
+        assert!(version.to_string().contains("version 1, expected 2"), "{version}");
         let delivery_modes = vec!["none".into(), "ev\u{1b}il".into()];
         let mode = after_join(Join {
             delivery_modes,

@@ -25,7 +25,7 @@ struct Cli {
     #[arg(long, global = true, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000), value_name = "N")]
     runs: u32,
     /// Exits of one run.
-    #[arg(long, global = true, default_value_t = 50_000, value_parser = clap::value_parser!(u64).range(1000..), value_name = "N")]
+    #[arg(long, global = true, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1000..), value_name = "N")]
     exits: u64,
 }
 

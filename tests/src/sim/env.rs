@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::time::{Duration, Instant};
 
 use logging_channel::entry::{Generation, Incarnation};
+use logging_channel::message::DiskReads;
 use shared_disk::arbiter::Outcome;
 use shared_disk::request::DiskRequest;
 
@@ -25,6 +26,7 @@ pub struct Terms {
     pub detection: u64,
     pub lease: u64,
     pub patience: u64,
+    pub disk_reads: DiskReads,
     /// Cost of an exit and of a unit of computing.
     pub exit: u64,
     pub unit: u64,

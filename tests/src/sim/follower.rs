@@ -77,11 +77,15 @@ impl Follower {
         let now = env.instant(env.local(common.host));
         let report = match self.orders.pop_front() {
             Some(Order::Load(record)) => Report::Progress(self.following.load(&record)),
-            Some(Order::Entries(entries)) => Report::Progress(self.following.execute(entries, now)),
+            Some(Order::Entries(entries)) => Report::Progress(self.following.execute(entries, now, &mut &env.image)),
             Some(Order::Drain) => Report::Drained,
             None => return,
         };
-        if let Report::Progress(Progress::Diverged { at, what }) = &report {
+        // What a side finds on the disk that is no longer wanted, as the other lives on alone, reaches nobody.
+        let wanted = !env.checks.superseded(common.id, common.generation.0);
+        if let Report::Progress(Progress::Diverged { at, what }) = &report
+            && wanted
+        {
             let what = format!("process {} diverges at exit {}.{}: {what}", common.id, at.exit.0, at.k);
             env.checks.fail(env.now, NO_DIVERGENCE, what);
         }
@@ -108,7 +112,7 @@ impl Follower {
         let mut actions = Vec::new();
         let now = env.local(common.host);
         match self.reports.pop_front() {
-            Some(Report::Progress(Progress::Executed(at))) => self.core.executed(at),
+            Some(Report::Progress(Progress::Executed(at))) => self.core.executed(now, at, &mut actions),
             Some(Report::Progress(Progress::Diverged { at, what })) => self.core.diverged(at, &what, &mut actions),
             Some(Report::Progress(Progress::Ended(reason))) => self.core.guest_ended(&reason, &mut actions),
             Some(Report::Drained) => self.core.drained(now, &mut actions),

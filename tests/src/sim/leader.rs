@@ -17,7 +17,7 @@ use vmm::hypervisor::scripted::{ScriptedCpu, ScriptedKick};
 use vmm::machine::Machine;
 use vmm::output::{Emission, Output};
 use vmm::roles::clock::LiveClock;
-use vmm::roles::disks::{DiskShell, Disks};
+use vmm::roles::disks::{DiskEnd, DiskShell, Disks};
 use vmm::roles::event::Protection;
 use vmm::roles::following::Horizon;
 use vmm::roles::live::{Events, Live, LiveConfig, Marks, Next};
@@ -111,7 +111,7 @@ pub struct Leader {
     pub vcpu: Vcpu,
     stream: GuestStream,
     pub disks: Disks<SimDisks>,
-    done: VecDeque<(Position, u8, u64)>,
+    done: VecDeque<DiskEnd>,
     protection: Protection,
     listening: bool,
     /// The output whose system call is under way.
@@ -141,7 +141,7 @@ impl Leader {
         clock: LiveClock,
         horizon: Option<Horizon>,
     ) -> Self {
-        let (sink, stream) = pair_sink();
+        let (sink, stream) = pair_sink(env.terms.disk_reads);
         let config = LiveConfig {
             patience: Duration::from_nanos(env.terms.patience),
             marks: Marks::EveryFlush,
@@ -333,10 +333,10 @@ impl Leader {
                         self.core.hold(output);
                     }
                 }
-                for (at, disk, id) in done {
-                    let finished = self.disks.finished(disk, id);
+                for end in done {
+                    let finished = self.disks.finished(end.disk, end.id);
                     self.expect(env, common, finished.map_err(|e| e.to_string()));
-                    self.done.push_back((at, disk, id));
+                    self.done.push_back(end);
                 }
             }
             FromGuest::State { record, mark } => {
@@ -595,11 +595,11 @@ impl Leader {
     }
 
     fn end_of_turn(&mut self, env: &mut Env, common: &mut Common) {
-        while let Some((at, disk, id)) = self.done.front().copied()
-            && self.core.covered(at)
+        while let Some(end) = self.done.front().copied()
+            && (self.core.knows(&end) || env.plant == Some(Plant::WriteBeforeRead) && self.core.covered(end.at))
         {
             self.done.pop_front();
-            let acked = self.disks.acked(disk, id);
+            let acked = self.disks.acked(end.disk, end.id);
             self.expect(env, common, acked.map_err(|e| e.to_string()));
         }
         if self.disks.has_ready() {

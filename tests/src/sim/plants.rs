@@ -14,11 +14,12 @@ pub enum Plant {
     ReleasedAtSubmission,
     ReissueWithoutOrder,
     LifeAfterPowerOff,
+    WriteBeforeRead,
 }
 
 impl Plant {
     /// Every bug, with the name it has on the command line and what it does.
-    pub const ALL: [(Plant, &'static str, &'static str); 10] = [
+    pub const ALL: [(Plant, &'static str, &'static str); 11] = [
         (
             Plant::AckBeforeDecode,
             "ack-before-decode",
@@ -68,6 +69,11 @@ impl Plant {
             Plant::LifeAfterPowerOff,
             "life-after-power-off",
             "the backup overlooks the guest's end in the log",
+        ),
+        (
+            Plant::WriteBeforeRead,
+            "write-before-read",
+            "a write starts when the backup has received the end of an earlier read of its blocks, not yet read them itself",
         ),
     ];
 

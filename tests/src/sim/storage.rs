@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use logging_channel::entry::DiskStatus;
 use shared_disk::arbiter::Outcome;
 use shared_disk::request::{DiskOp, DiskRequest};
+use vmm::roles::replay::DiskReader;
 
 use super::guest::{SECTOR, SECTORS};
 use super::plants::Plant;
@@ -131,22 +132,25 @@ impl SharedImage {
                     self.sectors[index].copy_from_slice(bytes);
                 }
             }
-            DiskOp::Read { offset, len } => {
-                let first = count(*offset) / SECTOR;
-                let sectors = first..first + count(u64::from(*len)) / SECTOR;
-                for index in sectors.clone() {
-                    let expected = self.last_write_before(id, index);
-                    if self.writers[index] != expected {
-                        return Err(format!(
-                            "read {id} finds write {:?} on sector {index}, expected {expected:?}",
-                            self.writers[index]
-                        ));
-                    }
-                }
-                return Ok((DiskStatus::Ok, self.sectors[sectors].concat()));
-            }
+            DiskOp::Read { offset, len } => return Ok((DiskStatus::Ok, self.look(id, *offset, *len)?)),
         }
         Ok((DiskStatus::Ok, Vec::new()))
+    }
+
+    /// What read `id` finds.
+    fn look(&self, id: u64, offset: u64, len: u32) -> Result<Vec<u8>, String> {
+        let first = count(offset) / SECTOR;
+        let sectors = first..first + count(u64::from(len)) / SECTOR;
+        for index in sectors.clone() {
+            let expected = self.last_write_before(id, index);
+            if self.writers[index] != expected {
+                return Err(format!(
+                    "read {id} finds write {:?} on sector {index}, expected {expected:?}",
+                    self.writers[index]
+                ));
+            }
+        }
+        Ok(self.sectors[sectors].concat())
     }
 
     fn last_write_before(&self, id: u64, sector: usize) -> Option<u64> {
@@ -159,5 +163,15 @@ impl SharedImage {
         };
         let before = self.known.range(..id).rev();
         before.filter(|(_, known)| covers(known)).map(|(id, _)| *id).next()
+    }
+}
+
+/// As a backup sees it that reads for itself.
+impl DiskReader for &SharedImage {
+    fn read(&mut self, request: &DiskRequest) -> Result<Vec<u8>, String> {
+        match request.op {
+            DiskOp::Read { offset, len } => self.look(request.id, offset, len),
+            _ => Err(format!("request {} is no read", request.id)),
+        }
     }
 }

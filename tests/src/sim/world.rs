@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use logging_channel::entry::Incarnation;
+use logging_channel::message::DiskReads;
 
 use super::checks::{FLOW, Violation};
 use super::env::{Blow, Env, Host, MS, Point, Terms, Timed, Trigger, US, What};
@@ -122,6 +123,10 @@ impl World {
             storage: (100 * US, rng.pick(&[MS, 10 * MS])),
             call: (US, rng.pick(&[5 * US, 200 * US, 2 * MS])),
             execute: (5 * US, rng.pick(&[100 * US, 2 * MS])),
+            disk_reads: match options.plant {
+                Some(Plant::WriteBeforeRead) => DiskReads::Backup,
+                _ => rng.pick(&[DiskReads::Log, DiskReads::Backup]),
+            },
         };
         let host = |rng: &mut Rng| Host {
             offset: rng.between(1_000 * MS, 1_000_000 * MS),

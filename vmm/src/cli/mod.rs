@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
+use logging_channel::message::DiskReads;
+
 use crate::backends::console::ConsoleTarget;
 use options::{DiskOption, MemorySize, NetOption};
 
@@ -116,6 +118,9 @@ pub struct RunArgs {
     /// Lease in ms, at most the detection time: how long a primary may release outputs after its last acknowledged mark
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(10..=60_000), value_name = "MS")]
     pub lease: u64,
+    /// Where the backup gets what the guest reads from its disks; the primary's choice counts for the pair
+    #[arg(long, value_enum, default_value = "log")]
+    pub disk_reads: DiskReadsArg,
     /// Append what happens as JSON lines to this file
     #[arg(long, value_name = "FILE")]
     pub events: Option<PathBuf>,
@@ -126,6 +131,24 @@ pub struct RunArgs {
     pub guest: GuestArgs,
     #[command(flatten)]
     pub host: HostArgs,
+}
+
+/// Where a backup gets what the guest reads from its disks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DiskReadsArg {
+    /// From the log, which carries it: more to send, nothing to wait for
+    Log,
+    /// From the shared disk itself: less to send, but it must read as fast as the primary
+    Backup,
+}
+
+impl From<DiskReadsArg> for DiskReads {
+    fn from(arg: DiskReadsArg) -> Self {
+        match arg {
+            DiskReadsArg::Log => DiskReads::Log,
+            DiskReadsArg::Backup => DiskReads::Backup,
+        }
+    }
 }
 
 /// What a recording keeps for verification.

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use shared_disk::image::Caching;
+
 /// `key=value,key=value`, each key at most once and known.
 fn key_values<'a>(text: &'a str, known: &[&str]) -> Result<BTreeMap<&'a str, &'a str>, String> {
     let mut found = BTreeMap::new();
@@ -62,6 +64,18 @@ pub struct DiskOption {
     pub readonly: bool,
     /// O_DIRECT, so that a write is where the other host reads it (PROTOCOL 8). Off only for file systems without it.
     pub direct: bool,
+}
+
+impl DiskOption {
+    /// What `direct` means for the image.
+    #[must_use]
+    pub fn caching(&self) -> Caching {
+        if self.direct {
+            Caching::Direct
+        } else {
+            Caching::Buffered
+        }
+    }
 }
 
 impl FromStr for DiskOption {

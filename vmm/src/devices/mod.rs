@@ -27,7 +27,7 @@ mod virtio;
 
 pub use chipset::{Access, ApplyError, BadState, Chipset, ChipsetState, Direction, RestoreError};
 pub use config::{ConfigError, DiskAccess, DiskConfig, NicConfig, PlatformConfig};
-pub use virtio::Fault;
+pub use virtio::{Fault, MAX_OUTSTANDING, MAX_OUTSTANDING_DATA};
 
 use logging_channel::entry::ConsolePort;
 use shared_disk::request::DiskRequest;

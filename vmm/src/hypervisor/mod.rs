@@ -174,6 +174,10 @@ pub trait Cpu: Send + Debug {
     /// shadow, no event injected or pending.
     fn at_clean_boundary(&mut self) -> Result<bool, CpuError>;
 
+    /// What computed when the vCPU was last left: the address space (CR3) of a program at CPL 3, nothing at CPL 0. A hint for
+    /// the patience, not state.
+    fn program(&self) -> Result<Option<u64>, CpuError>;
+
     /// Saves the vCPU; only after `complete`.
     fn save(&mut self) -> Result<Self::State, CpuError>;
 

@@ -63,6 +63,9 @@ pub enum MachineError {
     /// The configuration cannot be built.
     #[error("{0}")]
     Config(String),
+    /// What the log leaves to the shared disk cannot be had there.
+    #[error("{0}")]
+    Disk(String),
     /// A state record does not fit this machine.
     #[error("state record: {0}")]
     State(String),

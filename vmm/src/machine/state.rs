@@ -43,43 +43,58 @@ enum Form {
 
 /// What a kick led to.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Checkpoint {
-    /// Encoded record; the machine stands settled at its new position.
-    Taken { record: Vec<u8>, pages: usize },
+pub enum Moved {
+    /// The machine stands settled at a new position between two exits, where inputs can be applied. Whoever replays needs
+    /// a checkpoint to get there.
+    ToBoundary,
     /// Completing the last exit yielded another one; it has been handled, and inputs can be applied at it.
-    Exit,
+    ToExit,
     /// The guest has interrupts off or an event half delivered: run on and kick again.
     NotNow,
     /// The guest ended while completing its last exit.
-    Ended(EndReason),
+    ToEnd(EndReason),
 }
 
 impl<C: Cpu> Machine<C> {
-    /// Takes a micro-checkpoint after a kick (DESIGN, idea 3): a new position behind the last exit's inputs.
+    /// After a kick: makes a position of where the guest stands (DESIGN, idea 3), behind the last exit's inputs.
     ///
     /// # Errors
     /// If the hypervisor fails.
-    pub fn checkpoint(&mut self, time: &mut dyn TimeSource) -> Result<Checkpoint, MachineError> {
+    pub fn preempt(&mut self, time: &mut dyn TimeSource) -> Result<Moved, MachineError> {
         if let Some(exit) = self.cpu.complete()? {
             return Ok(match self.handle(exit, time)? {
-                Step::Ended(reason) => Checkpoint::Ended(reason),
-                _ => Checkpoint::Exit,
+                Step::Ended(reason) => Moved::ToEnd(reason),
+                _ => Moved::ToExit,
             });
         }
         if !self.cpu.at_clean_boundary()? {
-            return Ok(Checkpoint::NotNow);
+            return Ok(Moved::NotNow);
         }
         self.cpu.request_window(false);
         self.phase = Phase::Settled;
         self.at.k += 1;
+        Ok(Moved::ToBoundary)
+    }
+
+    /// The micro-checkpoint that brings another machine to the boundary that [`Machine::preempt`] has just reached:
+    /// an encoded record, and how many pages it carries.
+    ///
+    /// # Errors
+    /// If the hypervisor fails.
+    pub fn checkpoint(&mut self) -> Result<(Vec<u8>, usize), MachineError> {
         let mut pages = Vec::new();
         self.cpu.harvest_dirty(&mut pages)?;
         let record = self.encode(&pages, Form::Differences)?;
         self.digest.fold_bytes(&record);
-        Ok(Checkpoint::Taken {
-            record,
-            pages: pages.len(),
-        })
+        Ok((record, pages.len()))
+    }
+
+    /// What computes: the address space of a program at CPL 3, nothing at CPL 0.
+    ///
+    /// # Errors
+    /// If the hypervisor fails.
+    pub fn program(&self) -> Result<Option<u64>, MachineError> {
+        Ok(self.cpu.program()?)
     }
 
     /// Resets the dirty log at an exit, where a backup at the same exit has the same memory.

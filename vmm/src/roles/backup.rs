@@ -5,7 +5,7 @@
 
 use fault_detector::detector::{Config, Detector, Role, Verdict};
 use logging_channel::chunk::Assembler;
-use logging_channel::entry::{Chunk, EndReason, Generation, Incarnation, LogEntry, Position};
+use logging_channel::entry::{Chunk, EndReason, ExitSeq, Generation, Incarnation, Input, LogEntry, Position};
 use logging_channel::flow::{Inbox, LeaseWait};
 use logging_channel::message::{Ack, Grant, Heartbeat, Message};
 use shared_disk::arbiter::Outcome;
@@ -85,6 +85,8 @@ pub struct Backup {
     inbox: Option<Inbox>,
     detector: Detector,
     lease: LeaseWait,
+    /// The last read of a shared disk that is to be executed here.
+    read_at: Option<ExitSeq>,
 }
 
 impl Backup {
@@ -105,6 +107,7 @@ impl Backup {
             inbox: None,
             detector: Detector::new(detector, now),
             lease: LeaseWait::new(config.lease_ns, DRIFT_PPM),
+            read_at: None,
         }
     }
 
@@ -152,10 +155,14 @@ impl Backup {
         }
     }
 
-    /// The vCPU thread has executed up to here.
-    pub fn executed(&mut self, at: Position) {
+    /// The vCPU thread has executed up to here. Acked at once where a read of a shared disk lies before it, as a write to
+    /// these blocks may be waiting for that; otherwise with the next frame.
+    pub fn executed(&mut self, now: u64, at: Position, actions: &mut Vec<Action>) {
         if let Some(inbox) = &mut self.inbox {
             inbox.executed(at);
+        }
+        if matches!(self.phase, Phase::Following) && self.read_at.take_if(|exit| *exit <= at.exit).is_some() {
+            self.ack(now, actions);
         }
     }
 
@@ -372,6 +379,7 @@ impl Backup {
             return self.suspect(now, format!("the log does not continue: {error}"), actions);
         }
         let stored: Vec<LogEntry> = std::iter::from_fn(|| inbox.take()).collect();
+        self.read_at = stored.iter().rev().find_map(own_read).or(self.read_at);
         if ends {
             self.phase = Phase::Ending;
         }
@@ -415,6 +423,17 @@ impl Backup {
             code: EXIT_NOT_ENTITLED,
             why,
         });
+    }
+}
+
+/// Where an entry has this side read a shared disk.
+fn own_read(entry: &LogEntry) -> Option<ExitSeq> {
+    match entry {
+        LogEntry::Input {
+            at,
+            input: Input::DiskRead { .. },
+        } => Some(*at),
+        _ => None,
     }
 }
 

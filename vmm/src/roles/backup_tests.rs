@@ -279,3 +279,45 @@ fn what_does_not_continue_is_not_acked() {
         assert!(claims(&actions), "what is stored stands, and the stream is over");
     }
 }
+
+#[test]
+fn a_read_done_here_is_acked_as_soon_as_it_is_executed() {
+    let now = 1_000 * MS;
+    let mut backup = following(now);
+    let mut executed = |backup: &mut Backup, exit| {
+        let mut actions = Vec::new();
+        backup.executed(now, at(exit), &mut actions);
+        actions.iter().find_map(|action| match action {
+            Action::Send(Message::Ack(ack)) => Some(ack.executed),
+            _ => None,
+        })
+    };
+    assert_eq!(executed(&mut backup, 100), None, "the next frame's ack says so");
+    let input = Input::DiskRead {
+        disk: 0,
+        id: 3,
+        digest: Digest::default(),
+    };
+    let read = LogEntry::Input {
+        at: ExitSeq(120),
+        input,
+    };
+    let entries = vec![read, mark(130, 60)];
+    backup.message(now, G, Message::Log { number: 2, entries }, &mut Vec::new());
+    assert_eq!(executed(&mut backup, 119), None);
+    assert_eq!(executed(&mut backup, 130), Some(at(130)));
+    assert_eq!(executed(&mut backup, 130), None, "once");
+    // Suspicion is final: nothing is acked any more.
+    let read = LogEntry::Input {
+        at: ExitSeq(140),
+        input: Input::DiskRead {
+            disk: 0,
+            id: 4,
+            digest: Digest::default(),
+        },
+    };
+    let entries = vec![read, mark(150, 61)];
+    backup.message(now, G, Message::Log { number: 3, entries }, &mut Vec::new());
+    backup.closed(now, "cut", &mut Vec::new());
+    assert_eq!(executed(&mut backup, 150), None);
+}

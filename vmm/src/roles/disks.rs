@@ -4,10 +4,12 @@
 //! must have landed before the lease ends (PROTOCOL 14). What really touches a disk or a timer is a [`DiskShell`]: threads
 //! and a POSIX timer in production, events in the simulator.
 
+use logging_channel::entry::Position;
 use shared_disk::plan::{Gate, Limits, Plan, PlanError};
 use shared_disk::request::{DiskOp, DiskRequest};
 
 use super::primary::Writes;
+use crate::devices::{MAX_OUTSTANDING, MAX_OUTSTANDING_DATA};
 
 /// The hands of [`Disks`]. It counts the writes that have begun and are not over, and owns the fence: a timer that ends this
 /// process when the lease does. Whenever the last write is over, it disarms the fence itself, at that moment.
@@ -37,6 +39,24 @@ pub trait DiskShell {
     /// # Errors
     /// It cannot be started.
     fn start(&mut self, request: DiskRequest) -> Result<(), Self::Error>;
+}
+
+/// The guest has been told at `at` that a disk request is finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskEnd {
+    pub at: Position,
+    pub disk: u8,
+    pub id: u64,
+    pub known: Known,
+}
+
+/// When the backup can do without what was on the disk until a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// When it has the log up to there.
+    Received,
+    /// When it has executed the log up to there: it reads these blocks itself.
+    Executed,
 }
 
 /// Why a request cannot be carried out.
@@ -127,6 +147,15 @@ impl<S: DiskShell> Disks<S> {
         self.shell.writes()
     }
 
+    /// Whether every plan can take what its device may ask for at one exit. A guest whose requests end faster than the
+    /// backup acks must wait (PROTOCOL 9).
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.plans
+            .iter()
+            .all(|plan| plan.has_room(MAX_OUTSTANDING, MAX_OUTSTANDING_DATA))
+    }
+
     /// Whether requests wait for leave to start.
     #[must_use]
     pub fn has_ready(&self) -> bool {
@@ -184,5 +213,67 @@ impl<S: DiskShell> Disks<S> {
         let plan = self.plans.get_mut(usize::from(disk));
         let plan = plan.ok_or(DisksError::NoSuchDisk(disk))?;
         Ok(call(plan, &mut self.ready)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Hands that do everything at once.
+    #[derive(Debug, Default)]
+    struct Hands;
+
+    impl DiskShell for Hands {
+        type Error = std::convert::Infallible;
+
+        fn write_begins(&mut self) {}
+
+        fn writes(&self) -> usize {
+            0
+        }
+
+        fn write_given_up(&mut self) -> Result<(), Self::Error> {
+            Ok(())
+        }
+
+        fn arm(&mut self, _: u64) -> Result<(), Self::Error> {
+            Ok(())
+        }
+
+        fn disarm(&mut self) -> Result<(), Self::Error> {
+            Ok(())
+        }
+
+        fn start(&mut self, _: DiskRequest) -> Result<(), Self::Error> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_guest_that_reads_faster_than_the_backup_acks_is_stopped_before_its_plan_is_full() {
+        let mut disks = Disks::new(Hands, 2);
+        let read = |id| DiskRequest {
+            disk: 1,
+            id,
+            op: DiskOp::Read { offset: 0, len: 512 },
+        };
+        let limit = (Limits::default().requests - MAX_OUTSTANDING) as u64;
+        for id in 0..=limit {
+            assert!(disks.has_room(), "at request {id}");
+            disks.accept(&read(id), Gate::Held).unwrap();
+            disks.finished(1, id).unwrap();
+        }
+        assert!(!disks.has_room());
+        // What one exit may still bring fits.
+        for id in limit + 1..limit + MAX_OUTSTANDING as u64 {
+            disks.accept(&read(id), Gate::Held).unwrap();
+        }
+        disks.acked(1, 0).unwrap();
+        assert!(!disks.has_room());
+        for id in 1..=limit {
+            disks.acked(1, id).unwrap();
+        }
+        assert!(disks.has_room());
     }
 }

@@ -8,7 +8,7 @@ use logging_channel::entry::{EndReason, Input, LogEntry, OutputSeq, Position};
 use shared_disk::request::DiskRequest;
 
 use super::clock::LiveClock;
-use super::replay::{ReplayError, Replayer};
+use super::replay::{DiskReader, ReplayError, Replayer};
 use crate::hypervisor::Cpu;
 use crate::machine::Machine;
 use crate::output::Output;
@@ -55,8 +55,8 @@ impl<C: Cpu> Following<C> {
         self.progress(result)
     }
 
-    /// Executes log entries that arrived `now`.
-    pub fn execute(&mut self, entries: Vec<LogEntry>, now: Instant) -> Progress {
+    /// Executes log entries that arrived `now`; `disks` have what the log leaves out.
+    pub fn execute(&mut self, entries: Vec<LogEntry>, now: Instant, disks: &mut dyn DiskReader) -> Progress {
         let is_clock = |entry: &LogEntry| {
             matches!(
                 entry,
@@ -72,7 +72,7 @@ impl<C: Cpu> Following<C> {
         for entry in entries {
             self.replayer.feed(entry);
         }
-        let result = self.replayer.catch_up();
+        let result = self.replayer.catch_up(disks);
         self.progress(result)
     }
 

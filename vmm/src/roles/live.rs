@@ -1,8 +1,8 @@
 //! A live machine: inputs come from the host and are logged, outputs go to a [`Sink`]. `record`, the primary, and a
 //! backup that has gone live all run this loop, on a plain thread that owns the machine.
 //!
-//! Inputs are taken only at exits. A guest that does not exit while one waits is kicked by the [`patience`] monitor
-//! once the patience has run out, and moved by a micro-checkpoint (DESIGN, idea 3).
+//! Inputs are taken only at exits. A guest that does not exit while one waits is kicked by the monitor once the [`patience`]
+//! has run out, and moved by a micro-checkpoint (DESIGN, idea 3).
 //!
 //! The decisions ([`Live::begin`], [`Live::step`], [`Live::woken`]) ask the caller for the time and never wait: the
 //! simulator drives them with a time of its own. [`Live::run`] is the shell that waits and has the monitor kick.
@@ -17,12 +17,13 @@ use logging_channel::chunk;
 use logging_channel::entry::{ConsolePort, EndReason, ExitSeq, Input, LogEntry, Mark, Position};
 
 use super::clock::LiveClock;
-use super::patience::{Monitor, Watched};
+use super::patience::monitor::{Monitor, Watched};
+use super::patience::{Patience, Waiting};
 use crate::backends::queue::{EventQueue, EventSender};
 use crate::backends::{Control, HostEvent, StopKind};
 use crate::devices::Fault;
 use crate::hypervisor::Cpu;
-use crate::machine::state::Checkpoint;
+use crate::machine::state::Moved;
 use crate::machine::trail::TRAIL_EXITS;
 use crate::machine::{Machine, MachineError, Step, TimeSource};
 use crate::output::Output;
@@ -36,8 +37,9 @@ const CONSOLE_BACKLOG: usize = 64 << 10;
 /// Entries that only carry clock readings wait for company, at most this many.
 const BATCH: usize = 256;
 
-/// The dirty log is reset at exits at most this often: each reset write-protects the guest's pages anew (LINUX-FACTS).
-const HARVEST_EVERY: Duration = Duration::from_millis(50);
+/// How often the dirty log is reset at exits, so that the next checkpoint is small: each reset write-protects the guest's
+/// pages anew, which costs a guest that is dirtying them (LINUX-FACTS). While no checkpoint comes, half as often each time.
+const HARVEST_EVERY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(200));
 
 /// How soon the guest is kicked again when a kick met it with interrupts off.
 const KICK_AGAIN: Duration = Duration::from_millis(1);
@@ -85,7 +87,7 @@ pub trait Sink {
 /// Settings of a live machine.
 #[derive(Clone, Copy, Debug)]
 pub struct LiveConfig {
-    /// How long an input waits for the guest to exit by itself.
+    /// How long a tick waits for the guest to exit by itself; see [`super::patience`].
     pub patience: Duration,
     pub marks: Marks,
     /// Whether a check byte is kept for every exit.
@@ -153,11 +155,13 @@ pub struct Live<C: Cpu, S: Sink, E: Events = EventQueue> {
     first: Option<HostEvent>,
     clock: LiveClock,
     config: LiveConfig,
+    patience: Patience,
     watched: Arc<Watched>,
     console: [VecDeque<u8>; 2],
     unflushed: usize,
     last_mark: ExitSeq,
     last_harvest: Instant,
+    harvest_every: Duration,
     stopping: Option<EndReason>,
     /// Devices that wait for a reset, by PCI slot.
     faults: Vec<(u8, Fault)>,
@@ -248,10 +252,12 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
             first: None,
             clock,
             config,
+            patience: Patience::new(config.patience),
             watched: Arc::new(Watched::new(now)),
             console: [VecDeque::new(), VecDeque::new()],
             unflushed: 0,
             last_harvest: now,
+            harvest_every: HARVEST_EVERY.0,
             stopping: None,
             faults: Vec::new(),
             totals: Totals::default(),
@@ -278,8 +284,7 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
     /// Whether a guest that is running should be kicked now.
     #[must_use]
     pub fn kick_due(&self, now: Instant) -> bool {
-        self.watched
-            .due(now, self.events.oldest_pending(), self.config.patience)
+        self.watched.due(now, self.events.oldest_pending())
     }
 
     /// Before the guest runs: what a backup applied last may still have left outputs, and a new life begins by taking
@@ -291,6 +296,7 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
         if self.config.checks {
             self.machine.keep_trail();
         }
+        self.watched.limit(&self.patience.limits());
         Ok(self.after_exit(now)?.into())
     }
 
@@ -384,33 +390,42 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
         self.totals.kicks += 1;
         self.flush()?;
         let now = time();
-        let Some(since) = self.waiting_since(now) else {
-            return Ok(None);
-        };
-        if now.saturating_duration_since(since) < self.config.patience {
+        let waiting = self.waiting(now);
+        if !self.patience.limits().due(&waiting, now) {
             return Ok(None);
         }
-        match with_time!(self, checkpoint, time)? {
-            Checkpoint::Taken { record, pages } => {
-                self.totals.checkpoints += 1;
-                self.totals.checkpoint_pages += pages as u64;
+        match with_time!(self, preempt, time)? {
+            Moved::ToBoundary => {
+                let program = self.machine.program()?;
                 if self.sink.logging() {
-                    let at = self.machine.at();
-                    for chunk in chunk::split(&record) {
-                        self.sink.log(LogEntry::Checkpoint { at, chunk })?;
-                        self.unflushed += 1;
-                    }
+                    self.checkpoint(now)?;
                 }
-                self.last_harvest = now;
-                self.after_exit(time)
+                let ended = self.after_exit(time)?;
+                self.patience.moved(now, time(), &waiting, program);
+                self.watched.limit(&self.patience.limits());
+                Ok(ended)
             }
-            Checkpoint::Exit => self.after_exit(time),
-            Checkpoint::NotNow => {
+            Moved::ToExit => self.after_exit(time),
+            Moved::NotNow => {
                 self.watched.kick_again(now + KICK_AGAIN);
                 Ok(None)
             }
-            Checkpoint::Ended(reason) => Ok(Some(reason)),
+            Moved::ToEnd(reason) => Ok(Some(reason)),
         }
+    }
+
+    /// Logs the state at the boundary to which the guest has been moved.
+    fn checkpoint(&mut self, now: Instant) -> Result<(), MachineError> {
+        let (record, pages) = self.machine.checkpoint()?;
+        self.totals.checkpoints += 1;
+        self.totals.checkpoint_pages += pages as u64;
+        let at = self.machine.at();
+        for chunk in chunk::split(&record) {
+            self.sink.log(LogEntry::Checkpoint { at, chunk })?;
+            self.unflushed += 1;
+        }
+        (self.last_harvest, self.harvest_every) = (now, HARVEST_EVERY.0);
+        Ok(())
     }
 
     fn input_due(&self, now: Instant) -> bool {
@@ -424,15 +439,14 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
             || self.console.iter().any(|backlog| !backlog.is_empty())
     }
 
-    /// Since when an input has been waiting for an exit.
-    fn waiting_since(&self, now: Instant) -> Option<Instant> {
-        let deadline = self
-            .machine
-            .chipset()
-            .next_deadline()
-            .map(|at| self.clock.host_time(at))
-            .filter(|at| *at <= now);
-        [self.events.oldest_pending(), deadline].into_iter().flatten().min()
+    /// What has been waiting for an exit.
+    fn waiting(&self, now: Instant) -> Waiting {
+        let deadline = self.machine.chipset().next_deadline();
+        let deadline = deadline.map(|at| self.clock.host_time(at));
+        Waiting {
+            tick: deadline.filter(|at| *at <= now),
+            event: self.events.oldest_pending(),
+        }
     }
 
     fn take_inputs(&mut self, now: Instant) -> Result<(), MachineError> {
@@ -507,9 +521,10 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
     }
 
     fn forget_dirty(&mut self, now: Instant) -> Result<(), MachineError> {
-        if now.saturating_duration_since(self.last_harvest) >= HARVEST_EVERY {
+        if self.sink.logging() && now.saturating_duration_since(self.last_harvest) >= self.harvest_every {
             self.machine.forget_dirty()?;
             self.last_harvest = now;
+            self.harvest_every = (self.harvest_every * 2).min(HARVEST_EVERY.1);
         }
         Ok(())
     }

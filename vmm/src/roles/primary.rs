@@ -11,6 +11,7 @@ use logging_channel::flow::{AckTracker, Lease};
 use logging_channel::message::{Ack, Grant, Heartbeat, Message};
 use shared_disk::arbiter::Outcome;
 
+use super::disks::{DiskEnd, Known};
 use super::event::{Cost, EXIT_LOST, Event, Protection};
 use crate::output::{HELD_BYTES, Output, OutputQueue};
 
@@ -304,6 +305,15 @@ impl Primary {
             Phase::Alone | Phase::Joining { .. } => true,
             Phase::Paired(pair) => pair.tracker.covers(position),
             Phase::Claiming { .. } | Phase::Over { .. } => false,
+        }
+    }
+
+    /// Whether the backup knows as much of the end of a disk request as it must before a write may touch the same blocks.
+    #[must_use]
+    pub fn knows(&self, end: &DiskEnd) -> bool {
+        match (&self.phase, end.known) {
+            (Phase::Paired(pair), Known::Executed) => pair.tracker.executed() >= end.at,
+            _ => self.covered(end.at),
         }
     }
 

@@ -363,3 +363,36 @@ fn the_cost_of_the_log_counts_whole_checkpoints_and_all_their_bytes() {
     assert_eq!(whole.frames - before.frames, 2);
     assert_eq!(whole.lag_ns, 3 * MS, "the mark has waited for its execution");
 }
+
+#[test]
+fn a_read_that_the_backup_does_itself_is_known_when_it_is_executed() {
+    let now = 1_000 * MS;
+    let mut primary = paired(now);
+    let mut actions = Vec::new();
+    primary.log(now, vec![LogEntry::Mark(mark(at(110, 2), 0))], &mut actions);
+    let end = |known| DiskEnd {
+        at: at(110, 2),
+        disk: 0,
+        id: 1,
+        known,
+    };
+    assert!(!primary.knows(&end(Known::Received)));
+    let behind = |executed| {
+        Message::Ack(Ack {
+            incarnation: BACKUP,
+            frame: 2,
+            received: at(110, 2),
+            executed,
+            echo_ns: now,
+        })
+    };
+    primary.message(now, Generation(1), behind(at(110, 1)), &mut actions);
+    assert!(primary.knows(&end(Known::Received)) && !primary.knows(&end(Known::Executed)));
+    primary.message(now, Generation(1), behind(at(110, 2)), &mut actions);
+    assert!(primary.knows(&end(Known::Executed)));
+    // Alone there is nobody to wait for; while the storage decides, the other side may be reading.
+    let alone = Primary::new(config(), Generation(1));
+    assert!(alone.knows(&end(Known::Executed)));
+    primary.closed(now, "cut", &mut actions);
+    assert!(!primary.knows(&end(Known::Executed)) && !primary.knows(&end(Known::Received)));
+}

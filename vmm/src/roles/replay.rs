@@ -7,8 +7,11 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use logging_channel::chunk::Assembler;
-use logging_channel::entry::{EndReason, ExitSeq, Input, LogEntry, Mark, Position, REGISTER_NAMES, RegisterFile};
+use logging_channel::entry::{
+    Digest, DiskStatus, EndReason, ExitSeq, Input, LogEntry, Mark, Position, REGISTER_NAMES, RegisterFile,
+};
 use serde::Serialize;
+use shared_disk::request::DiskRequest;
 
 use crate::hypervisor::Cpu;
 use crate::machine::state::MAX_RECORD;
@@ -79,6 +82,28 @@ pub enum ReplayError {
     Machine(MachineError),
 }
 
+/// Reads from the shared disks what a log leaves out (`--disk-reads=backup`).
+pub trait DiskReader {
+    /// What is on the disk where `request`, a read, asks for it.
+    ///
+    /// # Errors
+    /// A sentence: the disk cannot be read.
+    fn read(&mut self, request: &DiskRequest) -> Result<Vec<u8>, String>;
+}
+
+/// For a log that carries everything.
+#[derive(Clone, Copy, Debug)]
+pub struct NoDisks;
+
+impl DiskReader for NoDisks {
+    fn read(&mut self, request: &DiskRequest) -> Result<Vec<u8>, String> {
+        Err(format!(
+            "the log leaves out what was read from disk {}, and no disk is at hand",
+            request.disk
+        ))
+    }
+}
+
 /// A machine that follows a log.
 #[derive(Debug)]
 pub struct Replayer<C: Cpu> {
@@ -143,18 +168,18 @@ impl<C: Cpu> Replayer<C> {
         self.pending.push_back(entry);
     }
 
-    /// Executes everything fed so far.
+    /// Executes everything fed so far; `disks` have what the log leaves out.
     ///
     /// # Errors
     /// At the first difference from the recorded history.
-    pub fn catch_up(&mut self) -> Result<(), ReplayError> {
+    pub fn catch_up(&mut self, disks: &mut dyn DiskReader) -> Result<(), ReplayError> {
         while self.ended.is_none()
             && let Some(entry) = self.pending.front()
         {
             let consumed = match entry {
                 LogEntry::Input { at, .. } => {
                     let at = *at;
-                    self.replay_input(at)
+                    self.replay_input(at, disks)
                 }
                 _ => {
                     let entry = self.pending.pop_front().expect("looked at above");
@@ -218,7 +243,7 @@ impl<C: Cpu> Replayer<C> {
         }
     }
 
-    fn replay_input(&mut self, at: ExitSeq) -> Result<(), MachineError> {
+    fn replay_input(&mut self, at: ExitSeq, disks: &mut dyn DiskReader) -> Result<(), MachineError> {
         let before = self.inputs;
         self.run_to(at)?;
         if self.inputs > before {
@@ -228,10 +253,43 @@ impl<C: Cpu> Replayer<C> {
             unreachable!("looked at before")
         };
         self.settle_at(at, &input)?;
+        let input = match input {
+            Input::DiskRead { disk, id, digest } => self.read_disk(disk, id, digest, disks)?,
+            other => other,
+        };
         self.machine.apply(&input)?;
         self.inputs += 1;
         self.collect();
         Ok(())
+    }
+
+    /// The completion of a read whose data the log leaves to the shared disk. No write to these blocks starts before this
+    /// side has said that it is past here (PROTOCOL 8, `Primary::executed`).
+    fn read_disk(&self, disk: u8, id: u64, digest: Digest, disks: &mut dyn DiskReader) -> Result<Input, MachineError> {
+        let outstanding = self.machine.chipset().outstanding_requests();
+        let request = outstanding
+            .into_iter()
+            .find(|request| (request.disk, request.id) == (disk, id));
+        let request = request.ok_or_else(|| {
+            MachineError::Divergence(format!(
+                "the log ends request {id} of disk {disk}, which this guest has not made"
+            ))
+        })?;
+        let data = disks.read(&request).map_err(MachineError::Disk)?;
+        let found = Digest::of(&data);
+        if found != digest {
+            return Err(MachineError::Disk(format!(
+                "disk {disk} has other contents here than on the primary: {:?} gives digest {:016x}, there {:016x}; is it \
+                 the same disk, opened with direct=on on both hosts?",
+                request.op, found.0, digest.0
+            )));
+        }
+        Ok(Input::DiskDone {
+            disk,
+            id,
+            status: DiskStatus::Ok,
+            data,
+        })
     }
 
     fn settle_at(&mut self, at: ExitSeq, input: &Input) -> Result<(), MachineError> {
@@ -409,7 +467,9 @@ fn describe(entry: &LogEntry) -> String {
         LogEntry::Input { at, input } => match input {
             Input::Clock(time) => format!("a clock reading of {time} ns at exit {}", at.0),
             Input::NetRx { nic, frame } => format!("a frame of {} bytes for NIC {nic} at exit {}", frame.len(), at.0),
-            Input::DiskDone { disk, id, .. } => format!("the end of request {id} of disk {disk} at exit {}", at.0),
+            Input::DiskDone { disk, id, .. } | Input::DiskRead { disk, id, .. } => {
+                format!("the end of request {id} of disk {disk} at exit {}", at.0)
+            }
             Input::ConsoleRx { bytes, .. } => format!("{} console bytes at exit {}", bytes.len(), at.0),
             Input::Entropy { bytes } => format!("{} bytes of entropy at exit {}", bytes.len(), at.0),
         },

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use logging_channel::entry::{Generation, Incarnation};
-use logging_channel::message::{Message, PROTOCOL_VERSION, Welcome};
+use logging_channel::message::{DiskReads, Message, PROTOCOL_VERSION, Welcome};
 use logging_channel::session::{HANDSHAKE_TIMEOUT, Offer, accept_backup};
 use logging_channel::transport::TcpFrames;
 use shared_disk::arbiter::SharedDirectory;
@@ -30,6 +30,7 @@ pub struct Offers {
     pub detection: Duration,
     pub lease: Duration,
     pub patience: Duration,
+    pub disk_reads: DiskReads,
     pub host: String,
     /// Nonces written and not yet removed.
     pub nonces: Mutex<Vec<String>>,
@@ -87,6 +88,7 @@ impl Offers {
                 detection_ns: nanos(self.detection),
                 lease_ns: nanos(self.lease),
                 patience_ns: nanos(self.patience),
+                disk_reads: self.disk_reads,
             },
             delivery_mode: delivery_name(&self.config),
             nonce,

@@ -22,6 +22,7 @@ use crate::machine::Machine;
 use crate::roles::backup::{Action, Backup};
 use crate::roles::event::Event;
 use crate::roles::following::{Following, Horizon, Progress};
+use crate::roles::replay::DiskReader;
 
 /// How long the last messages to the primary may take to leave.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -82,13 +83,16 @@ pub struct Follower {
 ///
 /// # Errors
 /// If the host has no thread to give.
-pub fn start_follower<C: Cpu + 'static>(machine: Machine<C>) -> Result<Follower, Failure> {
+pub fn start_follower<C: Cpu + 'static>(
+    machine: Machine<C>,
+    disks: impl DiskReader + Send + 'static,
+) -> Result<Follower, Failure> {
     // Unbounded here, bounded by what the inbox admits (roles::backup) and, beyond, by the primary's own bounds.
     let (orders, received) = crossbeam_channel::unbounded();
     let (told, reports) = mpsc::unbounded_channel();
     let thread = std::thread::Builder::new().name("vcpu".to_owned());
     let thread = thread
-        .spawn(move || follow(machine, &received, &told))
+        .spawn(move || follow(machine, disks, &received, &told))
         .map_err(Failure::new)?;
     Ok(Follower {
         orders,
@@ -99,6 +103,7 @@ pub fn start_follower<C: Cpu + 'static>(machine: Machine<C>) -> Result<Follower,
 
 fn follow<C: Cpu>(
     machine: Machine<C>,
+    mut disks: impl DiskReader,
     orders: &crossbeam_channel::Receiver<ToFollower>,
     reports: &mpsc::UnboundedSender<FromFollower>,
 ) {
@@ -106,10 +111,13 @@ fn follow<C: Cpu>(
     for order in orders {
         let report = match order {
             ToFollower::Load(record) => FromFollower::Progress(following.load(&record)),
-            ToFollower::Entries(entries) => FromFollower::Progress(following.execute(entries, Instant::now())),
+            ToFollower::Entries(entries) => {
+                FromFollower::Progress(following.execute(entries, Instant::now(), &mut disks))
+            }
             ToFollower::Drain => FromFollower::Drained,
             ToFollower::GoLive(mut life) => {
                 let (machine, horizon, clock) = following.into_live();
+                drop(disks);
                 life.clock = clock;
                 let _ = reports.send(FromFollower::AtHorizon(Box::new(horizon)));
                 return live(machine, *life);
@@ -196,7 +204,7 @@ impl Follow {
 
     fn report(&mut self, report: Option<FromFollower>, actions: &mut Vec<Action>) {
         match report {
-            Some(FromFollower::Progress(Progress::Executed(at))) => self.core.executed(at),
+            Some(FromFollower::Progress(Progress::Executed(at))) => self.core.executed(boottime_ns(), at, actions),
             Some(FromFollower::Drained) => self.core.drained(boottime_ns(), actions),
             Some(FromFollower::Progress(Progress::Diverged { at, what })) => self.core.diverged(at, &what, actions),
             Some(FromFollower::Progress(Progress::Ended(reason))) => self.core.guest_ended(&reason, actions),

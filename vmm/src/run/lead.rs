@@ -21,6 +21,7 @@ use super::outside::{Outside, OutsideError};
 use super::vcpu::{FromGuest, GuestStream};
 use crate::backends::queue::EventSender;
 use crate::backends::{Control, HostEvent};
+use crate::roles::disks::DiskEnd;
 use crate::roles::event::{Event, Protection};
 use crate::roles::primary::{Action, Primary};
 
@@ -72,7 +73,7 @@ struct Leading {
     connection: Option<Connection>,
     guest: GuestStream,
     /// Ends of disk requests that the guest knows and the backup may not yet.
-    done: VecDeque<(Position, u8, u64)>,
+    done: VecDeque<DiskEnd>,
     first_output: Option<Beginning>,
     protection: Protection,
     over: Option<(u8, String)>,
@@ -162,7 +163,7 @@ impl Leading {
     /// Whether the vCPU thread is listened to; if not, its queue fills and it stops (PROTOCOL 9).
     fn takes_more(&self) -> bool {
         let queued = self.connection.as_ref().map_or(0, Connection::queued);
-        self.listening && self.lead.core.has_room() && queued < OUTBOUND_BYTES
+        self.listening && self.lead.core.has_room() && queued < OUTBOUND_BYTES && self.lead.outside.has_room()
     }
 
     fn link_event(&mut self, event: LinkEvent, actions: &mut Vec<Action>) {
@@ -210,9 +211,9 @@ impl Leading {
                         self.lead.core.hold(output);
                     }
                 }
-                for (at, disk, id) in done {
-                    self.lead.outside.finished(disk, id)?;
-                    self.done.push_back((at, disk, id));
+                for end in done {
+                    self.lead.outside.finished(end.disk, end.id)?;
+                    self.done.push_back(end);
                 }
             }
             Some(FromGuest::State { record, mark }) => {
@@ -301,11 +302,11 @@ impl Leading {
                 self.lead.reporter.report(Event::FirstOutput);
             }
         }
-        while let Some((at, disk, id)) = self.done.front().copied()
-            && self.lead.core.covered(at)
+        while let Some(end) = self.done.front().copied()
+            && self.lead.core.knows(&end)
         {
             self.done.pop_front();
-            self.lead.outside.acked(disk, id)?;
+            self.lead.outside.acked(end.disk, end.id)?;
         }
         if self.lead.outside.has_ready() {
             let core = &self.lead.core;

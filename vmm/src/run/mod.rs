@@ -10,6 +10,7 @@ pub mod lead;
 pub mod link;
 pub mod outside;
 pub mod pair;
+pub mod reads;
 pub mod record;
 pub mod replay;
 pub mod vcpu;

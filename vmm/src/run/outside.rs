@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use logging_channel::entry::{ConsolePort, DiskStatus};
-use shared_disk::image::{Access, Caching, Image};
+use shared_disk::image::{Access, Image};
 use shared_disk::plan::Gate;
 use shared_disk::request::{DiskOp, DiskRequest};
 
@@ -211,12 +211,7 @@ impl Outside {
             } else {
                 Access::ReadWrite
             };
-            let caching = if option.direct {
-                Caching::Direct
-            } else {
-                Caching::Buffered
-            };
-            let image = Image::open(&option.path, access, caching).map_err(OutsideError::from)?;
+            let image = Image::open(&option.path, access, option.caching()).map_err(OutsideError::from)?;
             disks.push(Arc::new(FencedDisk {
                 image,
                 fence: Arc::clone(&fence),
@@ -319,6 +314,12 @@ impl Outside {
         if let Some(disks) = &mut self.disks {
             disks.release_all();
         }
+    }
+
+    /// Whether the disks' plans can take what the guest may ask of them at one exit.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.disks.as_ref().is_none_or(Disks::has_room)
     }
 
     /// Writes to shared disks that have begun and are not over.

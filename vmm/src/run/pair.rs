@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use logging_channel::codec;
 use logging_channel::entry::{Generation, Incarnation};
-use logging_channel::message::{Heartbeat, Join, PROTOCOL_VERSION, Welcome};
+use logging_channel::message::{DiskReads, Heartbeat, Join, PROTOCOL_VERSION, Welcome};
 use logging_channel::session::{HANDSHAKE_TIMEOUT, JoinClient, join};
 use logging_channel::transport::{Backoff, TcpFrames, connect};
 use shared_disk::arbiter::SharedDirectory;
@@ -36,6 +36,7 @@ use crate::roles::backup::{Backup, BackupConfig};
 use crate::roles::event::Event;
 use crate::roles::following::Horizon;
 use crate::roles::primary::{Primary, PrimaryConfig, Writes};
+use crate::roles::replay::NoDisks;
 
 /// Most bytes of a machine configuration from a peer.
 const MAX_CONFIG: usize = 1 << 20;
@@ -108,11 +109,12 @@ async fn primary(args: &RunArgs) -> Result<u8, Failure> {
         detection: Duration::from_millis(args.detection),
         lease: Duration::from_millis(args.lease),
         patience: Duration::from_millis(args.guest.patience),
+        disk_reads: args.disk_reads.into(),
     };
     let door = Door::closed(generation)
         .open(args.listen, &terms, &arbiter, &config)
         .await?;
-    let (sink, stream) = pair_sink();
+    let (sink, stream) = pair_sink(terms.disk_reads);
     let life = Life {
         sink,
         queue,
@@ -147,6 +149,7 @@ struct Terms {
     detection: Duration,
     lease: Duration,
     patience: Duration,
+    disk_reads: DiskReads,
 }
 
 impl Terms {
@@ -209,6 +212,7 @@ impl Door {
             detection: terms.detection,
             lease: terms.lease,
             patience: terms.patience,
+            disk_reads: terms.disk_reads,
             host: host_name(),
             nonces: Mutex::default(),
         });
@@ -261,6 +265,7 @@ async fn backup(args: &RunArgs) -> Result<u8, Failure> {
         detection: Duration::from_nanos(welcome.detection_ns),
         lease: Duration::from_nanos(welcome.lease_ns),
         patience: Duration::from_nanos(welcome.patience_ns),
+        disk_reads: welcome.disk_reads,
     };
     let outside = Outside::open(
         &args.host,
@@ -270,7 +275,11 @@ async fn backup(args: &RunArgs) -> Result<u8, Failure> {
         &events,
     );
     let outside = outside.map_err(Failure::new)?;
-    let mut follower = start_follower(guest::empty(&config, &capabilities)?)?;
+    let machine = guest::empty(&config, &capabilities)?;
+    let mut follower = match terms.disk_reads {
+        DiskReads::Log => start_follower(machine, NoDisks),
+        DiskReads::Backup => start_follower(machine, super::reads::DiskReads::open(&args.host.disks)?),
+    }?;
     let any = if peer.is_ipv4() {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED)
     } else {
@@ -387,7 +396,7 @@ async fn go_live(
         ..
     } = follow;
     reporter.role("primary");
-    let (sink, stream) = pair_sink();
+    let (sink, stream) = pair_sink(terms.disk_reads);
     let life = Life {
         sink,
         queue,

@@ -16,7 +16,7 @@ use crate::hypervisor::selftest::Capabilities;
 use crate::hypervisor::{Cpu, DeliveryMode, Kick};
 use crate::machine::config::MachineConfig;
 use crate::output::Emission;
-use crate::roles::replay::{Divergence, ReplayError, Replayer, describe_end};
+use crate::roles::replay::{Divergence, NoDisks, ReplayError, Replayer, describe_end};
 
 /// Most bytes of a machine configuration in a log's header.
 const MAX_CONFIG: usize = 1 << 20;
@@ -113,7 +113,7 @@ fn follow(args: &ReplayArgs, log: &mut LogReader, replayer: &mut Replayer<KvmCpu
             }
         };
         replayer.feed(entry);
-        match replayer.catch_up() {
+        match replayer.catch_up(&mut NoDisks) {
             Ok(()) => {}
             Err(ReplayError::Diverged(mut divergence)) => {
                 name_exit(log, replayer, &mut divergence);

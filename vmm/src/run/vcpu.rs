@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use logging_channel::entry::{EndReason, LogEntry, Mark, Position};
+use logging_channel::entry::{Digest, EndReason, Input, LogEntry, Mark, Position};
+use logging_channel::message::DiskReads;
 use tokio::sync::mpsc;
 
 use crate::backends::queue::{EventQueue, EventSender};
@@ -12,6 +13,7 @@ use crate::hypervisor::Cpu;
 use crate::machine::{Machine, MachineError};
 use crate::output::Output;
 use crate::roles::clock::LiveClock;
+use crate::roles::disks::{DiskEnd, Known};
 use crate::roles::live::{Live, LiveConfig, Marks, Sink};
 
 /// Batches that may wait for the link; a full queue stops the vCPU (PROTOCOL 9). A batch is one exit's worth, or a
@@ -26,7 +28,7 @@ pub enum FromGuest {
     Batch {
         entries: Vec<LogEntry>,
         outputs: Vec<Output>,
-        done: Vec<(Position, u8, u64)>,
+        done: Vec<DiskEnd>,
     },
     /// The machine, for a joining backup.
     State { record: Vec<u8>, mark: Mark },
@@ -41,7 +43,8 @@ pub struct PairSink {
     logging: Arc<AtomicBool>,
     entries: Vec<LogEntry>,
     outputs: Vec<Output>,
-    done: Vec<(Position, u8, u64)>,
+    done: Vec<DiskEnd>,
+    disk_reads: DiskReads,
 }
 
 /// The link's end.
@@ -54,7 +57,7 @@ pub struct GuestStream {
 
 /// A sink, and what the link reads from it.
 #[must_use]
-pub fn pair_sink() -> (PairSink, GuestStream) {
+pub fn pair_sink(disk_reads: DiskReads) -> (PairSink, GuestStream) {
     let (link, batches) = mpsc::channel(BATCHES);
     let logging = Arc::new(AtomicBool::new(false));
     let sink = PairSink {
@@ -63,6 +66,7 @@ pub fn pair_sink() -> (PairSink, GuestStream) {
         entries: Vec::new(),
         outputs: Vec::new(),
         done: Vec::new(),
+        disk_reads,
     };
     (sink, GuestStream { batches, logging })
 }
@@ -87,7 +91,23 @@ impl Sink for PairSink {
     }
 
     fn log(&mut self, entry: LogEntry) -> Result<(), MachineError> {
-        self.entries.push(entry);
+        self.entries.push(match (self.disk_reads, entry) {
+            (
+                DiskReads::Backup,
+                LogEntry::Input {
+                    at,
+                    input: Input::DiskDone { disk, id, data, .. },
+                },
+            ) if !data.is_empty() => LogEntry::Input {
+                at,
+                input: Input::DiskRead {
+                    disk,
+                    id,
+                    digest: Digest::of(&data),
+                },
+            },
+            (_, entry) => entry,
+        });
         Ok(())
     }
 
@@ -109,7 +129,21 @@ impl Sink for PairSink {
     }
 
     fn disk_done(&mut self, disk: u8, id: u64, at: Position) {
-        self.done.push((at, disk, id));
+        let left_out = |entry: &LogEntry| {
+            matches!(
+                entry,
+                LogEntry::Input {
+                    input: Input::DiskRead { .. },
+                    ..
+                }
+            )
+        };
+        let known = if self.entries.last().is_some_and(left_out) {
+            Known::Executed
+        } else {
+            Known::Received
+        };
+        self.done.push(DiskEnd { at, disk, id, known });
     }
 
     fn state(&mut self, record: Vec<u8>, mark: Mark) -> Result<(), MachineError> {
@@ -150,4 +184,50 @@ pub fn live<C: Cpu>(machine: Machine<C>, life: Life) {
 #[must_use]
 pub fn new_clock() -> LiveClock {
     LiveClock::starting(0, Instant::now())
+}
+
+#[cfg(test)]
+mod tests {
+    use logging_channel::entry::{DiskStatus, ExitSeq};
+
+    use super::*;
+
+    /// What a sink makes of the end of a request that brought `data`.
+    fn logged(disk_reads: DiskReads, data: Vec<u8>) -> (Input, Known) {
+        let (mut sink, mut stream) = pair_sink(disk_reads);
+        let input = Input::DiskDone {
+            disk: 1,
+            id: 5,
+            status: DiskStatus::Ok,
+            data,
+        };
+        let at = Position { exit: ExitSeq(9), k: 1 };
+        sink.log(LogEntry::Input { at: at.exit, input }).unwrap();
+        sink.disk_done(1, 5, at);
+        sink.flush().unwrap();
+        let Ok(FromGuest::Batch { mut entries, done, .. }) = stream.batches.try_recv() else {
+            panic!("no batch")
+        };
+        let Some(LogEntry::Input { input, .. }) = entries.pop() else {
+            panic!("no input")
+        };
+        (input, done[0].known)
+    }
+
+    #[test]
+    fn only_what_a_backup_reads_itself_is_left_out() {
+        let digest = Digest::of(&[7; 512]);
+        let named = Input::DiskRead { disk: 1, id: 5, digest };
+        assert_eq!(logged(DiskReads::Backup, vec![7; 512]), (named, Known::Executed));
+        let done = |data: Vec<u8>| Input::DiskDone {
+            disk: 1,
+            id: 5,
+            status: DiskStatus::Ok,
+            data,
+        };
+        // Writes, flushes and failed reads bring nothing.
+        assert_eq!(logged(DiskReads::Backup, vec![]), (done(vec![]), Known::Received));
+        let data = vec![7; 512];
+        assert_eq!(logged(DiskReads::Log, data.clone()), (done(data), Known::Received));
+    }
 }

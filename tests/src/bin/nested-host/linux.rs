@@ -35,6 +35,9 @@ pub struct SoakArguments {
     /// Only these workloads (guest-images/linux/workloads).
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     workload: Vec<String>,
+    /// Workloads with all their rounds, several times as long.
+    #[arg(long)]
+    full: bool,
     /// RAM of the guest in MiB.
     #[arg(long, value_name = "MIB", default_value_t = 128)]
     memory: u32,
@@ -121,6 +124,11 @@ fn soak_here(arguments: &SoakArguments, built: &Built) -> Result<Value, String> 
         initrd: built.initrd.clone(),
         disk: built.disk.clone(),
         workloads,
+        length: if arguments.full {
+            soak::Length::Full
+        } else {
+            soak::Length::Short
+        },
         runs: arguments.runs,
         seed: arguments.seed,
         memory_mib: arguments.memory,
@@ -173,6 +181,7 @@ fn soak_nested(arguments: &SoakArguments, built: &Built) -> Result<Value, String
     ] {
         words.extend([OsString::from(flag), value.into()]);
     }
+    words.extend(arguments.full.then(|| "--full".into()));
     let mut run = Run::new(words);
     run.files = vec![(tests::ftvm()?, "/run/bin/ftvm".into())];
     run.environment = vec![("FTVM_BIN".to_owned(), "/run/bin/ftvm".into())];

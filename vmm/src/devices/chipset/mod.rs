@@ -65,6 +65,9 @@ pub enum ApplyError {
     /// The disk has made no such request, or it was completed before.
     #[error("request {id} of disk {disk} is not outstanding, so it cannot complete")]
     NoSuchRequest { disk: u8, id: u64 },
+    /// The log leaves the data to whoever has the disk.
+    #[error("what request {id} read from disk {disk} is not in the log")]
+    WithoutData { disk: u8, id: u64 },
     /// A completion brings other data than the request asked for.
     #[error("request {id} of disk {disk} must bring {expected} bytes, not {found}")]
     DataLength {
@@ -214,6 +217,7 @@ impl Chipset {
                 let completion = disk.model_mut().complete(*id, *status, data)?;
                 disk.serve(env, |disk, queues, env| disk.answer(completion, queues, env));
             }
+            Input::DiskRead { disk, id, .. } => return Err(ApplyError::WithoutData { disk: *disk, id: *id }),
             Input::Entropy { bytes } => {
                 let rng = self.pci.rng.as_mut().ok_or(no_device("entropy source", 0))?;
                 rng.serve(env, |rng, queues, env| rng.answer(bytes, queues, env));

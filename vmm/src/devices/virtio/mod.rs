@@ -19,6 +19,7 @@ mod testing;
 mod tests;
 mod transport;
 
+pub use block::{MAX_OUTSTANDING, MAX_OUTSTANDING_DATA};
 pub(super) use chain::{Buffer, Chain};
 pub use fault::Fault;
 pub(super) use function::{BAR_SIZE, PciFunction, VirtioPci};

@@ -391,6 +391,11 @@ impl Cpu for KvmCpu {
             && state::is_clean_boundary(self.run.registers().rflags, &state::events(&self.vcpu)?))
     }
 
+    fn program(&self) -> Result<Option<u64>, CpuError> {
+        let sregs = self.vcpu.get_sregs().map_err(kvm_error("KVM_GET_SREGS"))?;
+        Ok((sregs.ss.dpl == 3).then_some(sregs.cr3))
+    }
+
     fn save(&mut self) -> Result<KvmState, CpuError> {
         self.assert_completed();
         KvmState::save(&self.vcpu, self.run.registers(), &self.msrs, self.task_register)

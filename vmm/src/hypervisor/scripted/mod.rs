@@ -472,6 +472,10 @@ impl Cpu for ScriptedCpu {
         Ok(self.can_interrupt())
     }
 
+    fn program(&self) -> Result<Option<u64>, CpuError> {
+        Ok(None)
+    }
+
     fn save(&mut self) -> Result<ScriptedState, CpuError> {
         debug_assert_eq!(self.pending, Pending::Nothing, "complete first");
         Ok(self.state.clone())

@@ -40,9 +40,9 @@ const SEG_MAX: u32 = 126;
 const SIZE_MAX: u32 = 32 << 10;
 
 /// Requests outstanding at most, those of a driver before a reset included. More wait in the ring.
-const MAX_OUTSTANDING: usize = QUEUE_SIZE as usize;
+pub const MAX_OUTSTANDING: usize = QUEUE_SIZE as usize;
 /// Data of all outstanding requests at most: it is part of every state record. More waits in the ring.
-const MAX_OUTSTANDING_DATA: u64 = 16 << 20;
+pub const MAX_OUTSTANDING_DATA: u64 = 16 << 20;
 
 /// One disk's driver side.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

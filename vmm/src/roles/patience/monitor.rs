@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
+use super::{Limits, Waiting};
 use crate::backends::queue::EventSender;
 use crate::hypervisor::Kick;
 
-/// Between these the monitor's period lies: a quarter of the patience.
+/// Between these the monitor's period lies: an eighth of the patience, half of what an event waits.
 const PERIODS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
 
 /// Entries that nobody has seen yet leave after this long even if the guest does not exit.
@@ -23,6 +24,9 @@ pub struct Watched {
     epoch: Instant,
     in_guest: AtomicBool,
     deadline: AtomicU64,
+    tick_wait: AtomicU64,
+    event_wait: AtomicU64,
+    rest_until: AtomicU64,
     unflushed_since: AtomicU64,
     kick_at: AtomicU64,
 }
@@ -35,18 +39,33 @@ impl Watched {
             epoch,
             in_guest: AtomicBool::new(false),
             deadline: AtomicU64::new(0),
+            tick_wait: AtomicU64::new(0),
+            event_wait: AtomicU64::new(0),
+            rest_until: AtomicU64::new(0),
             unflushed_since: AtomicU64::new(0),
             kick_at: AtomicU64::new(0),
         }
     }
 
     fn nanos(&self, at: Instant) -> u64 {
-        u64::try_from(at.saturating_duration_since(self.epoch).as_nanos())
-            .unwrap_or(u64::MAX)
-            .max(1)
+        nanos(at.saturating_duration_since(self.epoch)).max(1)
     }
 
-    /// The guest is about to run; its next timer is due at `deadline`, and `unflushed` entries wait. `now` is asked only if it matters.
+    fn instant(&self, nanos: &AtomicU64) -> Option<Instant> {
+        let nanos = nanos.load(Ordering::Relaxed);
+        (nanos != 0).then(|| self.epoch + Duration::from_nanos(nanos))
+    }
+
+    /// How long things may wait from now on.
+    pub fn limit(&self, limits: &Limits) {
+        self.tick_wait.store(nanos(limits.tick), Ordering::Relaxed);
+        self.event_wait.store(nanos(limits.event), Ordering::Relaxed);
+        self.rest_until
+            .store(limits.rest_until.map_or(0, |at| self.nanos(at)), Ordering::Relaxed);
+    }
+
+    /// The guest is about to run; its next timer is due at `deadline`, and `unflushed` entries wait. `now` is asked only
+    /// if it matters.
     pub fn enter(&self, deadline: Option<Instant>, unflushed: usize, now: &dyn Fn() -> Instant) {
         self.deadline
             .store(deadline.map_or(0, |at| self.nanos(at)), Ordering::Relaxed);
@@ -70,16 +89,26 @@ impl Watched {
 
     /// Whether a kick is due at `now`.
     #[must_use]
-    pub fn due(&self, now: Instant, oldest_event: Option<Instant>, patience: Duration) -> bool {
-        let now = self.nanos(now);
-        let patience = u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX);
-        let flush_after = u64::try_from(FLUSH_AFTER.as_nanos()).unwrap_or(u64::MAX);
-        let passed = |at: u64, delay: u64| at != 0 && now >= at.saturating_add(delay);
-        passed(self.deadline.load(Ordering::Relaxed), patience)
-            || passed(self.kick_at.swap(0, Ordering::Relaxed), 0)
-            || passed(self.unflushed_since.load(Ordering::Relaxed), flush_after)
-            || oldest_event.is_some_and(|at| passed(self.nanos(at), patience))
+    pub fn due(&self, now: Instant, oldest_event: Option<Instant>) -> bool {
+        let limits = Limits {
+            tick: Duration::from_nanos(self.tick_wait.load(Ordering::Relaxed)),
+            event: Duration::from_nanos(self.event_wait.load(Ordering::Relaxed)),
+            rest_until: self.instant(&self.rest_until),
+        };
+        let waiting = Waiting {
+            tick: self.instant(&self.deadline),
+            event: oldest_event,
+        };
+        let passed = |at: Option<Instant>, delay| at.is_some_and(|at| now >= at + delay);
+        let again = self.kick_at.swap(0, Ordering::Relaxed);
+        limits.due(&waiting, now)
+            || (again != 0 && self.nanos(now) >= again)
+            || passed(self.instant(&self.unflushed_since), FLUSH_AFTER)
     }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// The thread; it ends when this is dropped.
@@ -99,14 +128,13 @@ impl Monitor {
     pub fn start(watched: Arc<Watched>, events: EventSender, kick: Arc<dyn Kick>, patience: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let period = (patience / 4).clamp(PERIODS.0, PERIODS.1);
+        let period = (patience / 8).clamp(PERIODS.0, PERIODS.1);
         let handle = std::thread::Builder::new()
             .name("patience".to_owned())
             .spawn(move || {
                 while !stopped.load(Ordering::Acquire) {
                     std::thread::park_timeout(period);
-                    if watched.in_guest.load(Ordering::Acquire)
-                        && watched.due(Instant::now(), events.oldest_pending(), patience)
+                    if watched.in_guest.load(Ordering::Acquire) && watched.due(Instant::now(), events.oldest_pending())
                     {
                         kick.kick();
                     }
@@ -140,16 +168,24 @@ mod tests {
     fn kicks_only_when_something_has_waited_long_enough() {
         let watched = Watched::new(Instant::now());
         let start = watched.epoch + Duration::from_millis(100);
-        let patience = Duration::from_millis(30);
+        let after = |ms| start + Duration::from_millis(ms);
+        watched.limit(&Limits {
+            tick: Duration::from_millis(30),
+            event: Duration::from_millis(7),
+            rest_until: None,
+        });
         watched.enter(Some(start), 0, &|| start);
-        assert!(!watched.due(start + Duration::from_millis(29), None, patience));
-        assert!(watched.due(start + Duration::from_millis(30), None, patience));
+        assert!(!watched.due(after(29), None) && watched.due(after(30), None));
         watched.enter(None, 0, &|| start);
-        assert!(!watched.due(start + Duration::from_secs(9), None, patience));
-        assert!(!watched.due(start + Duration::from_millis(29), Some(start), patience));
-        assert!(watched.due(start + Duration::from_millis(30), Some(start), patience));
+        assert!(!watched.due(after(9000), None));
+        assert!(!watched.due(after(6), Some(start)) && watched.due(after(7), Some(start)));
         watched.kick_again(start);
-        assert!(watched.due(start, None, patience));
-        assert!(!watched.due(start, None, patience), "one kick only");
+        assert!(watched.due(start, None));
+        assert!(!watched.due(start, None), "one kick only");
+        watched.enter(None, 1, &|| start);
+        assert!(
+            !watched.due(after(19), None) && watched.due(after(20), None),
+            "entries leave"
+        );
     }
 }

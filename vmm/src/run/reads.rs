@@ -1,0 +1,47 @@
+//! A backup's own reads of the shared disks (`--disk-reads=backup`; the paper, section 4.2).
+
+use std::time::Duration;
+
+use shared_disk::image::{Access, Image, IoStatus};
+use shared_disk::request::DiskRequest;
+
+use super::Failure;
+use crate::cli::options::DiskOption;
+use crate::roles::replay::DiskReader;
+
+/// The primary's read succeeded, so this side's is repeated when it fails: this often, with this pause, some five seconds in
+/// all. A path to the disk that is gone for longer makes this host useless as a backup.
+const TRIES: (u32, Duration) = (50, Duration::from_millis(100));
+
+/// The disks, open for reading: writing is for a side that is live (PROTOCOL 8).
+#[derive(Debug)]
+pub struct DiskReads(Vec<Image>);
+
+impl DiskReads {
+    /// Opens what this host was given.
+    ///
+    /// # Errors
+    /// A sentence saying which disk, what is wrong and what to do.
+    pub fn open(disks: &[DiskOption]) -> Result<Self, Failure> {
+        let open = |disk: &DiskOption| Image::open(&disk.path, Access::ReadOnly, disk.caching()).map_err(Failure::new);
+        disks.iter().map(open).collect::<Result<_, _>>().map(DiskReads)
+    }
+}
+
+impl DiskReader for DiskReads {
+    fn read(&mut self, request: &DiskRequest) -> Result<Vec<u8>, String> {
+        let image = self.0.get(usize::from(request.disk));
+        let image = image.ok_or_else(|| format!("this host was not given disk {}: add --disk", request.disk))?;
+        for _ in 0..TRIES.0 {
+            let (status, data) = image.execute(request);
+            if status == IoStatus::Ok {
+                return Ok(data);
+            }
+            std::thread::sleep(TRIES.1);
+        }
+        Err(format!(
+            "disk {} cannot be read here although the primary reads it: {:?} failed {} times",
+            request.disk, request.op, TRIES.0
+        ))
+    }
+}
