@@ -1,4 +1,5 @@
-//! Benchmarks: what an exit costs more when it is recorded, what a tick costs in log, what the output rule costs in time.
+//! Benchmarks: what an exit costs more when it is recorded, what a tick costs in log, what the output rule costs in time,
+//! and what protection costs Linux under several loads.
 //!
 //! What is compared is run in turns, in one process and on one host, so that a host that gets slower does so for all;
 //! medians are given, and the 99th percentile where single events are timed. Nothing here is a test: figures of a loaded
@@ -7,6 +8,7 @@
 pub mod commit;
 pub mod exits;
 pub mod life;
+pub mod loads;
 pub mod log;
 pub mod stats;
 

@@ -3,9 +3,10 @@
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
+use std::time::Duration;
 
-use clap::{Parser, Subcommand};
-use tests::bench::{Figure, commit, exits, log};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tests::bench::{Figure, commit, exits, loads, log};
 use tests::kvm;
 
 /// Seconds for everything in a nested host.
@@ -28,7 +29,7 @@ struct Cli {
     exits: u64,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Subcommand)]
+#[derive(Clone, PartialEq, Eq, Subcommand)]
 enum What {
     /// Nanoseconds that recording adds to an exit.
     Exits,
@@ -36,16 +37,39 @@ enum What {
     Log,
     /// How much later an output leaves because of the backup, and a raw TCP ping-pong beside it.
     Commit,
-    /// All of them.
+    /// These three.
     All,
+    /// Linux on a pair of two emulated hosts: its log, and its speed with a backup and without, under each of several
+    /// loads. Takes minutes.
+    Loads(LoadsArguments),
     #[command(hide = true)]
     Echo { request: usize, reply: usize },
 }
 
+#[derive(Args, Clone, PartialEq, Eq)]
+struct LoadsArguments {
+    /// Only these loads.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    only: Vec<loads::Load>,
+    /// Seconds that each load runs, with a backup and without.
+    #[arg(long, value_name = "S", default_value_t = 20, value_parser = clap::value_parser!(u64).range(4..=3600))]
+    seconds: u64,
+    /// Detection time in ms: emulated hosts stand still for seconds now and then.
+    #[arg(long, value_name = "MS", default_value_t = 6000)]
+    detection: u64,
+    /// Lease in ms.
+    #[arg(long, value_name = "MS", default_value_t = 4000)]
+    lease: u64,
+    /// RAM of the guest in MiB.
+    #[arg(long, value_name = "MIB", default_value_t = 160)]
+    memory: u32,
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let result = match cli.what {
-        Some(What::Echo { request, reply }) => commit::echo(request, reply),
+    let result = match &cli.what {
+        Some(What::Echo { request, reply }) => commit::echo(*request, *reply),
+        Some(What::Loads(arguments)) => under_loads(arguments, cli.json),
         _ => match kvm::check_kvm() {
             Err(why) if !kvm::inside_nested_host() => nested(&why),
             Err(why) => Err(why),
@@ -84,10 +108,47 @@ fn nested(why: &str) -> Result<(), String> {
     Err(format!("cannot start {}: {failed}", host.display()))
 }
 
+/// The emulated hosts are started from here.
+fn under_loads(arguments: &LoadsArguments, as_json: bool) -> Result<(), String> {
+    let settings = loads::Settings {
+        loads: match arguments.only.as_slice() {
+            [] => loads::Load::value_variants().to_vec(),
+            only => only.to_vec(),
+        },
+        time: Duration::from_secs(arguments.seconds),
+        detection: Duration::from_millis(arguments.detection),
+        lease: Duration::from_millis(arguments.lease),
+        memory_mib: arguments.memory,
+    };
+    let measured = loads::measure(&settings, |what| eprintln!("bench: {what}"))?;
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    if as_json {
+        let object = serde_json::json!({
+            "host": "two nested hosts: emulated processors with emulated SVM",
+            "processors": processors,
+            "seconds": arguments.seconds,
+            "detection_ms": arguments.detection,
+            "loads": loads::json(&measured),
+        });
+        println!("{object}");
+    } else {
+        println!(
+            "on two nested hosts (emulated processors with emulated SVM), which share {processors} processors of this \
+             machine; {} s a load",
+            arguments.seconds
+        );
+        print!("{}", loads::table(&measured));
+    }
+    Ok(())
+}
+
 fn bench(cli: &Cli) -> Result<(), String> {
     let folder = tempfile::tempdir().map_err(|e| format!("no temporary directory: {e}"))?;
     let runs = usize::try_from(cli.runs).map_err(|e| e.to_string())?;
-    let wanted = |what| cli.what.is_none_or(|chosen| chosen == what || chosen == What::All);
+    let wanted = |what| {
+        let chosen = cli.what.as_ref();
+        chosen.is_none_or(|chosen| *chosen == what || *chosen == What::All)
+    };
     let mut parts: Vec<(&str, Vec<Figure>)> = Vec::new();
     let at: &Path = folder.path();
     if wanted(What::Exits) {

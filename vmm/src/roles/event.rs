@@ -53,8 +53,16 @@ pub enum Event {
     /// A state record left or arrived.
     StateRecord { bytes: u64 },
     /// What protection costs, about every second while there is a backup: bytes of log frames given to the backup's
-    /// connection, and exits the log covers; both counted from a beginning of no meaning.
-    Traffic { log_bytes: u64, exits: u64 },
+    /// connection, exits the log covers, log frames, micro-checkpoints, and bytes of these (compressed, as they are sent);
+    /// all counted from a beginning of no meaning. And how far the backup's execution is behind right now.
+    Traffic {
+        log_bytes: u64,
+        exits: u64,
+        frames: u64,
+        checkpoints: u64,
+        checkpoint_bytes: u64,
+        lag_ns: u64,
+    },
     /// The other side is taken for dead; final.
     Suspected { reason: String },
     /// The test-and-set is under way.
@@ -77,6 +85,19 @@ pub enum Event {
     FirstOutput,
     /// This side ends.
     Ending { code: u8, why: String },
+}
+
+/// What the log to one backup has cost since its grant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Log frames.
+    pub frames: u64,
+    /// Micro-checkpoints whose last chunk has been sent.
+    pub checkpoints: u64,
+    /// Bytes of their chunks.
+    pub checkpoint_bytes: u64,
+    /// Execution lag at this moment ([`logging_channel::flow::AckTracker::execution_lag`]).
+    pub lag_ns: u64,
 }
 
 /// An event with its time, as a JSON line.

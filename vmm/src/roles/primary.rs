@@ -13,7 +13,7 @@ use shared_disk::arbiter::Outcome;
 
 use super::clone::{After, Rounds, Selection};
 use super::disks::{DiskEnd, Known};
-use super::event::{EXIT_LOST, Event, Protection};
+use super::event::{Cost, EXIT_LOST, Event, Protection};
 use crate::output::{HELD_BYTES, Output, OutputQueue};
 
 /// A joining backup that shows no sign of life for this long while it takes the state is given up.
@@ -112,6 +112,7 @@ struct Pair {
     lease: Lease,
     detector: Detector,
     next_frame: u64,
+    cost: Cost,
     /// The last mark sent: repeated when the guest has nothing new to say.
     mark: Mark,
     mark_sent: u64,
@@ -164,6 +165,17 @@ impl Primary {
             Phase::Joining(_) | Phase::Paired(_) => Err("the guest already has a backup".to_owned()),
             Phase::Claiming { .. } => Err("the primary is deciding who lives; try again".to_owned()),
         }
+    }
+
+    /// What the log has cost so far; `None` without a backup.
+    #[must_use]
+    pub fn cost(&self, now: u64) -> Option<Cost> {
+        let Phase::Paired(pair) = &self.phase else { return None };
+        Some(Cost {
+            frames: pair.next_frame - 1,
+            lag_ns: pair.tracker.execution_lag(now),
+            ..pair.cost
+        })
     }
 
     /// How protected the guest is.
@@ -269,6 +281,7 @@ impl Primary {
             lease: Lease::new(self.config.lease_ns),
             detector: Detector::new(detector, now),
             next_frame: 1,
+            cost: Cost::default(),
             mark: mark.clone(),
             mark_sent: now,
             last_ack: now,
@@ -531,7 +544,12 @@ impl Primary {
                 pair.mark = mark.clone();
                 pair.mark_sent = now;
             }
-            bytes += data_bytes(&entry);
+            let data = data_bytes(&entry);
+            if let LogEntry::Checkpoint { chunk, .. } = &entry {
+                pair.cost.checkpoints += u64::from(chunk::is_last(chunk));
+                pair.cost.checkpoint_bytes += u64::try_from(data).unwrap_or(u64::MAX);
+            }
+            bytes += data;
             frame.push(entry);
             if bytes >= FRAME_BYTES {
                 pair.send_frame(now, std::mem::take(&mut frame), bytes, actions);

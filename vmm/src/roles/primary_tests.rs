@@ -359,6 +359,34 @@ fn a_backup_is_granted_nothing_while_an_unfenced_write_is_in_flight() {
 }
 
 #[test]
+fn the_cost_of_the_log_counts_whole_checkpoints_and_all_their_bytes() {
+    let now = 1_000 * MS;
+    let mut primary = Primary::new(config(), Generation(1));
+    assert_eq!(primary.cost(now), None, "without a backup");
+    primary = paired(now);
+    let before = primary.cost(now).unwrap();
+    assert_eq!((before.checkpoints, before.checkpoint_bytes), (0, 0));
+    let record = vec![7; chunk::CHUNK_BYTES + 1];
+    let chunks: Vec<_> = chunk::split(&record).collect();
+    let entry = |index: usize| LogEntry::Checkpoint {
+        at: at(100, 1),
+        chunk: chunks[index].clone(),
+    };
+    let mut actions = Vec::new();
+    primary.log(now, vec![entry(0)], &mut actions);
+    let half = primary.cost(now).unwrap();
+    assert_eq!(
+        (half.checkpoints, half.checkpoint_bytes),
+        (0, chunk::CHUNK_BYTES as u64)
+    );
+    primary.log(now, vec![entry(1), LogEntry::Mark(mark(at(100, 1), 0))], &mut actions);
+    let whole = primary.cost(now + 3 * MS).unwrap();
+    assert_eq!((whole.checkpoints, whole.checkpoint_bytes), (1, record.len() as u64));
+    assert_eq!(whole.frames - before.frames, 2);
+    assert_eq!(whole.lag_ns, 3 * MS, "the mark has waited for its execution");
+}
+
+#[test]
 fn a_read_that_the_backup_does_itself_is_known_when_it_is_executed() {
     let now = 1_000 * MS;
     let mut primary = paired(now);

@@ -95,7 +95,16 @@ fn in_words(event: &Event) -> String {
             ms(*bytes) * 1e6 / f64::from(1 << 20),
             ms(*stopped_ns)
         ),
-        Event::Traffic { log_bytes, exits } => format!("{log_bytes} bytes of log so far, up to exit {exits}"),
+        Event::Traffic {
+            log_bytes,
+            exits,
+            checkpoints,
+            lag_ns,
+            ..
+        } => format!(
+            "{log_bytes} bytes of log so far, up to exit {exits}, {checkpoints} micro-checkpoints; lag {:.1} ms",
+            ms(*lag_ns)
+        ),
         Event::Suspected { reason } => format!("the other side is taken for dead: {reason}"),
         Event::ClaimAsked { generation } => format!("asking for generation {generation}"),
         Event::ClaimWon { generation, took_ns } => format!("won generation {generation} in {:.1} ms", ms(*took_ns)),

@@ -239,10 +239,17 @@ impl Leading {
 
     fn report_progress(&mut self) {
         let event = match (&self.connection, self.protection) {
-            (Some(connection), Protection::Protected) => Some(Event::Traffic {
-                log_bytes: connection.logged(),
-                exits: self.logged_to.0,
-            }),
+            (Some(connection), Protection::Protected) => {
+                let cost = self.lead.core.cost(boottime_ns());
+                cost.map(|cost| Event::Traffic {
+                    log_bytes: connection.logged(),
+                    exits: self.logged_to.0,
+                    frames: cost.frames,
+                    checkpoints: cost.checkpoints,
+                    checkpoint_bytes: cost.checkpoint_bytes,
+                    lag_ns: cost.lag_ns,
+                })
+            }
             (Some(_), Protection::Starting) => self.lead.pages.progress(),
             _ => None,
         };

@@ -30,6 +30,8 @@ const MARK_EVERY: u64 = 4096;
 #[derive(Debug)]
 struct FileSink {
     log: LogWriter,
+    /// Of micro-checkpoints, as they are in the log.
+    checkpoint_bytes: u64,
     outside: Outside,
 }
 
@@ -43,6 +45,9 @@ impl Sink for FileSink {
     }
 
     fn log(&mut self, entry: LogEntry) -> Result<(), MachineError> {
+        if let LogEntry::Checkpoint { chunk, .. } = &entry {
+            self.checkpoint_bytes += chunk.bytes.len() as u64;
+        }
         self.log.append(&[entry]).map_err(log_error)
     }
 
@@ -98,9 +103,20 @@ pub fn run(args: &RecordArgs) -> Result<u8, Failure> {
         checks: args.verify == VerifyArg::Exit,
         max_exits: args.exits,
     };
-    let live = Live::new(machine, FileSink { log, outside }, queue, clock, live, Instant::now());
+    let begun = Instant::now();
+    let sink = FileSink {
+        log,
+        checkpoint_bytes: 0,
+        outside,
+    };
+    let live = Live::new(machine, sink, queue, clock, live, begun);
     let (machine, sink, reason, totals) = live.run(sender).map_err(Failure::new)?;
-    let FileSink { log, outside } = sink;
+    let seconds = begun.elapsed().as_secs_f64();
+    let FileSink {
+        log,
+        checkpoint_bytes,
+        outside,
+    } = sink;
     drop(outside);
     let (code, text) = clean_end(&reason);
     let ending = Ending {
@@ -118,11 +134,15 @@ pub fn run(args: &RecordArgs) -> Result<u8, Failure> {
     }
     report(
         args,
-        &reason,
-        &totals,
-        machine.at().exit.0,
-        trailer.log_bytes,
-        memory_hash,
+        &Recorded {
+            reason,
+            totals,
+            exits: machine.at().exit.0,
+            log_bytes: trailer.log_bytes,
+            checkpoint_bytes,
+            seconds,
+            memory_hash: memory_hash.unwrap_or_default(),
+        },
     );
     Ok(code)
 }
@@ -183,34 +203,50 @@ pub fn watch_signals(events: &EventSender, limit: Option<Duration>) -> Result<()
     Ok(())
 }
 
-fn report(
-    args: &RecordArgs,
-    reason: &EndReason,
-    totals: &Totals,
+/// What there is to say about a recording.
+struct Recorded {
+    reason: EndReason,
+    totals: Totals,
     exits: u64,
     log_bytes: u64,
-    memory_hash: Option<u64>,
-) {
-    let hash = format!("{:016x}", memory_hash.unwrap_or_default());
+    checkpoint_bytes: u64,
+    /// From the guest's start to its end, by the host's clock.
+    seconds: f64,
+    memory_hash: u64,
+}
+
+fn report(args: &RecordArgs, recorded: &Recorded) {
+    let Recorded {
+        exits,
+        log_bytes,
+        totals,
+        ..
+    } = recorded;
+    let hash = format!("{:016x}", recorded.memory_hash);
     if args.json {
         let object = serde_json::json!({
             "exits": exits,
             "inputs": totals.inputs,
             "checkpoints": totals.checkpoints,
             "checkpoint_pages": totals.checkpoint_pages,
+            "checkpoint_bytes": recorded.checkpoint_bytes,
             "device_faults": totals.device_faults,
             "log_bytes": log_bytes,
+            "seconds": recorded.seconds,
             "memory_hash": hash,
-            "outcome": describe_end(reason),
+            "outcome": describe_end(&recorded.reason),
         });
         println!("{object}");
     } else {
         eprintln!(
-            "recorded {exits} exits, {} inputs, {} checkpoints ({} pages) in {log_bytes} bytes; {}; memory {hash}",
+            "recorded {exits} exits, {} inputs, {} checkpoints ({} pages, {} bytes) in {log_bytes} bytes and {:.1} s; {}; \
+             memory {hash}",
             totals.inputs,
             totals.checkpoints,
             totals.checkpoint_pages,
-            clean_end(reason).1
+            recorded.checkpoint_bytes,
+            recorded.seconds,
+            clean_end(&recorded.reason).1
         );
     }
 }

@@ -101,7 +101,7 @@ impl RunFigures {
 /// Bytes of log and exits per second between the first and the last report of the steady time.
 fn rates(facts: &Facts<'_>) -> Option<(f64, f64)> {
     let mut reports = facts.primary.iter().filter_map(|seen| match seen.event {
-        Event::Traffic { log_bytes, exits } if (facts.steady_ns..=facts.killed_ns).contains(&seen.at_ns) => {
+        Event::Traffic { log_bytes, exits, .. } if (facts.steady_ns..=facts.killed_ns).contains(&seen.at_ns) => {
             Some((seen.at_ns, log_bytes, exits))
         }
         _ => None,

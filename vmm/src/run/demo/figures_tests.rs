@@ -23,7 +23,14 @@ pub(in super::super) fn backup() -> Vec<Stamped> {
 pub(in super::super) fn traffic(at_ms: u64, log_bytes: u64, exits: u64) -> Stamped {
     Stamped {
         at_ns: at_ms * MS,
-        event: Event::Traffic { log_bytes, exits },
+        event: Event::Traffic {
+            log_bytes,
+            exits,
+            frames: 0,
+            checkpoints: 0,
+            checkpoint_bytes: 0,
+            lag_ns: 0,
+        },
     }
 }
 
