@@ -284,7 +284,7 @@ fn what_does_not_continue_is_not_acked() {
 fn a_read_done_here_is_acked_as_soon_as_it_is_executed() {
     let now = 1_000 * MS;
     let mut backup = following(now);
-    let mut executed = |backup: &mut Backup, exit| {
+    let executed = |backup: &mut Backup, exit| {
         let mut actions = Vec::new();
         backup.executed(now, at(exit), &mut actions);
         actions.iter().find_map(|action| match action {
