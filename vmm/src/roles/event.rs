@@ -1,5 +1,7 @@
 //! What happens to a pair, in the words of its users: for the log on standard error, `--events`, and the timeline.
 
+use logging_channel::chunk;
+use logging_channel::entry::LogEntry;
 use serde::{Deserialize, Serialize};
 
 /// Exit code of a side that lost the test-and-set or saw a higher generation (PROTOCOL 11).
@@ -98,6 +100,16 @@ pub struct Cost {
     pub checkpoint_bytes: u64,
     /// Execution lag at this moment ([`logging_channel::flow::AckTracker::execution_lag`]).
     pub lag_ns: u64,
+}
+
+impl Cost {
+    /// An entry is sent.
+    pub(super) fn add(&mut self, entry: &LogEntry) {
+        if let LogEntry::Checkpoint { chunk, .. } = entry {
+            self.checkpoints += u64::from(chunk::is_last(chunk));
+            self.checkpoint_bytes += chunk.bytes.len() as u64;
+        }
+    }
 }
 
 /// An event with its time, as a JSON line.

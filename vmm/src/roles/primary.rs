@@ -544,12 +544,8 @@ impl Primary {
                 pair.mark = mark.clone();
                 pair.mark_sent = now;
             }
-            let data = data_bytes(&entry);
-            if let LogEntry::Checkpoint { chunk, .. } = &entry {
-                pair.cost.checkpoints += u64::from(chunk::is_last(chunk));
-                pair.cost.checkpoint_bytes += u64::try_from(data).unwrap_or(u64::MAX);
-            }
-            bytes += data;
+            pair.cost.add(&entry);
+            bytes += data_bytes(&entry);
             frame.push(entry);
             if bytes >= FRAME_BYTES {
                 pair.send_frame(now, std::mem::take(&mut frame), bytes, actions);

@@ -128,6 +128,20 @@ impl LoadHost {
         self.wait("protection", limit, || self.is_protected().then_some(()))
     }
 
+    /// Waits until the backup's execution is less than `lag` behind.
+    ///
+    /// # Errors
+    /// As [`LoadHost::wait_line`].
+    pub(super) fn wait_settled(&self, lag: Duration, limit: Duration) -> Result<(), String> {
+        self.wait("level backup", limit, || {
+            let last = self.events().into_iter().rev().find_map(|seen| match seen.event {
+                Event::Traffic { lag_ns, .. } => Some(Duration::from_nanos(lag_ns)),
+                _ => None,
+            });
+            last.is_some_and(|behind| behind < lag).then_some(())
+        })
+    }
+
     /// Whether the guest is protected now.
     pub(super) fn is_protected(&self) -> bool {
         let last = self.events().into_iter().rev().find_map(|seen| match seen.event {

@@ -45,6 +45,8 @@ const LOCAL_PORT: u16 = 50_000;
 const DISK_MIB: u32 = 256;
 /// An emulated host boots, and Linux in it.
 const START_LIMIT: Duration = Duration::from_secs(400);
+/// The backup has executed what came while it took the state once its lag is below this.
+const SETTLED: Duration = Duration::from_millis(500);
 /// For what a load does before and after its time.
 const SLACK: Duration = Duration::from_secs(120);
 /// A host lives no longer than its start and this many times its loads.
@@ -163,6 +165,8 @@ pub fn measure(settings: &Settings, mut each: impl FnMut(&str)) -> Result<Vec<Me
     let backup = LoadHost::start(&machine, Side::Backup, &common, &second.hub, &second.peer)?;
     let protected = bench.primary.wait_protected(START_LIMIT);
     protected.map_err(|wrong| wrong + &backup.last_words())?;
+    let settled = bench.primary.wait_settled(SETTLED, START_LIMIT);
+    settled.map_err(|wrong| wrong + &backup.last_words())?;
     each("the guest is protected");
     let mut measured = Vec::new();
     for (load, solo) in settings.loads.iter().zip(solo) {
