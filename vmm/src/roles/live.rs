@@ -37,6 +37,9 @@ const CONSOLE_BACKLOG: usize = 64 << 10;
 /// Entries that only carry clock readings wait for company, at most this many.
 const BATCH: usize = 256;
 
+/// Entries for which no output and no disk request waits leave after this long: an idle guest's ticks share a frame.
+pub(super) const FLUSH_AFTER: Duration = Duration::from_millis(40);
+
 /// How often the dirty log is reset at exits, so that the next checkpoint is small: each reset write-protects the guest's
 /// pages anew, which costs a guest that is dirtying them (LINUX-FACTS). While no checkpoint comes, half as often each time.
 const HARVEST_EVERY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(200));
@@ -165,6 +168,10 @@ pub struct Live<C: Cpu, S: Sink, E: Events = EventQueue> {
     watched: Arc<Watched>,
     console: [VecDeque<u8>; 2],
     unflushed: usize,
+    /// Since when the backup has not heard of something, entry or exit.
+    unflushed_since: Option<Instant>,
+    /// Whether a disk request waits for the backup to hear of another's end.
+    disk_done: bool,
     last_mark: ExitSeq,
     last_harvest: Instant,
     harvest_every: Duration,
@@ -262,6 +269,8 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
             watched: Arc::new(Watched::new(now)),
             console: [VecDeque::new(), VecDeque::new()],
             unflushed: 0,
+            unflushed_since: None,
+            disk_done: false,
             last_harvest: now,
             harvest_every: HARVEST_EVERY.0,
             stopping: None,
@@ -348,11 +357,9 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
                 return Ok(Some(reason));
             }
             self.take_inputs(time)?;
-            self.flush()?;
             self.forget_dirty(now)?;
-        } else if self.machine.has_outputs() || self.unflushed >= BATCH {
-            self.flush()?;
         }
+        self.flush_if_due(now)?;
         self.notice_faults();
         Ok(self.stopping.clone())
     }
@@ -384,13 +391,16 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
         if let Some(reason) = with_time!(self, settle, now)? {
             return Ok(Next::Ended(reason));
         }
-        self.flush()?;
-        if self.stopping.is_none() && !self.input_due(now()) {
+        let time = now();
+        self.flush_if_due(time)?;
+        if self.stopping.is_none() && !self.input_due(time) {
             let deadline = self.machine.chipset().next_deadline();
             if deadline.is_none() {
                 self.clock.sleeps_without_timer();
             }
-            return Ok(Next::Wait(deadline.map(|at| self.clock.host_time(at))));
+            let deadline = deadline.map(|at| self.clock.host_time(at));
+            let flush = self.unflushed_since.map(|since| since + FLUSH_AFTER);
+            return Ok(Next::Wait(deadline.into_iter().chain(flush).min()));
         }
         Ok(self.after_exit(now)?.into())
     }
@@ -486,6 +496,7 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
                 HostEvent::DiskDone { disk, id, status, data } => {
                     self.input(Input::DiskDone { disk, id, status, data })?;
                     self.sink.disk_done(disk, id, self.machine.at());
+                    self.disk_done = true;
                 }
                 HostEvent::Entropy(bytes) => self.input(Input::Entropy { bytes })?,
                 HostEvent::Stop(StopKind::Limit) => self.stopping = Some(EndReason::Limit),
@@ -559,6 +570,19 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
         }
     }
 
+    /// [`Live::flush`] if somebody waits for it, or has waited long enough.
+    fn flush_if_due(&mut self, now: Instant) -> Result<(), MachineError> {
+        if self.unflushed > 0 || self.machine.at().exit > self.last_mark {
+            self.unflushed_since.get_or_insert(now);
+        }
+        let waited = |since| now.saturating_duration_since(since) >= FLUSH_AFTER;
+        let waited = self.unflushed_since.is_some_and(waited);
+        if waited || self.disk_done || self.unflushed >= BATCH || self.machine.has_outputs() {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
     /// A mark if one is due, then the outputs it covers.
     fn flush(&mut self) -> Result<(), MachineError> {
         let at = self.machine.at().exit;
@@ -576,7 +600,7 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
         for output in self.machine.drain_outputs() {
             self.sink.output(output)?;
         }
-        self.unflushed = 0;
+        (self.unflushed, self.unflushed_since, self.disk_done) = (0, None, false);
         self.sink.flush()
     }
 

@@ -8,15 +8,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
+use super::super::live::FLUSH_AFTER;
 use super::{Limits, Waiting};
 use crate::backends::queue::EventSender;
 use crate::hypervisor::Kick;
 
 /// Between these the monitor's period lies: an eighth of the patience, half of what an event waits.
 const PERIODS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
-
-/// Entries that nobody has seen yet leave after this long even if the guest does not exit.
-const FLUSH_AFTER: Duration = Duration::from_millis(20);
 
 /// What the vCPU thread tells the monitor. Times are nanoseconds since `epoch`; 0 means none.
 #[derive(Debug)]
@@ -184,7 +182,7 @@ mod tests {
         assert!(!watched.due(start, None), "one kick only");
         watched.enter(None, 1, &|| start);
         assert!(
-            !watched.due(after(19), None) && watched.due(after(20), None),
+            !watched.due(after(39), None) && watched.due(after(40), None),
             "entries leave"
         );
     }
