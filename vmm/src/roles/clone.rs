@@ -107,6 +107,6 @@ mod tests {
 
     #[test]
     fn shrinking_rounds_end_too() {
-        assert_eq!(rounds((0..100).map(|n| 1_000_000_000 / 3_usize.pow(n.min(10)))), ROUNDS);
+        assert_eq!(rounds((0..100).map(|n| 3_000_000 >> n.min(11))), ROUNDS);
     }
 }
