@@ -3,6 +3,7 @@
 //! - [`Horizon`]: how far a log reaches, on either side and in files.
 //! - [`Inbox`]: the backup's side; what it holds and what it may ack.
 //! - [`AckTracker`]: the primary's side; what is acked, how long it took, how far behind the backup executes.
+//! - [`Pace`]: how much the primary slows down for a backup that executes too slowly.
 //! - [`Lease`], [`LeaseWait`]: until when the primary may release, and from when the backup may go live.
 //!
 //! Times are nanoseconds of the caller's own CLOCK_BOOTTIME, never compared across hosts: an echo brings a time back to
@@ -12,6 +13,7 @@ mod acks;
 mod horizon;
 mod inbox;
 mod lease;
+mod pace;
 #[cfg(test)]
 mod tests;
 
@@ -19,3 +21,4 @@ pub use acks::{AckError, AckTracker, MAX_TRACKED_FRAMES, OldestUnacked};
 pub use horizon::{Horizon, OrderError};
 pub use inbox::{Discarded, Inbox, InboxError, Pressure};
 pub use lease::{Lease, LeaseError, LeaseWait};
+pub use pace::Pace;

@@ -22,7 +22,7 @@ use vmm::roles::clone::Selection;
 use vmm::roles::disks::{DiskEnd, DiskShell, Disks};
 use vmm::roles::event::Protection;
 use vmm::roles::following::Horizon;
-use vmm::roles::live::{Events, Live, LiveConfig, Marks, Next};
+use vmm::roles::live::{Events, Live, LiveConfig, Marks, Next, pause};
 use vmm::roles::primary::{Action, Primary};
 use vmm::run::vcpu::{FromGuest, GuestStream, PairSink, pair_sink};
 
@@ -230,8 +230,8 @@ impl Leader {
 
     /// Whether the vCPU thread has said something that is listened to.
     #[must_use]
-    pub fn has_batches(&self) -> bool {
-        self.listening && self.core.has_room() && !self.stream.batches.is_empty()
+    pub fn has_batches(&self, now: u64) -> bool {
+        self.listening && self.core.has_room(now) && !self.stream.batches.is_empty()
     }
 
     // ---- the vCPU thread ----
@@ -263,7 +263,9 @@ impl Leader {
             Ok(next) => next,
             Err(error) => return self.expect(env, common, Err(error.to_string())),
         };
-        let spent = time.get() - begin;
+        let idle = self.stream.idle.load(Ordering::Relaxed);
+        let ran = Duration::from_nanos(time.get() - begin);
+        let spent = u64::try_from((ran + pause(ran, idle)).as_nanos()).unwrap_or(u64::MAX);
         match &next {
             Next::Run => env.after(spent.max(US), common.id, What::Vcpu(token)),
             Next::Wait(deadline) => {
@@ -494,6 +496,7 @@ impl Leader {
                 Action::TakeDirty => self.tell(env, common, HostEvent::Control(Control::TakeDirty)),
                 Action::SendPages { to, pages } => self.send_pages(env, common, to, pages),
                 Action::SaveState => self.tell(env, common, HostEvent::Control(Control::SaveState)),
+                Action::Pace(idle) => self.stream.idle.store(idle, Ordering::Relaxed),
                 Action::StopLogging => self.stream.logging.store(false, Ordering::Release),
                 Action::Claim(generation) if env.plant == Some(Plant::LeavingWithoutClaim) && starting => {
                     let now = env.local(common.host);

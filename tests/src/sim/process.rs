@@ -364,7 +364,7 @@ impl Process {
                 }
                 let ready = [
                     !common.link.is_empty(),
-                    leader.has_batches(),
+                    leader.has_batches(env.local(common.host)),
                     !common.heard.is_empty(),
                     common.tick_due,
                 ];

@@ -16,6 +16,10 @@ use crate::machine::state::MAX_RECORD;
 /// The grant must follow the state within this time of silence, or the join is given up.
 const JOIN_SILENCE: u64 = 10_000_000_000;
 
+/// How far this side has executed is acked at most this often where no frame is to be acked: the primary measures the
+/// execution lag by it.
+const EXECUTED_ACK: u64 = 10_000_000;
+
 /// Most that two hosts' clocks drift apart, in parts per million: 500 is what NTP may slew, each way.
 const DRIFT_PPM: u32 = 1000;
 
@@ -89,6 +93,8 @@ pub struct Backup {
     lease: LeaseWait,
     /// The last read of a shared disk that is to be executed here.
     read_at: Option<ExitSeq>,
+    /// When an ack last said nothing but how far this side has executed.
+    executed_acked: u64,
 }
 
 impl Backup {
@@ -110,6 +116,7 @@ impl Backup {
             detector: Detector::new(detector, now),
             lease: LeaseWait::new(config.lease_ns, DRIFT_PPM),
             read_at: None,
+            executed_acked: now,
         }
     }
 
@@ -159,12 +166,15 @@ impl Backup {
     }
 
     /// The vCPU thread has executed up to here. Acked at once where a read of a shared disk lies before it, as a write to
-    /// these blocks may be waiting for that; otherwise with the next frame.
+    /// these blocks may be waiting for that; otherwise now and then, and with the next frame.
     pub fn executed(&mut self, now: u64, at: Position, actions: &mut Vec<Action>) {
         if let Some(inbox) = &mut self.inbox {
             inbox.executed(at);
         }
-        if matches!(self.phase, Phase::Following) && self.read_at.take_if(|exit| *exit <= at.exit).is_some() {
+        let read = self.read_at.take_if(|exit| *exit <= at.exit).is_some();
+        let due = now.saturating_sub(self.executed_acked) >= EXECUTED_ACK;
+        if matches!(self.phase, Phase::Following) && (read || due) {
+            self.executed_acked = now;
             self.ack(now, actions);
         }
     }

@@ -284,7 +284,7 @@ fn what_does_not_continue_is_not_acked() {
 fn a_read_done_here_is_acked_as_soon_as_it_is_executed() {
     let now = 1_000 * MS;
     let mut backup = following(now);
-    let executed = |backup: &mut Backup, exit| {
+    let executed_at = |backup: &mut Backup, now, exit| {
         let mut actions = Vec::new();
         backup.executed(now, at(exit), &mut actions);
         actions.iter().find_map(|action| match action {
@@ -292,6 +292,7 @@ fn a_read_done_here_is_acked_as_soon_as_it_is_executed() {
             _ => None,
         })
     };
+    let executed = |backup: &mut Backup, exit| executed_at(backup, now, exit);
     assert_eq!(executed(&mut backup, 100), None, "the next frame's ack says so");
     let input = Input::DiskRead {
         disk: 0,
@@ -320,4 +321,22 @@ fn a_read_done_here_is_acked_as_soon_as_it_is_executed() {
     backup.message(now, G, Message::Log { number: 3, entries }, &mut Vec::new());
     backup.closed(now, "cut", &mut Vec::new());
     assert_eq!(executed(&mut backup, 150), None);
+}
+
+#[test]
+fn execution_is_acked_now_and_then() {
+    let now = 1_000 * MS;
+    let mut backup = following(now);
+    let entries = vec![mark(130, 60)];
+    backup.message(now, G, Message::Log { number: 2, entries }, &mut Vec::new());
+    let executed = |backup: &mut Backup, now, exit| {
+        let mut actions = Vec::new();
+        backup.executed(now, at(exit), &mut actions);
+        actions.len()
+    };
+    assert_eq!(executed(&mut backup, now + EXECUTED_ACK - 1, 110), 0);
+    assert_eq!(executed(&mut backup, now + EXECUTED_ACK, 111), 1);
+    assert_eq!(executed(&mut backup, now + 2 * EXECUTED_ACK - 1, 112), 0);
+    assert_eq!(executed(&mut backup, now + 2 * EXECUTED_ACK, 130), 1);
+    assert_eq!(executed(&mut backup, now + 9 * EXECUTED_ACK, 130), 0, "nothing new");
 }

@@ -56,7 +56,8 @@ pub enum Event {
     StateRecord { bytes: u64 },
     /// What protection costs, about every second while there is a backup: bytes of log frames given to the backup's
     /// connection, exits the log covers, log frames, micro-checkpoints, and bytes of these (compressed, as they are sent);
-    /// all counted from a beginning of no meaning. And how far the backup's execution is behind right now.
+    /// all counted from a beginning of no meaning. And how far the backup's execution is behind right now, and how many
+    /// thousandths of the time the guest stands still for it to keep up.
     Traffic {
         log_bytes: u64,
         exits: u64,
@@ -64,6 +65,7 @@ pub enum Event {
         checkpoints: u64,
         checkpoint_bytes: u64,
         lag_ns: u64,
+        idle_permille: u32,
     },
     /// The other side is taken for dead; final.
     Suspected { reason: String },
@@ -100,6 +102,8 @@ pub struct Cost {
     pub checkpoint_bytes: u64,
     /// Execution lag at this moment ([`logging_channel::flow::AckTracker::execution_lag`]).
     pub lag_ns: u64,
+    /// Thousandths of the time that the guest stands still for the backup ([`logging_channel::flow::Pace`]).
+    pub idle_permille: u32,
 }
 
 impl Cost {

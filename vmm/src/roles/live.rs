@@ -50,6 +50,9 @@ const KICK_AGAIN: Duration = Duration::from_millis(1);
 /// Stopped devices that are told of in one life: a guest may stop and reset them as often as it likes.
 const FAULTS_TOLD: u64 = 32;
 
+/// A guest that is to stand still now and then runs about this long in between.
+const BETWEEN_PAUSES: Duration = Duration::from_millis(5);
+
 /// Which marks a log carries (PROTOCOL 2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Marks {
@@ -78,6 +81,10 @@ pub trait Sink {
     /// # Errors
     /// As [`Sink::log`].
     fn flush(&mut self) -> Result<(), MachineError>;
+    /// Thousandths of the time that the guest is to stand still.
+    fn idle_permille(&self) -> u32 {
+        0
+    }
     /// The guest has been told at `at` that a disk request is finished.
     fn disk_done(&mut self, disk: u8, id: u64, at: Position);
     /// Pages written since this was last told, for a joining backup.
@@ -224,6 +231,13 @@ macro_rules! with_time {
     }};
 }
 
+/// How long a guest stands still after it has run for `ran`, if that is to be so many thousandths of the time.
+#[must_use]
+pub fn pause(ran: Duration, idle_permille: u32) -> Duration {
+    let idle = idle_permille.min(999);
+    ran * idle / (1000 - idle)
+}
+
 impl<C: Cpu, S: Sink> Live<C, S> {
     /// Lives until the guest ends, is stopped, or cannot go on.
     ///
@@ -237,9 +251,18 @@ impl<C: Cpu, S: Sink> Live<C, S> {
             self.config.patience,
         );
         let mut next = self.begin(&Instant::now)?;
+        let mut ran = Duration::ZERO;
         loop {
             next = match next {
-                Next::Run => self.step(&Instant::now)?,
+                Next::Run => {
+                    let begun = Instant::now();
+                    let next = self.step(&Instant::now)?;
+                    ran += begun.elapsed();
+                    if ran >= BETWEEN_PAUSES {
+                        std::thread::sleep(pause(std::mem::take(&mut ran), self.sink.idle_permille()));
+                    }
+                    next
+                }
                 Next::Wait(deadline) => {
                     let event = self.events.recv_deadline(deadline);
                     self.woken(event, &Instant::now)?

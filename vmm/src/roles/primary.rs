@@ -7,7 +7,7 @@ use fault_detector::detector::{Config, Detector, Role, Verdict};
 use logging_channel::chunk;
 use logging_channel::codec::data_bytes;
 use logging_channel::entry::{EndReason, Generation, Incarnation, LogEntry, Mark, OutputSeq, Position};
-use logging_channel::flow::{AckTracker, Lease};
+use logging_channel::flow::{AckTracker, Lease, Pace};
 use logging_channel::message::{Ack, Grant, Heartbeat, Message};
 use shared_disk::arbiter::Outcome;
 
@@ -18,6 +18,9 @@ use crate::output::{HELD_BYTES, Output, OutputQueue};
 
 /// A joining backup that shows no sign of life for this long while it takes the state is given up.
 const JOIN_SILENCE: u64 = 10_000_000_000;
+
+/// The primary slows down when the execution lag is above this fraction of the detection time: 50 ms at 500 ms.
+const SLOW_AT: u64 = 10;
 
 /// Bytes of one log frame beyond which the next entry begins another: a fraction of the largest frame, so that one large
 /// entry always fits.
@@ -39,6 +42,8 @@ pub enum Action {
     SendPages { to: Incarnation, pages: Selection },
     /// Have the vCPU thread save the machine for a joining backup.
     SaveState,
+    /// The guest is to stand still for so many thousandths of the time, so that the backup keeps up.
+    Pace(u32),
     /// Nobody reads the log any more.
     StopLogging,
     /// Ask for the generation after this one (PROTOCOL 10).
@@ -113,6 +118,9 @@ struct Pair {
     detector: Detector,
     next_frame: u64,
     cost: Cost,
+    pace: Pace,
+    /// What was last said of it.
+    idle: u32,
     /// The last mark sent: repeated when the guest has nothing new to say.
     mark: Mark,
     mark_sent: u64,
@@ -174,6 +182,7 @@ impl Primary {
         Some(Cost {
             frames: pair.next_frame - 1,
             lag_ns: pair.tracker.execution_lag(now),
+            idle_permille: pair.idle,
             ..pair.cost
         })
     }
@@ -190,10 +199,15 @@ impl Primary {
         }
     }
 
-    /// Whether the vCPU may go on producing: held outputs are bounded (PROTOCOL 9).
+    /// Whether the vCPU may go on producing (PROTOCOL 9): held outputs are bounded, and so is what the backup has received and
+    /// not executed, namely by the detection time's worth of it.
     #[must_use]
-    pub fn has_room(&self) -> bool {
-        self.held.bytes() < HELD_BYTES
+    pub fn has_room(&self, now: u64) -> bool {
+        let keeps_up = match &self.phase {
+            Phase::Paired(pair) if pair.level => pair.tracker.execution_lag(now) < self.config.detection_ns,
+            _ => true,
+        };
+        keeps_up && self.held.bytes() < HELD_BYTES
     }
 
     /// Outputs held back right now, and their bytes.
@@ -282,6 +296,8 @@ impl Primary {
             detector: Detector::new(detector, now),
             next_frame: 1,
             cost: Cost::default(),
+            pace: Pace::new(self.config.detection_ns / SLOW_AT),
+            idle: 0,
             mark: mark.clone(),
             mark_sent: now,
             last_ack: now,
@@ -464,6 +480,12 @@ impl Primary {
                     let reason = format!("the joining backup has been silent for {} ms", silence / 1_000_000);
                     return self.suspect(now, reason, actions);
                 }
+                if pair.level {
+                    let idle = pair.pace.step(now, pair.tracker.execution_lag(now));
+                    if idle != std::mem::replace(&mut pair.idle, idle) {
+                        actions.push(Action::Pace(idle));
+                    }
+                }
                 let due = now.saturating_sub(pair.mark_sent) >= self.config.detection_ns / 8;
                 if due || pair.released_told < self.released {
                     let mark = pair.mark.clone();
@@ -559,6 +581,7 @@ impl Primary {
 
     /// The backup is lost; going on alone needs the test-and-set (PROTOCOL 11, 19).
     fn suspect(&mut self, now: u64, reason: String, actions: &mut Vec<Action>) {
+        actions.push(Action::Pace(0));
         self.phase = Phase::Claiming { since: now };
         actions.push(Action::StopLogging);
         actions.push(Action::Close);

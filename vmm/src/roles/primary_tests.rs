@@ -444,3 +444,36 @@ fn a_joining_backup_that_falls_silent_is_given_up() {
     primary.pages_sent(0, BACKUP, 1, 1, &mut actions);
     assert_eq!(actions, []);
 }
+
+#[test]
+fn a_primary_slows_down_for_its_backup_and_stops_before_it_is_lost() {
+    let now = 1_000 * MS;
+    let mut primary = paired(now);
+    let mut actions = Vec::new();
+    primary.log(now, vec![LogEntry::Mark(mark(at(110, 0), 0))], &mut actions);
+    let pace = |primary: &mut Primary, now| {
+        let mut actions = Vec::new();
+        // Received at once, and never executed.
+        let received = Message::Ack(Ack {
+            incarnation: BACKUP,
+            frame: 2,
+            received: at(110, 0),
+            executed: at(100, 0),
+            echo_ns: now,
+        });
+        primary.heartbeat_sent(now);
+        primary.message(now, Generation(1), received, &mut Vec::new());
+        primary.tick(now, &mut actions);
+        actions.iter().find_map(|action| match action {
+            Action::Pace(idle) => Some(*idle),
+            _ => None,
+        })
+    };
+    assert_eq!(pace(&mut primary, now + D / SLOW_AT), None, "at the limit");
+    assert!(pace(&mut primary, now + D / SLOW_AT + 100 * MS).is_some_and(|idle| idle > 0));
+    assert!(primary.has_room(now + D - 1) && !primary.has_room(now + D));
+    // Alone it does not wait for anybody.
+    actions.clear();
+    primary.closed(now, "cut", &mut actions);
+    assert!(actions.contains(&Action::Pace(0)) && primary.has_room(now + D));
+}

@@ -100,10 +100,14 @@ fn in_words(event: &Event) -> String {
             exits,
             checkpoints,
             lag_ns,
+            idle_permille,
             ..
         } => format!(
-            "{log_bytes} bytes of log so far, up to exit {exits}, {checkpoints} micro-checkpoints; lag {:.1} ms",
-            ms(*lag_ns)
+            "{log_bytes} bytes of log so far, up to exit {exits}, {checkpoints} micro-checkpoints; lag {:.1} ms, slowed by \
+             {}.{} %",
+            ms(*lag_ns),
+            idle_permille / 10,
+            idle_permille % 10
         ),
         Event::Suspected { reason } => format!("the other side is taken for dead: {reason}"),
         Event::ClaimAsked { generation } => format!("asking for generation {generation}"),

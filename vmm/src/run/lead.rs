@@ -165,7 +165,10 @@ impl Leading {
     /// Whether the vCPU thread is listened to; if not, its queue fills and it stops (PROTOCOL 9).
     fn takes_more(&self) -> bool {
         let queued = self.connection.as_ref().map_or(0, Connection::queued);
-        self.listening && self.lead.core.has_room() && queued < OUTBOUND_BYTES && self.lead.outside.has_room()
+        self.listening
+            && self.lead.core.has_room(boottime_ns())
+            && queued < OUTBOUND_BYTES
+            && self.lead.outside.has_room()
     }
 
     fn link_event(&mut self, event: LinkEvent, actions: &mut Vec<Action>) {
@@ -248,6 +251,7 @@ impl Leading {
                     checkpoints: cost.checkpoints,
                     checkpoint_bytes: cost.checkpoint_bytes,
                     lag_ns: cost.lag_ns,
+                    idle_permille: cost.idle_permille,
                 })
             }
             (Some(_), Protection::Starting) => self.lead.pages.progress(),
@@ -279,6 +283,7 @@ impl Leading {
                     }
                 }
                 Action::SaveState => self.order(Control::SaveState)?,
+                Action::Pace(idle) => self.guest.idle.store(idle, Ordering::Relaxed),
                 Action::StopLogging => self.guest.logging.store(false, Ordering::Release),
                 Action::Claim(generation) => {
                     claim(

@@ -1,7 +1,7 @@
 //! What the vCPU thread of a pair says to the link, in one ordered stream, and the sink that says it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use logging_channel::entry::{Digest, EndReason, Input, LogEntry, Mark, Position};
@@ -47,6 +47,7 @@ pub enum FromGuest {
 pub struct PairSink {
     link: mpsc::Sender<FromGuest>,
     logging: Arc<AtomicBool>,
+    idle: Arc<AtomicU32>,
     entries: Vec<LogEntry>,
     outputs: Vec<Output>,
     done: Vec<DiskEnd>,
@@ -59,6 +60,8 @@ pub struct GuestStream {
     pub batches: mpsc::Receiver<FromGuest>,
     /// Cleared by the link when nobody reads the log any more.
     pub logging: Arc<AtomicBool>,
+    /// Set by the link: thousandths of the time that the guest stands still.
+    pub idle: Arc<AtomicU32>,
 }
 
 /// A sink, and what the link reads from it.
@@ -66,15 +69,18 @@ pub struct GuestStream {
 pub fn pair_sink(disk_reads: DiskReads) -> (PairSink, GuestStream) {
     let (link, batches) = mpsc::channel(BATCHES);
     let logging = Arc::new(AtomicBool::new(false));
+    let idle = Arc::new(AtomicU32::new(0));
     let sink = PairSink {
         link,
         logging: Arc::clone(&logging),
+        idle: Arc::clone(&idle),
         entries: Vec::new(),
         outputs: Vec::new(),
         done: Vec::new(),
         disk_reads,
     };
-    (sink, GuestStream { batches, logging })
+    let stream = GuestStream { batches, logging, idle };
+    (sink, stream)
 }
 
 impl PairSink {
@@ -94,6 +100,10 @@ impl PairSink {
 impl Sink for PairSink {
     fn logging(&self) -> bool {
         self.logging.load(Ordering::Acquire)
+    }
+
+    fn idle_permille(&self) -> u32 {
+        self.idle.load(Ordering::Relaxed)
     }
 
     fn log(&mut self, entry: LogEntry) -> Result<(), MachineError> {

@@ -249,6 +249,7 @@ mod tests {
                 checkpoints: total,
                 checkpoint_bytes: 50 * total,
                 lag_ns: lag_ms * 1_000_000,
+                idle_permille: 0,
             },
         }
     }

@@ -30,6 +30,7 @@ pub(in super::super) fn traffic(at_ms: u64, log_bytes: u64, exits: u64) -> Stamp
             checkpoints: 0,
             checkpoint_bytes: 0,
             lag_ns: 0,
+            idle_permille: 0,
         },
     }
 }
