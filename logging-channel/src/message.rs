@@ -21,6 +21,20 @@ pub struct Join {
     pub delivery_modes: Vec<String>,
     /// Identifies the host (machine id and boot id): a pair on one host is allowed, but said.
     pub host: String,
+    /// Whether a standby asks, which nobody has placed here by hand.
+    pub standby: Option<Standby>,
+}
+
+/// What a standby is, and where it must not be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standby {
+    /// 0 comes first; each further one waits a second longer for those before it.
+    pub priority: u8,
+    /// The part of the world that fails as one, by a name of the user's; empty if unknown.
+    pub site: String,
+    /// Whether it may protect a guest on its own host, or its own site.
+    pub same_host: bool,
+    pub same_site: bool,
 }
 
 /// From the primary: what guest this is, and a secret to find on the shared storage.

@@ -37,6 +37,7 @@ fn frame(message: &Message) -> Vec<u8> {
 
 fn join() -> Message {
     Message::Join(Join {
+        standby: None,
         version: PROTOCOL_VERSION,
         incarnation: Incarnation(77),
         delivery_modes: [DeliveryMode::None, DeliveryMode::Window, DeliveryMode::WindowStiStep]

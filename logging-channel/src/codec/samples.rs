@@ -4,7 +4,7 @@ use crate::entry::{
     Chunk, ConsolePort, Digest, DiskStatus, EndReason, ExitSeq, Generation, Incarnation, Input, LogEntry, Mark,
     OutputSeq, Position,
 };
-use crate::message::{Ack, DiskReads, Grant, Heartbeat, Join, Message, PROTOCOL_VERSION, Welcome};
+use crate::message::{Ack, DiskReads, Grant, Heartbeat, Join, Message, PROTOCOL_VERSION, Standby, Welcome};
 
 pub(crate) const GENERATION: Generation = Generation(0x0102_0304_0506_0708);
 
@@ -168,6 +168,12 @@ pub(crate) fn messages() -> Vec<(&'static str, Message)> {
                 incarnation: Incarnation(0x0123_4567_89AB_CDEF_0123_4567_89AB_CDEF),
                 delivery_modes: vec!["none".into(), "window".into()],
                 host: "host-a".into(),
+                standby: Some(Standby {
+                    priority: 2,
+                    site: "east".into(),
+                    same_host: false,
+                    same_site: true,
+                }),
             }),
         ),
         (

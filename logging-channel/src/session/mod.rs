@@ -23,6 +23,8 @@ pub use client::{ClientStep, JoinClient};
 pub use run::{HANDSHAKE_LIMIT, HANDSHAKE_TIMEOUT, MAX_HANDSHAKES, accept_backup, join, next_step, serve_join};
 pub use server::{Candidate, JoinServer, Offer, Placement, ServerStep};
 
+use std::time::Duration;
+
 use crate::chunk::ChunkError;
 use crate::entry::{Generation, Incarnation};
 use crate::message::Message;
@@ -45,6 +47,14 @@ pub enum SessionError {
     },
     #[error("the guest needs delivery mode `{needed}`, which the backup's host lacks; it can do: {}", offered.join(", "))]
     DeliveryMode { needed: String, offered: Vec<String> },
+    #[error("a standby does not protect a guest on its own host: start it elsewhere, or with --allow-same-host")]
+    SameHost,
+    #[error(
+        "a standby does not protect a guest at its own site, {site}: start it elsewhere, or with --allow-same-site"
+    )]
+    SameSite { site: String },
+    #[error("a standby of priority {priority} waits for those before it, {} ms more", left.as_millis())]
+    NotItsTurn { priority: u8, left: Duration },
     #[error("primary and backup have the same incarnation {:032x}: this is one process talking to itself", .0.0)]
     SameIncarnation(Incarnation),
     #[error(

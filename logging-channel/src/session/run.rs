@@ -146,6 +146,7 @@ pub async fn accept_backup(
             },
             Some(ended) = handshakes.join_next() => match ended {
                 Ok(Ok(joined)) => return joined,
+                Ok(Err((peer, error @ SessionError::NotItsTurn { .. }))) => tracing::debug!(peer, %error, "a standby waits"),
                 Ok(Err((peer, error))) => tracing::warn!(peer, %error, "a peer was not taken as backup"),
                 Err(error) => tracing::debug!(%error, "a handshake was dropped for a newer one"),
             },

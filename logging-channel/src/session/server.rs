@@ -1,11 +1,16 @@
 //! The primary's side of the handshake.
 
+use std::time::Duration;
+
 use super::{SessionError, presentable};
 use crate::entry::Incarnation;
-use crate::message::{Join, Message, PROTOCOL_VERSION, Welcome};
+use crate::message::{Join, Message, PROTOCOL_VERSION, Standby, Welcome};
 
 /// The most of a backup's delivery modes that a refusal lists: there are fewer than that.
 const MAX_MODES_SHOWN: usize = 16;
+
+/// So much earlier may a standby join than the one of the next priority.
+pub const HEAD_START: Duration = Duration::from_secs(1);
 
 /// What the primary has to offer a backup.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +23,10 @@ pub struct Offer {
     pub nonce: Vec<u8>,
     /// Identifies this host, as `Join::host` does the other.
     pub host: String,
+    /// This side's site, as `Standby::site` is the other's.
+    pub site: String,
+    /// How long the guest has been without a backup.
+    pub unprotected: Duration,
 }
 
 /// A backup that has passed the handshake: it may be cloned to.
@@ -97,6 +106,26 @@ impl JoinServer {
         }
     }
 
+    fn check_standby(&self, standby: &Standby, same_host: bool) -> Result<(), SessionError> {
+        let same_site = !standby.site.is_empty() && standby.site == self.offer.site;
+        if same_host && !standby.same_host {
+            return Err(SessionError::SameHost);
+        }
+        if same_site && !standby.same_site {
+            return Err(SessionError::SameSite {
+                site: presentable(&standby.site),
+            });
+        }
+        let turn = HEAD_START * u32::from(standby.priority);
+        if self.offer.unprotected < turn {
+            return Err(SessionError::NotItsTurn {
+                priority: standby.priority,
+                left: turn.saturating_sub(self.offer.unprotected),
+            });
+        }
+        Ok(())
+    }
+
     fn check(&self, join: Join) -> Result<Candidate, SessionError> {
         if join.version != PROTOCOL_VERSION {
             return Err(SessionError::Version {
@@ -120,6 +149,9 @@ impl JoinServer {
             });
         }
         let same = join.host == self.offer.host;
+        if let Some(standby) = &join.standby {
+            self.check_standby(standby, same)?;
+        }
         Ok(Candidate {
             incarnation: join.incarnation,
             host: presentable(&join.host),

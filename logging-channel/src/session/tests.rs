@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::*;
 use crate::chunk::{CHUNK_BYTES, split};
 use crate::entry::{Chunk, Digest, OutputSeq, Position};
-use crate::message::{DiskReads, Grant, Join, PROTOCOL_VERSION, Welcome};
+use crate::message::{DiskReads, Grant, Join, PROTOCOL_VERSION, Standby, Welcome};
 use crate::transport::{Backoff, FrameStream, TcpFrames, connect};
 
 const PRIMARY: Incarnation = Incarnation(1);
@@ -33,6 +33,8 @@ fn offer() -> Offer {
         delivery_mode: "window".into(),
         nonce: vec![7; 16],
         host: "host-a".into(),
+        site: "east".into(),
+        unprotected: Duration::from_millis(1500),
     }
 }
 
@@ -42,6 +44,7 @@ fn hello() -> Join {
         incarnation: BACKUP,
         delivery_modes: vec!["none".into(), "window".into()],
         host: "host-b".into(),
+        standby: None,
     }
 }
 
@@ -108,6 +111,82 @@ mod primary {
             panic!("not accepted")
         };
         assert_eq!(candidate.placement, Placement::SameHost);
+    }
+
+    #[test]
+    fn a_standby_keeps_away_from_its_own_host_and_site_and_waits_for_its_turn() {
+        let ask = |host: &str, standby: Standby| {
+            let (host, standby) = (host.into(), Some(standby));
+            after_join(Join {
+                host,
+                standby,
+                ..hello()
+            })
+        };
+        let standby = || Standby {
+            priority: 0,
+            site: "west".into(),
+            same_host: false,
+            same_site: false,
+        };
+        assert!(ask("host-b", standby()).is_ok());
+        assert!(matches!(ask("host-a", standby()), Err(SessionError::SameHost)));
+        assert!(
+            ask(
+                "host-a",
+                Standby {
+                    same_host: true,
+                    ..standby()
+                }
+            )
+            .is_ok()
+        );
+        let near = || Standby {
+            site: "east".into(),
+            ..standby()
+        };
+        assert!(matches!(ask("host-b", near()), Err(SessionError::SameSite { .. })));
+        assert!(
+            ask(
+                "host-b",
+                Standby {
+                    same_site: true,
+                    ..near()
+                }
+            )
+            .is_ok()
+        );
+        let nowhere = String::new();
+        assert!(
+            ask(
+                "host-b",
+                Standby {
+                    site: nowhere,
+                    ..standby()
+                }
+            )
+            .is_ok(),
+            "an unknown site is no site"
+        );
+        assert!(
+            ask(
+                "host-b",
+                Standby {
+                    priority: 1,
+                    ..standby()
+                }
+            )
+            .is_ok()
+        );
+        let late = ask(
+            "host-b",
+            Standby {
+                priority: 2,
+                ..standby()
+            },
+        )
+        .unwrap_err();
+        assert!(late.to_string().contains("500 ms more"), "{late}");
     }
 
     #[test]

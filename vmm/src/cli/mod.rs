@@ -92,7 +92,7 @@ pub struct HostArgs {
 }
 
 #[derive(Clone, Debug, Args)]
-#[command(group = ArgGroup::new("role").required(true).args(["primary", "backup"]))]
+#[command(group = ArgGroup::new("role").required(true).args(["primary", "backup", "standby"]))]
 pub struct RunArgs {
     /// Start the guest here and replicate it to a backup that joins
     #[arg(long)]
@@ -100,12 +100,27 @@ pub struct RunArgs {
     /// Join the primary at --peer and go live when it dies
     #[arg(long, requires = "peer")]
     pub backup: bool,
+    /// Wait until one of the --peers needs a backup, become it, and after it has lost its place wait again
+    #[arg(long, requires = "peer")]
+    pub standby: bool,
+    /// A standby's turn: 0 joins at once, each further one a second later
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=60), value_name = "N")]
+    pub priority: u8,
+    /// The part of the world this host fails with, by a name of your own: a standby protects no guest at its own site
+    #[arg(long, default_value = "", value_name = "NAME")]
+    pub site: String,
+    /// Let a standby protect a guest on its own host
+    #[arg(long)]
+    pub allow_same_host: bool,
+    /// Let a standby protect a guest at its own site
+    #[arg(long)]
+    pub allow_same_site: bool,
     /// Where backups may join (TCP) and heartbeats arrive (UDP, same port)
     #[arg(long, value_name = "ADDR:PORT")]
     pub listen: Option<SocketAddr>,
-    /// The primary to join
+    /// The primary to join; for a standby, given as often as there are hosts where the guest may be
     #[arg(long, value_name = "ADDR:PORT")]
-    pub peer: Option<SocketAddr>,
+    pub peer: Vec<SocketAddr>,
     /// Directory on storage that both hosts share: the test-and-set that decides who may live
     #[arg(long, value_name = "DIR")]
     pub shared: PathBuf,

@@ -33,6 +33,8 @@ pub enum Event {
     Leading { generation: u64 },
     /// This side follows as backup.
     Following { generation: u64 },
+    /// This host waits until a guest needs a backup; what it found last.
+    StandingBy { why: String },
     /// The guest's protection changed.
     State { protection: Protection, why: String },
     /// A joining backup is getting the guest's pages while the guest runs on: so many of a round's are sent, about every

@@ -1,7 +1,7 @@
 //! The door at which backups join: handshakes run here, beside the link.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use logging_channel::entry::{Generation, Incarnation};
 use logging_channel::message::{DiskReads, Message, PROTOCOL_VERSION, Welcome};
@@ -32,6 +32,7 @@ pub struct Offers {
     pub patience: Duration,
     pub disk_reads: DiskReads,
     pub host: String,
+    pub site: String,
     /// Nonces written and not yet removed.
     pub nonces: Mutex<Vec<String>>,
 }
@@ -39,11 +40,17 @@ pub struct Offers {
 impl Offers {
     /// Lets in one backup at a time, while `allowed`; others are told no.
     pub async fn serve(self, link: mpsc::Sender<LinkEvent>, mut allowed: watch::Receiver<bool>) {
+        let mut opened = Instant::now();
+        let mut was_open = false;
         loop {
             let open = *allowed.borrow_and_update();
+            if open && !std::mem::replace(&mut was_open, open) {
+                opened = Instant::now();
+            }
+            was_open = open;
             tokio::select! {
                 changed = allowed.changed() => if changed.is_err() { return },
-                joined = accept_backup(&self.listener, HANDSHAKE_TIMEOUT, || self.offer()), if open => {
+                joined = accept_backup(&self.listener, HANDSHAKE_TIMEOUT, || self.offer(opened.elapsed())), if open => {
                     self.remove_nonces();
                     if link.send(LinkEvent::Joined(Box::new(joined))).await.is_err() || allowed.changed().await.is_err() {
                         return;
@@ -67,7 +74,7 @@ impl Offers {
     }
 
     /// A fresh nonce on the shared storage: a share that is not shared is found at the join (PROTOCOL 10).
-    fn offer(&self) -> Offer {
+    fn offer(&self, unprotected: Duration) -> Offer {
         let nonce = super::guest::random_u128().unwrap_or(1).to_le_bytes().to_vec();
         let nonce_name = super::guest::random_u64().map_or_else(|_| "join".to_owned(), |n| format!("{n:016x}"));
         if let Err(error) = self.arbiter.write_nonce(&nonce_name, &nonce) {
@@ -93,6 +100,8 @@ impl Offers {
             delivery_mode: delivery_name(&self.config),
             nonce,
             host: self.host.clone(),
+            site: self.site.clone(),
+            unprotected,
         }
     }
 }

@@ -70,6 +70,7 @@ fn in_words(event: &Event) -> String {
     match event {
         Event::Leading { generation } => format!("live as generation {generation}"),
         Event::Following { generation } => format!("following generation {generation}"),
+        Event::StandingBy { why } => format!("standing by: {why}"),
         Event::State { protection, why } => format!("{protection:?}: {why}"),
         Event::StateRecord { bytes } => format!("state record of {:.1} MiB", ms(*bytes) * 1e6 / f64::from(1 << 20)),
         Event::Cloning {

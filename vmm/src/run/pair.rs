@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use logging_channel::codec;
 use logging_channel::entry::{Generation, Incarnation};
-use logging_channel::message::{DiskReads, Heartbeat, Join, PROTOCOL_VERSION, Welcome};
+use logging_channel::message::{DiskReads, Heartbeat, Join, PROTOCOL_VERSION, Standby, Welcome};
 use logging_channel::session::{HANDSHAKE_TIMEOUT, JoinClient, join};
 use logging_channel::transport::{Backoff, TcpFrames, connect};
 use shared_disk::arbiter::SharedDirectory;
@@ -22,7 +22,7 @@ use super::heartbeat::{Heartbeats, heard};
 use super::lead::{Beginning, Lead};
 use super::outside::Outside;
 use super::record::watch_signals;
-use super::vcpu::{GuestStream, Life, live, new_clock, pair_sink};
+use super::vcpu::{self, GuestStream, live, new_clock, pair_sink};
 use super::{Failure, guest};
 use crate::backends::console;
 use crate::backends::net::Inbound;
@@ -34,7 +34,7 @@ use crate::machine::config::MachineConfig;
 use crate::machine::state::MAX_RECORD;
 use crate::output::Emission;
 use crate::roles::backup::{Backup, BackupConfig};
-use crate::roles::event::Event;
+use crate::roles::event::{EXIT_LOST, EXIT_NOT_ENTITLED, Event};
 use crate::roles::following::Horizon;
 use crate::roles::primary::{Primary, PrimaryConfig, Writes};
 use crate::roles::replay::NoDisks;
@@ -49,6 +49,17 @@ const PATIENT: Backoff = Backoff {
     attempts: 64,
     each: Duration::from_secs(2),
 };
+
+/// A standby looks for itself again.
+const ONCE: Backoff = Backoff {
+    first: Duration::from_millis(50),
+    most: Duration::from_millis(50),
+    attempts: 1,
+    each: Duration::from_secs(1),
+};
+
+/// Between two looks of a standby at its peers.
+const STANDBY_PAUSE: Duration = Duration::from_millis(500);
 
 /// `ftvm run`
 ///
@@ -72,6 +83,8 @@ pub fn run(args: &RunArgs) -> Result<u8, Failure> {
     let runtime = runtime.map_err(Failure::new)?;
     let code = if args.primary {
         runtime.block_on(primary(args))
+    } else if args.standby {
+        runtime.block_on(standby(args))
     } else {
         runtime.block_on(backup(args))
     };
@@ -114,11 +127,9 @@ async fn primary(args: &RunArgs) -> Result<u8, Failure> {
         patience: Duration::from_millis(args.guest.patience),
         disk_reads: args.disk_reads.into(),
     };
-    let door = Door::closed(generation)
-        .open(args.listen, &terms, &arbiter, &config)
-        .await?;
+    let door = Door::closed(generation).open(args, &terms, &arbiter, &config).await?;
     let (sink, stream) = pair_sink(terms.disk_reads);
-    let life = Life {
+    let life = vcpu::Life {
         sink,
         queue,
         events: events.clone(),
@@ -190,15 +201,15 @@ impl Door {
         }
     }
 
-    /// Opens it at `listen`, if that was asked for.
+    /// Opens it at `--listen`, if that was asked for.
     async fn open(
         mut self,
-        listen: Option<SocketAddr>,
+        args: &RunArgs,
         terms: &Terms,
         arbiter: &Arc<SharedDirectory>,
         config: &MachineConfig,
     ) -> Result<Self, Failure> {
-        let Some(listen) = listen else { return Ok(self) };
+        let Some(listen) = args.listen else { return Ok(self) };
         let listener = TcpListener::bind(listen).await;
         let listener = listener.map_err(|e| Failure::new(format!("--listen {listen}: {e}")))?;
         let address = listener.local_addr().map_err(Failure::new)?;
@@ -219,6 +230,7 @@ impl Door {
             patience: terms.patience,
             disk_reads: terms.disk_reads,
             host: host_name(),
+            site: args.site.clone(),
             nonces: Mutex::default(),
         });
         Ok(self)
@@ -258,13 +270,78 @@ async fn lead(
 }
 
 async fn backup(args: &RunArgs) -> Result<u8, Failure> {
-    let me = Incarnation(guest::random_u128()?);
-    let arbiter = arbiter(args)?;
+    let [peer] = args.peer[..] else {
+        let text = format!(
+            "--backup joins one --peer, {} were given; --standby takes several",
+            args.peer.len()
+        );
+        return Err(Failure { code: 2, text });
+    };
+    let joiner = Joiner::new(args)?;
+    let joined = joiner.join(peer, PATIENT).await?;
+    Ok(match protect(args, &joiner, peer, joined).await? {
+        Life::Followed(code) | Life::Led(code) => code,
+    })
+}
+
+/// Waits for a guest that needs a backup, becomes that, and again when the place is lost without having lived.
+async fn standby(args: &RunArgs) -> Result<u8, Failure> {
+    let mut reporter = Reporter::open("standby", args.events.as_deref())?;
+    let mut said = String::new();
+    loop {
+        for peer in &args.peer {
+            let joiner = Joiner::new(args)?;
+            let why = match joiner.join(*peer, ONCE).await {
+                Err(failure) => format!("{peer}: {failure}"),
+                Ok(joined) => match protect(args, &joiner, *peer, joined).await? {
+                    Life::Followed(code @ (EXIT_LOST | EXIT_NOT_ENTITLED)) => {
+                        format!("{peer}: this backup left the pair with code {code}")
+                    }
+                    Life::Followed(code) | Life::Led(code) => return Ok(code),
+                },
+            };
+            if why != said {
+                reporter.report(Event::StandingBy { why: why.clone() });
+                said = why;
+            }
+        }
+        tokio::time::sleep(STANDBY_PAUSE).await;
+    }
+}
+
+/// How a backup's life in this process went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    /// It never went live.
+    Followed(u8),
+    Led(u8),
+}
+
+/// A process that may become a backup.
+#[derive(Debug)]
+struct Joiner<'a> {
+    args: &'a RunArgs,
+    me: Incarnation,
+    arbiter: Arc<SharedDirectory>,
+    capabilities: Capabilities,
+}
+
+/// With a backup that has just joined `peer`.
+async fn protect(
+    args: &RunArgs,
+    joiner: &Joiner<'_>,
+    peer: SocketAddr,
+    (frames, welcome, config): (TcpFrames, Welcome, MachineConfig),
+) -> Result<Life, Failure> {
+    let Joiner {
+        me,
+        arbiter,
+        capabilities,
+        ..
+    } = joiner;
+    let (me, arbiter) = (*me, Arc::clone(arbiter));
     let reporter = Reporter::open("backup", args.events.as_deref())?;
     let (events, queue) = event_queue();
-    let peer = args.peer.expect("clap requires it");
-    let capabilities = guest::capabilities()?;
-    let (frames, welcome, config) = join_primary(args, peer, me, &arbiter, &capabilities).await?;
     let terms = Terms {
         me,
         guest: welcome.guest,
@@ -282,7 +359,7 @@ async fn backup(args: &RunArgs) -> Result<u8, Failure> {
         &events,
     );
     let outside = outside.map_err(Failure::new)?;
-    let machine = guest::empty(&config, &capabilities)?;
+    let machine = guest::empty(&config, capabilities)?;
     let mut follower = match terms.disk_reads {
         DiskReads::Log => start_follower(machine, NoDisks),
         DiskReads::Backup => start_follower(machine, super::reads::DiskReads::open(&args.host.disks)?),
@@ -315,43 +392,56 @@ async fn backup(args: &RunArgs) -> Result<u8, Failure> {
         heard,
     };
     match follow.run(frames, &mut follower).await {
-        Followed::Ended(code) => Ok(code),
+        Followed::Ended(code) => Ok(Life::Followed(code)),
         Followed::GoLive(generation, follow) => {
             let terms = Terms { generation, ..terms };
-            go_live(args, terms, *follow, follower, outside, (events, queue), &config).await
+            let led = go_live(args, terms, *follow, follower, outside, (events, queue), &config).await;
+            led.map(Life::Led)
         }
     }
 }
 
-/// Connects, shakes hands, and checks what this host must be able to do for the guest.
-async fn join_primary(
-    args: &RunArgs,
-    peer: SocketAddr,
-    me: Incarnation,
-    arbiter: &Arc<SharedDirectory>,
-    host: &Capabilities,
-) -> Result<(TcpFrames, Welcome, MachineConfig), Failure> {
-    let mut frames = connect(&peer.to_string(), PATIENT).await.map_err(Failure::new)?;
-    let hello = Join {
-        version: PROTOCOL_VERSION,
-        incarnation: me,
-        delivery_modes: modes(host),
-        host: host_name(),
-    };
-    let mut client = JoinClient::new(hello, MAX_RECORD);
-    let prove = async |welcome: &Welcome| {
-        acceptable(args, welcome)?;
-        let (arbiter, name) = (Arc::clone(arbiter), welcome.nonce_name.clone());
-        let read = tokio::task::spawn_blocking(move || arbiter.read_nonce(&name)).await;
-        read.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
-    };
-    let welcome = join(&mut frames, &mut client, HANDSHAKE_TIMEOUT, prove).await;
-    let welcome = welcome.map_err(|e| Failure {
-        code: crate::roles::event::EXIT_NOT_ENTITLED,
-        text: e.to_string(),
-    })?;
-    let config = codec::from_bytes(&welcome.config, MAX_CONFIG).map_err(Failure::new)?;
-    Ok((frames, welcome, config))
+impl<'a> Joiner<'a> {
+    fn new(args: &'a RunArgs) -> Result<Self, Failure> {
+        Ok(Joiner {
+            args,
+            me: Incarnation(guest::random_u128()?),
+            arbiter: arbiter(args)?,
+            capabilities: guest::capabilities()?,
+        })
+    }
+
+    /// Connects, shakes hands, and checks what this host must be able to do for the guest.
+    async fn join(&self, peer: SocketAddr, tries: Backoff) -> Result<(TcpFrames, Welcome, MachineConfig), Failure> {
+        let args = self.args;
+        let mut frames = connect(&peer.to_string(), tries).await.map_err(Failure::new)?;
+        let hello = Join {
+            version: PROTOCOL_VERSION,
+            incarnation: self.me,
+            delivery_modes: modes(&self.capabilities),
+            host: host_name(),
+            standby: args.standby.then(|| Standby {
+                priority: args.priority,
+                site: args.site.clone(),
+                same_host: args.allow_same_host,
+                same_site: args.allow_same_site,
+            }),
+        };
+        let mut client = JoinClient::new(hello, MAX_RECORD);
+        let prove = async |welcome: &Welcome| {
+            acceptable(args, welcome)?;
+            let (arbiter, name) = (Arc::clone(&self.arbiter), welcome.nonce_name.clone());
+            let read = tokio::task::spawn_blocking(move || arbiter.read_nonce(&name)).await;
+            read.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
+        };
+        let welcome = join(&mut frames, &mut client, HANDSHAKE_TIMEOUT, prove).await;
+        let welcome = welcome.map_err(|e| Failure {
+            code: EXIT_NOT_ENTITLED,
+            text: e.to_string(),
+        })?;
+        let config = codec::from_bytes(&welcome.config, MAX_CONFIG).map_err(Failure::new)?;
+        Ok((frames, welcome, config))
+    }
 }
 
 /// The delivery modes this host can replay; `none` needs nothing of a host.
@@ -404,7 +494,7 @@ async fn go_live(
     } = follow;
     reporter.role("primary");
     let (sink, stream) = pair_sink(terms.disk_reads);
-    let life = Life {
+    let life = vcpu::Life {
         sink,
         queue,
         events: events.clone(),
@@ -429,7 +519,7 @@ async fn go_live(
     tracing::debug!(reissued, reemitted, "resumed");
     let core = Primary::new(terms.core(), terms.generation);
     let door = Door::closed(terms.generation)
-        .open(args.listen, &terms, &arbiter, config)
+        .open(args, &terms, &arbiter, config)
         .await;
     let mut door = door.unwrap_or_else(|failure| {
         tracing::warn!("no backup can join: {failure}");
