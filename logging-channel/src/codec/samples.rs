@@ -169,9 +169,9 @@ pub(crate) fn messages() -> Vec<(&'static str, Message)> {
                 delivery_modes: vec!["none".into(), "window".into()],
                 host: "host-a".into(),
                 standby: Some(Standby {
-                    priority: 2,
+                    priority: 1,
                     site: "east".into(),
-                    same_host: false,
+                    same_host: true,
                     same_site: true,
                 }),
             }),
