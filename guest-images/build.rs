@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The guests, as binaries of the inner workspace. `src/lib.rs` embeds the same list.
-const GUESTS: [&str; 6] = ["pulse", "exits", "mix", "spin", "scribble", "kv"];
+const GUESTS: [&str; 7] = ["pulse", "exits", "mix", "spin", "scribble", "dirty", "kv"];
 /// The host target that stable toolchains carry; nothing of its operating system is linked.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Environment variables, by prefix, that steer the compilation of host code.

@@ -27,6 +27,7 @@ static GUESTS: &[Guest] = guests! {
     "mix": "checks its own work at CPL0 and CPL3 amid exits and interrupts; rounds=N (200) every=N (20) pages=N (1024) stretch=N (2000000)",
     "spin": "a loop at CPL3 that never exits, under a 100 Hz timer; pages=N per lap (16) ticks=N (100) every=N ticks a line (25)",
     "scribble": "breaks the rings of its virtio network cards and disks in every way, and resets them; rounds=N (3; 0 = for ever)",
+    "dirty": "writes its memory at a given rate, for ever; rate=MIB per second (20) area=MIB that is written (a quarter of its memory)",
     "kv": "a key-value server speaking RESP2 over TCP, with an append-only file on its disk; ip=A.B.C.D/N gw=A.B.C.D port=N (6379) appendfsync=always|everysec|no",
 };
 

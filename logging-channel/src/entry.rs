@@ -114,6 +114,9 @@ pub enum DiskStatus {
     Unsupported,
 }
 
+/// Clock readings are multiples of 2^10 ns where the host can choose: the codec writes their differences in such steps.
+pub const CLOCK_GRAIN_BITS: u32 = 10;
+
 /// Something non-deterministic that reaches the guest. Only these are logged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Input {
@@ -135,6 +138,19 @@ pub enum Input {
     ConsoleRx { port: ConsolePort, bytes: Vec<u8> },
     /// Host entropy for the oldest outstanding virtio-rng request.
     Entropy { bytes: Vec<u8> },
+    /// The operator does something to the machine.
+    Control(Intervention),
+}
+
+/// What an operator does to a machine from outside; the guest is not asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Intervention {
+    /// It stands still, and so does its time, until [`Intervention::Resume`].
+    Pause,
+    /// It goes on.
+    Resume,
+    /// It starts again from the state in which it was made. Time goes on.
+    Reset,
 }
 
 /// How far the log is complete (PROTOCOL 2).

@@ -35,7 +35,7 @@
 //! | 24 | | payload |
 //!
 //! The payload of a log frame is its number and its entries, each a tag and differences to the entries before it in the
-//! frame: a timer tick takes 7 bytes. Other payloads are a chunk or one bincode record. `codec/golden.txt` pins the
+//! frame: a timer tick takes 7 bytes. Other payloads are a chunk or one record in a general encoding. `codec/golden.txt` pins the
 //! bytes of every kind.
 //!
 //! # A file

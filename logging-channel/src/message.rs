@@ -12,6 +12,13 @@ pub const PROTOCOL_VERSION: u32 = 2;
 /// Most pages in one message: 1 MiB of RAM.
 pub const MAX_PAGES: usize = 256;
 
+/// Most extents of a disk in one message: 1 MiB of it.
+pub const MAX_BLOCKS: usize = 16;
+
+/// Most messages [`Message::Blocks`] and [`Message::FlushBlocks`] under way that the backup has not said to be written: what
+/// it holds of them stays below 32 MiB, however slow its disk is.
+pub const BLOCKS_UNDER_WAY: u64 = 32;
+
 /// From the backup, first of all: who wants to join, and what its host can do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Join {
@@ -115,6 +122,21 @@ pub enum Message {
         numbers: Vec<u64>,
         content: Vec<u8>,
     },
+    /// Extents of a private disk (64 KiB each, the disk's last one perhaps less), ahead of the state record, while the guest
+    /// runs on: at most [`MAX_BLOCKS`], ascending; `content` is theirs in that order, in LZ4's block format. Later ones replace
+    /// earlier ones. At most [`BLOCKS_UNDER_WAY`] may wait to be written.
+    Blocks {
+        disk: u8,
+        numbers: Vec<u64>,
+        content: Vec<u8>,
+    },
+    /// What has come of the private disks is to be made stable.
+    FlushBlocks,
+    /// From the backup: so many [`Message::Blocks`] and [`Message::FlushBlocks`] have been carried out since it joined.
+    BlocksWritten {
+        incarnation: Incarnation,
+        messages: u64,
+    },
     /// Log frame `number` (from 1, contiguous within a session) with its entries, in order.
     Log {
         number: u64,
@@ -126,8 +148,60 @@ pub enum Message {
         at: Position,
         what: String,
     },
-    /// Everything is acked and the guest has ended: the connection may close.
+    /// From the primary: everything is acked and the guest has ended, the connection may close. From the backup: it holds
+    /// the guest's end, or it has been dismissed; in either case it never goes live.
     Bye,
+    /// From the primary: it wants no backup, or another. The backup answers [`Message::Bye`] and is never eligible again.
+    Dismiss,
+    /// From the primary: everything has left, and under this generation it releases nothing more, ever. The backup goes
+    /// live without outwaiting the lease.
+    Handover,
+    /// From the backup: what its host reaches.
+    Health(Health),
+    /// From the primary: a piece of the state from which [`crate::entry::Intervention::Reset`] starts the guest again.
+    Boot(Chunk),
+}
+
+impl Message {
+    /// Its name, for messages to people.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Message::Join(_) => "Join",
+            Message::Welcome(_) => "Welcome",
+            Message::Proof { .. } => "Proof",
+            Message::Refuse { .. } => "Refuse",
+            Message::State(_) => "State",
+            Message::Pages { .. } => "Pages",
+            Message::Blocks { .. } => "Blocks",
+            Message::FlushBlocks => "FlushBlocks",
+            Message::BlocksWritten { .. } => "BlocksWritten",
+            Message::Grant(_) => "Grant",
+            Message::Log { .. } => "Log",
+            Message::Ack(_) => "Ack",
+            Message::Diverged { .. } => "Diverged",
+            Message::Bye => "Bye",
+            Message::Dismiss => "Dismiss",
+            Message::Handover => "Handover",
+            Message::Health(_) => "Health",
+            Message::Boot(_) => "Boot",
+        }
+    }
+}
+
+/// What a backup's host reaches of what the guest would need there, in the order of the guest's devices.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    pub disks: Vec<bool>,
+    pub nics: Vec<bool>,
+}
+
+impl Health {
+    /// Whether nothing is missing.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.disks.iter().chain(&self.nics).all(|reached| *reached)
+    }
 }
 
 /// A UDP heartbeat, either way.

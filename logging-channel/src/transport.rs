@@ -425,7 +425,7 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_peer_that_takes_nothing_times_out_and_the_connection_is_broken() {
         let (ours, _theirs) = tokio::io::duplex(100);
         let mut stream = FrameStream::new(ours, "them");
@@ -434,12 +434,12 @@ mod tests {
         let nonce = vec![1; 200];
         let error = stream.send(GENERATION, &Message::Proof { nonce }).await.unwrap_err();
         assert!(matches!(error, TransportError::WriteTimeout { .. }), "{error}");
-        assert_eq!(start.elapsed(), Duration::from_millis(300));
+        assert!((Duration::from_millis(300)..WRITE_TIMEOUT).contains(&start.elapsed()));
         let error = stream.send(GENERATION, &Message::Bye).await.unwrap_err();
         assert!(matches!(error, TransportError::Broken { .. }), "{error}");
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_cancelled_recv_loses_nothing_and_a_cancelled_send_breaks_the_connection() {
         let (ours, theirs) = tokio::io::duplex(20);
         let (mut ours, mut theirs) = (FrameStream::new(ours, "them"), FrameStream::new(theirs, "us"));

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use shared_disk::arbiter::{Outcome, SharedDirectory, TestAndSet};
+use shared_disk::arbiter::{Arbiter, Outcome, SharedDirectory, TestAndSet};
 
 const GENERATIONS: u64 = 60;
 const RACERS: u128 = 5;

@@ -6,15 +6,19 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use kvm_ioctls::Kvm;
 
-use crate::nested::{self, Capture, Host, Run, Streams};
+use crate::nested::{self, Capture, Host, Run, Streams, Turn};
 
 /// Names the program under test; set in the nested host. See [`ftvm`](crate::ftvm).
 pub(crate) const FTVM_BIN: &str = "FTVM_BIN";
+/// Where it is in a nested host.
+const FTVM_INSIDE: &str = "/run/bin/ftvm";
 /// Chooses where tests run: `local` or `nested`.
 const FTVM_KVM: &str = "FTVM_KVM";
 /// Set in the nested host.
@@ -65,8 +69,10 @@ macro_rules! kvm_test {
 pub struct Needs {
     programs: Vec<String>,
     files: Vec<(PathBuf, PathBuf)>,
+    modules: Vec<String>,
     timeout: Duration,
     memory_mib: u32,
+    turn: Turn,
 }
 
 impl Default for Needs {
@@ -74,8 +80,10 @@ impl Default for Needs {
         Self {
             programs: Vec::new(),
             files: Vec::new(),
+            modules: Vec::new(),
             timeout: Duration::from_secs(120),
             memory_mib: 2048,
+            turn: Turn::Alone,
         }
     }
 }
@@ -99,10 +107,25 @@ impl Needs {
         self
     }
 
+    /// Kernel modules that the test needs beside those that every nested host has. Such a test always runs in a nested host: the
+    /// kernel of this machine is left as it is.
+    #[must_use]
+    pub fn modules<'a>(mut self, names: impl IntoIterator<Item = &'a str>) -> Self {
+        self.modules.extend(names.into_iter().map(str::to_owned));
+        self
+    }
+
     /// Seconds that the test may take in the nested host.
     #[must_use]
     pub fn timeout(mut self, seconds: u64) -> Self {
         self.timeout = Duration::from_secs(seconds);
+        self
+    }
+
+    /// Whether it can run beside other tests. `.config/nextest.toml` names those that do.
+    #[must_use]
+    pub fn turn(mut self, turn: Turn) -> Self {
+        self.turn = turn;
         self
     }
 
@@ -184,6 +207,9 @@ fn try_run(path: &str, needs: &Needs, body: fn()) -> Result<(), Failure> {
         println!("\n{}", completed(test));
         return Ok(());
     }
+    if !needs.modules.is_empty() {
+        return run_nested(test, needs, "kernel modules, which are loaded nowhere else");
+    }
     match place(env::var(FTVM_KVM).ok().as_deref(), check_kvm).map_err(Failure::NoKvm)? {
         Place::Here => body(),
         Place::Nested(why) => run_nested(test, needs, &why)?,
@@ -224,12 +250,91 @@ pub fn check_kvm() -> Result<(), String> {
         .map_err(|e| format!("/dev/kvm cannot make a virtual machine: {e}"))
 }
 
+/// How this program is to run again in a nested host.
+#[derive(Debug, Clone, Default)]
+pub struct Again {
+    /// For everything.
+    pub seconds: u64,
+    /// Of the nested host.
+    pub memory_mib: u32,
+    /// Where what it leaves in `/out` goes.
+    pub out: Option<PathBuf>,
+    /// Files of this machine, each with its path there, and programs that it calls by name.
+    pub files: Vec<(PathBuf, PathBuf)>,
+    pub programs: Vec<&'static str>,
+    /// Arguments that it gets beside its own.
+    pub more: Vec<OsString>,
+    /// Of its own arguments, options with a value that it does not get again.
+    pub without: Vec<&'static str>,
+}
+
+/// This process becomes a nested host that runs its program again; returns only if that fails, with the reason. `why` says
+/// why not here.
+#[must_use]
+pub fn become_nested(why: &str, again: &Again) -> String {
+    let start = || -> Result<String, String> {
+        let own = env::current_exe().map_err(|e| format!("cannot find this program: {e}"))?;
+        let host = own.with_file_name("nested-host");
+        if !host.is_file() {
+            return Err(format!(
+                "{why}, and there is no nested host at {}: build it with `cargo build --release -p tests`",
+                host.display()
+            ));
+        }
+        eprintln!("{why}; running in the nested host {} (slow)", host.display());
+        let ftvm = crate::ftvm()?;
+        let mut command = Command::new(&host);
+        command.args(["run", "--timeout", &again.seconds.to_string()]);
+        command.args(["--memory", &again.memory_mib.to_string()]);
+        command.args([
+            "--env",
+            &format!("{INSIDE}=1"),
+            "--env",
+            &format!("{FTVM_BIN}={FTVM_INSIDE}"),
+            "--file",
+        ]);
+        command.arg(format!("{}:{FTVM_INSIDE}", ftvm.display()));
+        if let Some(out) = &again.out {
+            command.arg("--out").arg(out);
+        }
+        for (here, there) in &again.files {
+            command
+                .arg("--file")
+                .arg(format!("{}:{}", here.display(), there.display()));
+        }
+        for program in &again.programs {
+            command.args(["--program", program]);
+        }
+        command.arg("--").arg(&own);
+        command
+            .args(kept_arguments(env::args_os().skip(1), &again.without))
+            .args(&again.more);
+        let failed = command.exec();
+        Err(format!("cannot start {}: {failed}", host.display()))
+    };
+    start().unwrap_or_else(|why| why)
+}
+
+/// Without the options named, and their values.
+fn kept_arguments(mut arguments: impl Iterator<Item = OsString>, without: &[&str]) -> Vec<OsString> {
+    let mut kept = Vec::new();
+    while let Some(argument) = arguments.next() {
+        let text = argument.to_string_lossy();
+        if without.contains(&text.as_ref()) {
+            arguments.next();
+        } else if !without.iter().any(|option| text.starts_with(&format!("{option}="))) {
+            kept.push(argument);
+        }
+    }
+    kept
+}
+
 /// What a test prints last in a nested host; without it, it did not run.
 fn completed(test: &str) -> String {
     format!("kvm_test {test}: completed")
 }
 
-/// Runs the test of this program in a nested host, when no other test does. `why` says why not here.
+/// Runs the test of this program in a nested host, when its turn has come. `why` says why not here.
 ///
 /// # Errors
 /// Fails when the test fails, does not run, or the nested host fails.
@@ -253,7 +358,7 @@ pub fn run_nested(test: &str, needs: &Needs, why: &str) -> Result<(), Failure> {
     };
     let run = described(test, needs)?;
     let outcome = (|| {
-        let _turn = nested::take_turn()?;
+        let _turn = nested::take_turn(needs.turn)?;
         Host::locate()?.start(&run, streams)?.wait()
     })();
     let outcome = outcome.map_err(failed)?;
@@ -287,11 +392,12 @@ fn described(test: &str, needs: &Needs) -> Result<Run, Failure> {
     run.environment.push((INSIDE.to_owned(), "1".into()));
     // If it is not built, the test that asks for it says so.
     if let Ok(ftvm) = crate::ftvm() {
-        run.files.push((ftvm, "/run/bin/ftvm".into()));
-        run.environment.push((FTVM_BIN.to_owned(), "/run/bin/ftvm".into()));
+        run.files.push((ftvm, FTVM_INSIDE.into()));
+        run.environment.push((FTVM_BIN.to_owned(), FTVM_INSIDE.into()));
     }
     run.files.extend(needs.files.iter().cloned());
     run.programs.clone_from(&needs.programs);
+    run.modules.extend(needs.modules.iter().cloned());
     run.timeout = needs.timeout;
     run.memory_mib = needs.memory_mib;
     Ok(run)
@@ -334,6 +440,13 @@ mod tests {
         for path in ["crate::opens", "crate::kvm_::opens", "opens"] {
             assert!(matches!(run(path), Failure::Name(_)), "{path}");
         }
+    }
+
+    #[test]
+    fn arguments_are_passed_on_but_for_some() {
+        let arguments = ["--seed", "3", "--json", "--keep=/x", "--faults", "6"].map(OsString::from);
+        let kept = kept_arguments(arguments.into_iter(), &["--seed", "--keep"]);
+        assert_eq!(kept, ["--json", "--faults", "6"]);
     }
 
     #[test]

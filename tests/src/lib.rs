@@ -5,16 +5,24 @@
 //! saying what is missing; it never passes unrun. The emulated machine is slow, so tests scale the times they wait for
 //! with [`scaled`], and find the program under test with [`ftvm`]. [`linux`] builds the Linux guest.
 
+pub mod arbiter;
 pub mod bench;
+pub mod chaos;
+pub mod dm;
+pub mod etcd;
 pub mod failover;
+pub mod ft_host;
 pub mod kv;
 pub mod kvm;
 pub mod linux;
+pub mod lio;
 pub mod nested;
 pub mod pair;
 pub mod sim;
 pub mod soak;
+pub mod stage;
 pub mod tap;
+pub mod tun;
 
 use std::env;
 use std::path::{Path, PathBuf};

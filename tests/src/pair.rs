@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use vmm::roles::event::{Event, Stamped};
+use vmm::roles::event::{Event, Protection, Stamped};
 
 use crate::scaled;
 
@@ -19,6 +19,30 @@ const LOOK: Duration = Duration::from_millis(10);
 #[must_use]
 pub fn detection() -> Duration {
     scaled(Duration::from_millis(200))
+}
+
+/// A time that a test waits for, in seconds, stated for a machine with KVM.
+#[must_use]
+pub fn limit(seconds: u64) -> Duration {
+    scaled(Duration::from_secs(seconds))
+}
+
+/// A backup goes live.
+#[must_use]
+pub fn is_live(event: &Event) -> bool {
+    matches!(event, Event::WentLive { .. })
+}
+
+/// A primary has a backup that holds everything, or a backup is one.
+#[must_use]
+pub fn is_protected(event: &Event) -> bool {
+    matches!(
+        event,
+        Event::State {
+            protection: Protection::Protected,
+            ..
+        }
+    )
 }
 
 /// A directory with a shared storage, a console and processes of one guest; they die with it.
@@ -225,7 +249,7 @@ impl Drop for Side {
 ///
 /// # Panics
 /// If it does not within `limit`.
-pub fn wait<T>(what: &str, limit: Duration, found: impl Fn() -> Option<T>) -> T {
+pub fn wait<T>(what: &str, limit: Duration, mut found: impl FnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {
         if let Some(value) = found() {

@@ -77,6 +77,10 @@ impl WireTap {
             let Ok(primary) = TcpStream::connect(target) else {
                 return;
             };
+            for stream in [&primary, &backup] {
+                // Or an ack waits for the ones before it to arrive.
+                let _ = stream.set_nodelay(true);
+            }
             let (Ok(from_primary), Ok(into_backup)) = (primary.try_clone(), backup.try_clone()) else {
                 return;
             };

@@ -24,10 +24,12 @@ pub enum Emission {
         position: u64,
         bytes: Vec<u8>,
     },
-    /// A disk request. Writes and flushes to a shared disk are outputs; reads are not.
+    /// A request to a shared disk. Writes and flushes are outputs; reads are not.
     Disk(DiskRequest),
     /// virtio-rng asks for host entropy: not an output.
     WantEntropy { len: u32 },
+    /// A request to a private disk. Nobody else sees that disk, so even a write is no output (the paper, section 4.1).
+    PrivateDisk(DiskRequest),
 }
 
 impl Emission {
@@ -37,7 +39,7 @@ impl Emission {
         match self {
             Emission::Frame { .. } | Emission::Console { .. } => true,
             Emission::Disk(request) => !matches!(request.op, DiskOp::Read { .. }),
-            Emission::WantEntropy { .. } => false,
+            Emission::PrivateDisk(_) | Emission::WantEntropy { .. } => false,
         }
     }
 
@@ -46,11 +48,11 @@ impl Emission {
     pub fn weight(&self) -> usize {
         let payload = match self {
             Emission::Frame { bytes, .. } | Emission::Console { bytes, .. } => bytes.len(),
-            Emission::Disk(DiskRequest {
-                op: DiskOp::Write { data, .. },
-                ..
-            }) => data.len(),
-            Emission::Disk(_) | Emission::WantEntropy { .. } => 0,
+            Emission::Disk(request) | Emission::PrivateDisk(request) => match &request.op {
+                DiskOp::Write { data, .. } => data.len(),
+                DiskOp::Read { .. } | DiskOp::Flush => 0,
+            },
+            Emission::WantEntropy { .. } => 0,
         };
         payload + size_of::<Output>()
     }
@@ -66,7 +68,7 @@ impl Emission {
                 digest.fold(0x2_0000 | *port as u64);
                 digest.fold_bytes(bytes);
             }
-            Emission::Disk(request) => {
+            Emission::Disk(request) | Emission::PrivateDisk(request) => {
                 digest.fold(0x3_0000 | u64::from(request.disk));
                 digest.fold(request.id);
                 match &request.op {

@@ -6,11 +6,11 @@
 use serde::de::DeserializeOwned;
 
 use super::bytes::{Cursor, Malformed};
-use super::entries::{read_chunk, read_log, read_pages};
+use super::entries::{read_chunk, read_log, read_numbered};
 use super::frame::{FrameError, FrameFault, FrameKind, HEADER_BYTES, Header, MAX_PAYLOAD};
 use super::general::{CodecError, from_bytes};
 use crate::entry::{Generation, Position};
-use crate::message::{Heartbeat, Message};
+use crate::message::{Heartbeat, MAX_BLOCKS, MAX_PAGES, Message};
 
 /// The most a shell should read and push at a time, in bytes.
 pub const READ_CHUNK: usize = 256 << 10;
@@ -64,9 +64,25 @@ impl RawFrame<'_> {
                 record::<(Position, String)>(self.payload).map(|(at, what)| Message::Diverged { at, what })
             }
             FrameKind::Pages => {
-                whole(self.payload, read_pages).map(|(numbers, content)| Message::Pages { numbers, content })
+                let pages = |from: &mut Cursor<'_>| read_numbered(from, MAX_PAGES, "at most 256 pages in a message");
+                whole(self.payload, pages).map(|(numbers, content)| Message::Pages { numbers, content })
+            }
+            FrameKind::Blocks => {
+                let blocks = |from: &mut Cursor<'_>| {
+                    let disk = from.byte("a disk")?;
+                    Ok((disk, read_numbered(from, MAX_BLOCKS, "at most 16 blocks in a message")?))
+                };
+                whole(self.payload, blocks).map(|(disk, (numbers, content))| Message::Blocks { disk, numbers, content })
+            }
+            FrameKind::FlushBlocks => whole(self.payload, |_| Ok(Message::FlushBlocks)),
+            FrameKind::BlocksWritten => {
+                record(self.payload).map(|(incarnation, messages)| Message::BlocksWritten { incarnation, messages })
             }
             FrameKind::Bye => whole(self.payload, |_| Ok(Message::Bye)),
+            FrameKind::Dismiss => whole(self.payload, |_| Ok(Message::Dismiss)),
+            FrameKind::Handover => whole(self.payload, |_| Ok(Message::Handover)),
+            FrameKind::Health => record(self.payload).map(Message::Health),
+            FrameKind::Boot => whole(self.payload, read_chunk).map(Message::Boot),
             kind @ (FrameKind::FileHeader | FrameKind::FileTrailer | FrameKind::Heartbeat) => {
                 return Err(self.error(FrameFault::OutOfPlace { kind }));
             }

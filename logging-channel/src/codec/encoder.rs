@@ -2,11 +2,11 @@
 
 use serde::Serialize;
 
-use super::entries::{Base, MAX_DATA_BYTES, MAX_ENTRIES, data_bytes, put_chunk, put_pages};
+use super::entries::{Base, MAX_DATA_BYTES, MAX_ENTRIES, data_bytes, put_chunk, put_numbered};
 use super::frame::{FrameKind, HEADER_BYTES, MAX_PAYLOAD, seal};
 use super::general::{self, CodecError};
 use crate::entry::{Generation, LogEntry};
-use crate::message::{Heartbeat, MAX_PAGES, Message};
+use crate::message::{Heartbeat, MAX_BLOCKS, MAX_PAGES, Message};
 
 /// Why something could not become a frame. The encoder stays usable.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -158,7 +158,11 @@ impl FrameEncoder {
             Message::Welcome(welcome) => self.record(FrameKind::Welcome, generation, welcome),
             Message::Proof { nonce } => self.record(FrameKind::Proof, generation, nonce),
             Message::Refuse { reason } => self.record(FrameKind::Refuse, generation, reason),
-            Message::State(chunk) => {
+            Message::State(chunk) | Message::Boot(chunk) => {
+                let kind = match message {
+                    Message::Boot(_) => FrameKind::Boot,
+                    _ => FrameKind::State,
+                };
                 let len = chunk.bytes.len();
                 if len > MAX_DATA_BYTES {
                     return Err(EncodeError::DataTooLong {
@@ -169,7 +173,7 @@ impl FrameEncoder {
                 }
                 self.begin();
                 put_chunk(&mut self.frame, chunk);
-                self.seal(FrameKind::State, generation)
+                self.seal(kind, generation)
             }
             Message::Grant(grant) => self.record(FrameKind::Grant, generation, grant),
             Message::Log { number, entries } => self.log(generation, *number, entries),
@@ -185,12 +189,30 @@ impl FrameEncoder {
                     }
                 }
                 self.begin();
-                put_pages(&mut self.frame, numbers, content);
+                put_numbered(&mut self.frame, numbers, content);
                 self.seal(FrameKind::Pages, generation)
             }
-            Message::Bye => {
+            Message::Health(health) => self.record(FrameKind::Health, generation, health),
+            Message::Bye => self.bare(FrameKind::Bye, generation),
+            Message::Dismiss => self.bare(FrameKind::Dismiss, generation),
+            Message::Handover => self.bare(FrameKind::Handover, generation),
+            Message::Blocks { disk, numbers, content } => {
+                for (what, len, limit) in [
+                    ("a message of blocks", numbers.len(), MAX_BLOCKS),
+                    ("the content of blocks", content.len(), MAX_DATA_BYTES),
+                ] {
+                    if len > limit {
+                        return Err(EncodeError::DataTooLong { what, len, limit });
+                    }
+                }
                 self.begin();
-                self.seal(FrameKind::Bye, generation)
+                self.frame.push(*disk);
+                put_numbered(&mut self.frame, numbers, content);
+                self.seal(FrameKind::Blocks, generation)
+            }
+            Message::FlushBlocks => self.bare(FrameKind::FlushBlocks, generation),
+            Message::BlocksWritten { incarnation, messages } => {
+                self.record(FrameKind::BlocksWritten, generation, &(incarnation, messages))
             }
         }
     }
@@ -224,6 +246,12 @@ impl FrameEncoder {
     ) -> Result<&[u8], EncodeError> {
         self.begin();
         general::append(value, &mut self.frame)?;
+        self.seal(kind, generation)
+    }
+
+    /// The frame of a message that says nothing but its kind.
+    fn bare(&mut self, kind: FrameKind, generation: Generation) -> Result<&[u8], EncodeError> {
+        self.begin();
         self.seal(kind, generation)
     }
 

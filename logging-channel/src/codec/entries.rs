@@ -17,15 +17,17 @@
 //! | 9 | Checks | +from (to the end of the checks before), bytes |
 //! | 10 | End | +exit, k, reason |
 //! | 11 | Input::DiskRead | +exit, disk, id, digest (8) |
+//! | 12 | Input::Control | +exit, intervention |
+//! | 64 + e | Input::Clock, e exits (up to 63) after the entry before | +clock |
+//! | 128 + e | the same, a multiple of 1024 ns later | +clock in steps of 1024 ns |
 //!
 //! `+x` is a varint difference, a name alone a varint or one byte, `(n)` fixed little-endian, bytes have a varint length.
 
 use super::bytes::{Cursor, Malformed, put_blob, put_varint};
 use crate::entry::{
-    Chunk, ConsolePort, Digest, DiskStatus, EndReason, ExitSeq, Input, LogEntry, Mark, OutputSeq, Position,
-    RegisterFile,
+    CLOCK_GRAIN_BITS, Chunk, ConsolePort, Digest, DiskStatus, EndReason, ExitSeq, Input, Intervention, LogEntry, Mark,
+    OutputSeq, Position, RegisterFile,
 };
-use crate::message::MAX_PAGES;
 
 /// The most data one entry or chunk may carry, in bytes: several times what a guest's block driver asks for at once.
 /// Devices must refuse larger requests; checkpoints and records are split.
@@ -46,6 +48,13 @@ const CHECKPOINT: u8 = 8;
 const CHECKS: u8 = 9;
 const END: u8 = 10;
 const DISK_READ: u8 = 11;
+const CONTROL: u8 = 12;
+/// Clock readings are most of an idle guest's log: those that follow each other closely have the exit in the tag.
+const NEAR_CLOCK: u8 = 64;
+const NEAR_CLOCK_GRAINED: u8 = 128;
+/// Exits that such a tag can say.
+const NEAR: u8 = 64;
+const NEAR_CLOCK_END: u8 = NEAR_CLOCK_GRAINED + NEAR;
 
 const WITH_REGISTERS: u8 = 1;
 const WITH_MEMORY_HASH: u8 = 2;
@@ -102,28 +111,75 @@ impl Base {
     }
 
     fn put_position(&mut self, out: &mut Vec<u8>, tag: u8, at: Position) {
-        out.push(tag);
-        put_step(out, &mut self.exit, at.exit.0);
+        self.put_exit(out, tag, at.exit.0);
         put_varint(out, u64::from(at.k));
     }
 
+    fn put_clock(&mut self, out: &mut Vec<u8>, exit: u64, ns: u64) {
+        let later = ns.wrapping_sub(self.clock);
+        match u8::try_from(exit.wrapping_sub(self.exit)) {
+            Ok(exits) if exits < NEAR && later.trailing_zeros() >= CLOCK_GRAIN_BITS => {
+                out.push(NEAR_CLOCK_GRAINED + exits);
+                put_varint(out, later >> CLOCK_GRAIN_BITS);
+            }
+            Ok(exits) if exits < NEAR => {
+                out.push(NEAR_CLOCK + exits);
+                put_varint(out, later);
+            }
+            _ => {
+                self.put_exit(out, CLOCK, exit);
+                put_varint(out, later);
+            }
+        }
+        (self.exit, self.clock) = (exit, ns);
+    }
+
+    /// Refuses what a tag with the exit in it would have said: an entry has one encoding.
+    fn read_far_clock(&mut self, from: &mut Cursor<'_>) -> Result<LogEntry, Malformed> {
+        let start = from.at();
+        let exits = from.varint("an input's exit")?;
+        if exits < u64::from(NEAR) {
+            return Err(Cursor::malformed(start, "64 exits or more", exits.to_string()));
+        }
+        self.exit = self.exit.wrapping_add(exits);
+        Ok(LogEntry::Input {
+            at: ExitSeq(self.exit),
+            input: Input::Clock(read_step(from, &mut self.clock, "a clock value")?),
+        })
+    }
+
+    fn read_near_clock(&mut self, from: &mut Cursor<'_>, tag: u8) -> Result<LogEntry, Malformed> {
+        let start = from.at();
+        let steps = from.varint("a clock value")?;
+        let later = match tag {
+            NEAR_CLOCK_GRAINED.. if steps <= u64::MAX >> CLOCK_GRAIN_BITS => steps << CLOCK_GRAIN_BITS,
+            NEAR_CLOCK..NEAR_CLOCK_GRAINED if steps.trailing_zeros() < CLOCK_GRAIN_BITS => steps,
+            _ => {
+                return Err(Cursor::malformed(
+                    start,
+                    "a clock value in its shortest form",
+                    steps.to_string(),
+                ));
+            }
+        };
+        self.exit = self.exit.wrapping_add(u64::from(tag % NEAR));
+        self.clock = self.clock.wrapping_add(later);
+        Ok(LogEntry::Input {
+            at: ExitSeq(self.exit),
+            input: Input::Clock(self.clock),
+        })
+    }
+
     fn put_input(&mut self, out: &mut Vec<u8>, exit: u64, input: &Input) {
-        out.push(match input {
-            Input::Clock(_) => CLOCK,
-            Input::NetRx { .. } => NET_RX,
-            Input::DiskDone { .. } => DISK_DONE,
-            Input::DiskRead { .. } => DISK_READ,
-            Input::ConsoleRx { .. } => CONSOLE_RX,
-            Input::Entropy { .. } => ENTROPY,
-        });
-        put_step(out, &mut self.exit, exit);
         match input {
-            Input::Clock(ns) => put_step(out, &mut self.clock, *ns),
+            Input::Clock(ns) => self.put_clock(out, exit, *ns),
             Input::NetRx { nic, frame } => {
+                self.put_exit(out, NET_RX, exit);
                 out.push(*nic);
                 put_blob(out, frame);
             }
             Input::DiskDone { disk, id, status, data } => {
+                self.put_exit(out, DISK_DONE, exit);
                 out.push(*disk);
                 put_varint(out, *id);
                 out.push(match status {
@@ -134,19 +190,37 @@ impl Base {
                 put_blob(out, data);
             }
             Input::DiskRead { disk, id, digest } => {
+                self.put_exit(out, DISK_READ, exit);
                 out.push(*disk);
                 put_varint(out, *id);
                 out.extend_from_slice(&digest.0.to_le_bytes());
             }
             Input::ConsoleRx { port, bytes } => {
+                self.put_exit(out, CONSOLE_RX, exit);
                 out.push(match port {
                     ConsolePort::Serial => 0,
                     ConsolePort::Virtio => 1,
                 });
                 put_blob(out, bytes);
             }
-            Input::Entropy { bytes } => put_blob(out, bytes),
+            Input::Entropy { bytes } => {
+                self.put_exit(out, ENTROPY, exit);
+                put_blob(out, bytes);
+            }
+            Input::Control(intervention) => {
+                self.put_exit(out, CONTROL, exit);
+                out.push(match intervention {
+                    Intervention::Pause => 0,
+                    Intervention::Resume => 1,
+                    Intervention::Reset => 2,
+                });
+            }
         }
+    }
+
+    fn put_exit(&mut self, out: &mut Vec<u8>, tag: u8, exit: u64) {
+        out.push(tag);
+        put_step(out, &mut self.exit, exit);
     }
 
     fn put_mark(&mut self, out: &mut Vec<u8>, mark: &Mark) {
@@ -170,7 +244,9 @@ impl Base {
         let start = from.at();
         let tag = from.byte("a log entry's tag")?;
         Ok(match tag {
-            CLOCK..=ENTROPY | DISK_READ => LogEntry::Input {
+            NEAR_CLOCK..NEAR_CLOCK_END => self.read_near_clock(from, tag)?,
+            CLOCK => self.read_far_clock(from)?,
+            NET_RX..=ENTROPY | DISK_READ | CONTROL => LogEntry::Input {
                 at: ExitSeq(read_step(from, &mut self.exit, "an input's exit")?),
                 input: self.read_input(from, tag)?,
             },
@@ -198,7 +274,7 @@ impl Base {
             other => {
                 return Err(Cursor::malformed(
                     start,
-                    "a log entry's tag (1 to 10)",
+                    "a log entry's tag (1 to 12, 64 to 191)",
                     other.to_string(),
                 ));
             }
@@ -214,7 +290,6 @@ impl Base {
 
     fn read_input(&mut self, from: &mut Cursor<'_>, tag: u8) -> Result<Input, Malformed> {
         Ok(match tag {
-            CLOCK => Input::Clock(read_step(from, &mut self.clock, "a clock value")?),
             NET_RX => Input::NetRx {
                 nic: from.byte("a network card's number")?,
                 frame: from.blob(MAX_DATA_BYTES, "an Ethernet frame")?.to_vec(),
@@ -234,6 +309,7 @@ impl Base {
                 port: read_port(from)?,
                 bytes: from.blob(MAX_DATA_BYTES, "console bytes")?.to_vec(),
             },
+            CONTROL => Input::Control(read_intervention(from)?),
             _ => Input::Entropy {
                 bytes: from.blob(MAX_DATA_BYTES, "entropy")?.to_vec(),
             },
@@ -298,6 +374,16 @@ fn read_port(from: &mut Cursor<'_>) -> Result<ConsolePort, Malformed> {
     }
 }
 
+fn read_intervention(from: &mut Cursor<'_>) -> Result<Intervention, Malformed> {
+    let start = from.at();
+    match from.byte("an intervention")? {
+        0 => Ok(Intervention::Pause),
+        1 => Ok(Intervention::Resume),
+        2 => Ok(Intervention::Reset),
+        other => Err(Cursor::malformed(start, "an intervention (0 to 2)", other.to_string())),
+    }
+}
+
 fn put_reason(out: &mut Vec<u8>, reason: &EndReason) {
     match reason {
         EndReason::PowerOff { status } => out.extend_from_slice(&[0, *status]),
@@ -350,8 +436,8 @@ pub(super) fn read_chunk(from: &mut Cursor<'_>) -> Result<Chunk, Malformed> {
     })
 }
 
-/// Count, numbers as differences, content.
-pub(super) fn put_pages(out: &mut Vec<u8>, numbers: &[u64], content: &[u8]) {
+/// Pages or blocks: count, numbers as differences, content.
+pub(super) fn put_numbered(out: &mut Vec<u8>, numbers: &[u64], content: &[u8]) {
     put_varint(out, numbers.len() as u64);
     let mut base = 0;
     for number in numbers {
@@ -360,29 +446,29 @@ pub(super) fn put_pages(out: &mut Vec<u8>, numbers: &[u64], content: &[u8]) {
     put_blob(out, content);
 }
 
-/// Reads what [`put_pages`] has written.
-pub(super) fn read_pages(from: &mut Cursor<'_>) -> Result<(Vec<u64>, Vec<u8>), Malformed> {
+/// Reads what [`put_numbered`] has written, at most `max` of them, which `limit` says in words.
+pub(super) fn read_numbered(
+    from: &mut Cursor<'_>,
+    max: usize,
+    limit: &'static str,
+) -> Result<(Vec<u64>, Vec<u8>), Malformed> {
     let start = from.at();
-    let count = from.varint("a count of pages")?;
-    if count > MAX_PAGES as u64 {
-        return Err(Cursor::malformed(
-            start,
-            "at most 256 pages in a message",
-            count.to_string(),
-        ));
+    let count = from.varint(limit)?;
+    if count > max as u64 {
+        return Err(Cursor::malformed(start, limit, count.to_string()));
     }
     let mut base = 0;
     let numbers = (0..count)
-        .map(|_| read_step(from, &mut base, "a page's number"))
+        .map(|_| read_step(from, &mut base, "a number"))
         .collect::<Result<_, _>>()?;
-    Ok((numbers, from.blob(MAX_DATA_BYTES, "the content of pages")?.to_vec()))
+    Ok((numbers, from.blob(MAX_DATA_BYTES, "their content")?.to_vec()))
 }
 
 /// The longest byte string in `entry`.
 pub fn data_bytes(entry: &LogEntry) -> usize {
     match entry {
         LogEntry::Input { input, .. } => match input {
-            Input::Clock(_) | Input::DiskRead { .. } => 0,
+            Input::Clock(_) | Input::DiskRead { .. } | Input::Control(_) => 0,
             Input::NetRx { frame, .. } => frame.len(),
             Input::DiskDone { data, .. } => data.len(),
             Input::ConsoleRx { bytes, .. } | Input::Entropy { bytes } => bytes.len(),

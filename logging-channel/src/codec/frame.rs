@@ -7,7 +7,7 @@ use super::bytes::Malformed;
 use crate::entry::Generation;
 
 /// Version of the frame and of every payload in it.
-pub const FRAME_VERSION: u8 = 1;
+pub const FRAME_VERSION: u8 = 2;
 
 /// Length of a frame's header.
 pub const HEADER_BYTES: usize = 24;
@@ -32,6 +32,13 @@ pub enum FrameKind {
     Diverged,
     Bye,
     Pages,
+    Dismiss,
+    Handover,
+    Health,
+    Boot,
+    Blocks,
+    FlushBlocks,
+    BlocksWritten,
     /// First frame of a log file.
     FileHeader,
     /// Last frame of a log file.
@@ -41,7 +48,7 @@ pub enum FrameKind {
 }
 
 /// Kinds and their bytes in the header.
-const KINDS: [(FrameKind, u8); 14] = [
+const KINDS: [(FrameKind, u8); 21] = [
     (FrameKind::Join, 1),
     (FrameKind::Welcome, 2),
     (FrameKind::Proof, 3),
@@ -53,6 +60,13 @@ const KINDS: [(FrameKind, u8); 14] = [
     (FrameKind::Diverged, 9),
     (FrameKind::Bye, 10),
     (FrameKind::Pages, 11),
+    (FrameKind::Dismiss, 12),
+    (FrameKind::Handover, 13),
+    (FrameKind::Health, 14),
+    (FrameKind::Boot, 15),
+    (FrameKind::Blocks, 0x11),
+    (FrameKind::FlushBlocks, 0x12),
+    (FrameKind::BlocksWritten, 0x13),
     (FrameKind::FileHeader, 0x21),
     (FrameKind::FileTrailer, 0x22),
     (FrameKind::Heartbeat, 0x31),

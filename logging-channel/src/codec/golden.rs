@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::samples::{GENERATION, entries, heartbeat, messages};
 use super::*;
-use crate::entry::{Generation, LogEntry};
+use crate::entry::{ExitSeq, Generation, Input, LogEntry};
 use crate::message::Message;
 
 /// Every sample as a named frame: all messages, each entry alone in a log frame, the heartbeat.
@@ -153,13 +153,20 @@ fn sealed(kind: FrameKind, payload: &[u8]) -> Vec<u8> {
 fn a_good_checksum_over_nonsense_is_an_error_of_its_own() {
     for (kind, payload) in [
         (FrameKind::Log, &[][..]),
-        (FrameKind::Log, &[1, 11]),
+        (FrameKind::Log, &[1, 13]),
+        (FrameKind::Log, &[1, 12, 1, 3]),
         (FrameKind::Log, &[1, 0]),
         (FrameKind::Log, &[1, 1, 5]),
         (FrameKind::Log, &[1, 3, 1, 0, 0, 3, 0]),
         (FrameKind::Log, &[1, 5, 1, 0xFF, 0xFF, 0xFF, 0xFF, 0x0F]),
         (FrameKind::State, &[0, 0, 0, 0, 0, 0, 0, 1]),
         (FrameKind::Bye, &[0]),
+        (FrameKind::Dismiss, &[0]),
+        (FrameKind::Handover, &[0]),
+        (FrameKind::Health, &[1, 2]),
+        (FrameKind::Boot, &[0, 0, 0, 0, 0, 0, 0, 1]),
+        (FrameKind::Blocks, &[0, 17]),
+        (FrameKind::FlushBlocks, &[0]),
         (FrameKind::Refuse, &[3, b'a']),
         (FrameKind::Ack, &[1]),
     ] {
@@ -190,7 +197,7 @@ fn errors_name_the_frame_its_offset_and_the_payload_byte() {
     let text = end.unwrap_err().to_string();
     assert!(text.starts_with("frame 2 at byte 48: "), "{text}");
     assert!(
-        text.contains("at byte 1: expected a log entry's tag (1 to 10), found 200"),
+        text.contains("at byte 1: expected a log entry's tag (1 to 12, 64 to 191), found 200"),
         "{text}"
     );
 }
@@ -242,6 +249,26 @@ fn any_entry() -> impl Strategy<Value = LogEntry> {
 }
 
 proptest! {
+    /// Clock readings at every distance that has an encoding of its own, and beside it.
+    #[test]
+    fn clocks_survive_at_every_distance(
+        steps in proptest::collection::vec(
+            (0..130u64, prop_oneof![0..3000u64, (0..300u64).prop_map(|n| n << 10), any::<u64>()]),
+            0..20,
+        ),
+    ) {
+        let (mut exit, mut clock) = (0u64, 0u64);
+        let entries: Vec<LogEntry> = steps.iter().map(|(exits, later)| {
+            (exit, clock) = (exit + exits, clock.wrapping_add(*later));
+            LogEntry::Input { at: ExitSeq(exit), input: Input::Clock(clock) }
+        }).collect();
+        let mut encoder = FrameEncoder::new();
+        let frame = encoder.log(GENERATION, 1, &entries).unwrap();
+        let (frames, end) = decode_all(frame);
+        prop_assert!(end.is_ok());
+        prop_assert_eq!(&frames[0].message, &Message::Log { number: 1, entries });
+    }
+
     /// Numbers in any order, growing or not, over the whole of u64.
     #[test]
     fn entries_survive_in_any_order(entries in proptest::collection::vec(any_entry(), 0..20), number: u64) {
@@ -253,17 +280,21 @@ proptest! {
     }
 
     #[test]
-    fn random_payloads_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), kind in 1..=10u8) {
+    fn random_payloads_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), kind in 1..=17u8) {
         let kinds = [
             FrameKind::Join, FrameKind::Welcome, FrameKind::Proof, FrameKind::Refuse, FrameKind::State,
             FrameKind::Grant, FrameKind::Log, FrameKind::Ack, FrameKind::Diverged, FrameKind::Bye,
+            FrameKind::Dismiss, FrameKind::Handover, FrameKind::Health, FrameKind::Boot,
+            FrameKind::Blocks, FrameKind::FlushBlocks, FrameKind::BlocksWritten,
         ];
         let _ = decode_all(&sealed(kinds[usize::from(kind) - 1], &bytes));
     }
 
     /// What decodes by hand-written code has exactly one encoding.
     #[test]
-    fn a_log_payload_that_decodes_encodes_to_itself(bytes in proptest::collection::vec(0..12u8, 1..60)) {
+    fn a_log_payload_that_decodes_encodes_to_itself(
+        bytes in proptest::collection::vec(prop_oneof![0..14u8, 62..68u8, 126..132u8, 188..194u8], 1..60),
+    ) {
         let frame = sealed(FrameKind::Log, &bytes);
         if let (frames, Ok(())) = decode_all(&frame) {
             let again = FrameEncoder::new().message(Generation(1), &frames[0].message).unwrap().to_vec();

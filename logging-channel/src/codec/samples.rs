@@ -1,10 +1,10 @@
 //! One message of each kind and one entry of each kind, for the golden frames and other tests.
 
 use crate::entry::{
-    Chunk, ConsolePort, Digest, DiskStatus, EndReason, ExitSeq, Generation, Incarnation, Input, LogEntry, Mark,
-    OutputSeq, Position,
+    Chunk, ConsolePort, Digest, DiskStatus, EndReason, ExitSeq, Generation, Incarnation, Input, Intervention, LogEntry,
+    Mark, OutputSeq, Position,
 };
-use crate::message::{Ack, DiskReads, Grant, Heartbeat, Join, Message, PROTOCOL_VERSION, Standby, Welcome};
+use crate::message::{Ack, DiskReads, Grant, Health, Heartbeat, Join, Message, PROTOCOL_VERSION, Standby, Welcome};
 
 pub(crate) const GENERATION: Generation = Generation(0x0102_0304_0506_0708);
 
@@ -49,6 +49,9 @@ fn end(reason: EndReason) -> LogEntry {
 /// Every kind of entry, by name, positions growing.
 pub(crate) fn entries() -> Vec<(&'static str, LogEntry)> {
     vec![
+        // In a frame of its own, an entry's distances are these numbers.
+        ("near-clock", input(63, Input::Clock(10_000_001))),
+        ("near-clock-in-steps", input(63, Input::Clock(300 * 1024))),
         ("clock", input(1000, Input::Clock(10_000_000))),
         (
             "net-rx",
@@ -128,6 +131,9 @@ pub(crate) fn entries() -> Vec<(&'static str, LogEntry)> {
             ),
         ),
         ("entropy", input(1400, Input::Entropy { bytes: vec![9; 16] })),
+        ("pause", input(1450, Input::Control(Intervention::Pause))),
+        ("resume", input(1450, Input::Control(Intervention::Resume))),
+        ("reset", input(1450, Input::Control(Intervention::Reset))),
         ("mark", LogEntry::Mark(mark(false))),
         ("mark-with-parts", LogEntry::Mark(mark(true))),
         ("released", LogEntry::Released { through: OutputSeq(39) }),
@@ -207,6 +213,22 @@ pub(crate) fn messages() -> Vec<(&'static str, Message)> {
             },
         ),
         (
+            "blocks",
+            Message::Blocks {
+                disk: 3,
+                numbers: vec![0, 7, 70_000],
+                content: vec![1, 2, 3],
+            },
+        ),
+        ("flush-blocks", Message::FlushBlocks),
+        (
+            "blocks-written",
+            Message::BlocksWritten {
+                incarnation: Incarnation(8),
+                messages: 300,
+            },
+        ),
+        (
             "grant",
             Message::Grant(Grant {
                 generation: Generation(4),
@@ -241,6 +263,16 @@ pub(crate) fn messages() -> Vec<(&'static str, Message)> {
             },
         ),
         ("bye", Message::Bye),
+        ("dismiss", Message::Dismiss),
+        ("handover", Message::Handover),
+        (
+            "health",
+            Message::Health(Health {
+                disks: vec![true, false],
+                nics: vec![true],
+            }),
+        ),
+        ("boot", Message::Boot(chunk())),
     ]
 }
 

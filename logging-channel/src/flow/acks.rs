@@ -14,6 +14,10 @@ use crate::message::Ack;
 /// than a second without thinning out.
 pub const MAX_TRACKED_FRAMES: usize = 1 << 14;
 
+/// With so much log unacked, in bytes, acks wait for the channel to carry what is before them, and not only for its length:
+/// 20 Mbit/s, which is much for a log, over a round trip of 100 ms.
+const CHANNEL_FULL: u64 = 256 << 10;
+
 /// An ack that cannot be one of this session's, or a frame out of order. The session is over.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AckError {
@@ -70,9 +74,12 @@ pub struct AckTracker {
     frames: VecDeque<(u64, u64)>,
     acked_bytes: u64,
     unexecuted: VecDeque<Marked>,
+    /// Acked marks that are not executed, and when their acks came.
+    stored: VecDeque<(Position, u64)>,
     acked: Ack,
     covered: Option<Position>,
     lag_ns: u64,
+    backlog_ns: u64,
 }
 
 impl AckTracker {
@@ -89,6 +96,7 @@ impl AckTracker {
             frames: VecDeque::new(),
             acked_bytes: 0,
             unexecuted: VecDeque::new(),
+            stored: VecDeque::new(),
             acked: Ack {
                 incarnation,
                 frame: 0,
@@ -98,6 +106,7 @@ impl AckTracker {
             },
             covered: None,
             lag_ns: 0,
+            backlog_ns: 0,
         }
     }
 
@@ -151,6 +160,7 @@ impl AckTracker {
         self.check(ack)?;
         while let Some(marked) = self.unacked.front().filter(|marked| marked.number <= ack.frame) {
             self.covered = Some(marked.at);
+            push_bounded(&mut self.stored, (marked.at, now_ns));
             self.unacked.pop_front();
         }
         while let Some((_, bytes)) = self.frames.front().filter(|(number, _)| *number <= ack.frame) {
@@ -160,6 +170,10 @@ impl AckTracker {
         while let Some(marked) = self.unexecuted.front().filter(|marked| marked.at <= ack.executed) {
             self.lag_ns = now_ns.saturating_sub(marked.sent_ns);
             self.unexecuted.pop_front();
+        }
+        while let Some((_, acked_ns)) = self.stored.front().filter(|(at, _)| *at <= ack.executed) {
+            self.backlog_ns = now_ns.saturating_sub(*acked_ns);
+            self.stored.pop_front();
         }
         self.acked = *ack;
         Ok(())
@@ -284,7 +298,7 @@ impl AckTracker {
     /// Elements in all queues.
     #[cfg(test)]
     pub(super) fn tracked(&self) -> usize {
-        self.unacked.len() + self.frames.len() + self.unexecuted.len()
+        self.unacked.len() + self.frames.len() + self.unexecuted.len() + self.stored.len()
     }
 
     /// Execution lag at `now_ns`, in nanoseconds: from the sending of a mark to the arrival of the ack that says the
@@ -296,6 +310,24 @@ impl AckTracker {
             .front()
             .map_or(0, |marked| now_ns.saturating_sub(marked.sent_ns));
         self.lag_ns.max(waiting)
+    }
+
+    /// How much of the lag is a slower primary's to mend, in nanoseconds: the time from the ack of a mark to the ack that
+    /// says it is executed, in which the length of the channel cancels out; and the age of the oldest unacked mark, while the
+    /// channel is full, or if that is more than `length_ns`, which no channel of use takes: then a host has more frames and
+    /// acks to handle than it can.
+    #[must_use]
+    pub fn backlog(&self, now_ns: u64, length_ns: u64) -> u64 {
+        let waiting = self
+            .stored
+            .front()
+            .map_or(0, |(_, acked_ns)| now_ns.saturating_sub(*acked_ns));
+        let age = self.oldest_unacked_age(now_ns);
+        let carried = match self.unacked_bytes() > CHANNEL_FULL || age > length_ns {
+            true => age,
+            false => 0,
+        };
+        self.backlog_ns.max(waiting).max(carried)
     }
 }
 

@@ -20,7 +20,7 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Execution lag above `limit_ns` slows; below half of it, it recovers.
+    /// A lag above `limit_ns` slows; below half of it, it recovers.
     #[must_use]
     pub fn new(limit_ns: u64) -> Self {
         Pace {

@@ -379,6 +379,39 @@ mod primary {
     }
 
     #[test]
+    fn a_long_channel_is_no_backlog_and_a_full_one_is() {
+        let mut tracker = tracker();
+        tracker.sent(1, 10, &[mark(1, 0, 100)], 100).unwrap();
+        tracker.sent(2, 10, &[mark(2, 0, 200)], 200).unwrap();
+        assert_eq!(tracker.backlog(900, u64::MAX), 0, "nobody has it yet");
+        tracker
+            .acked(&ack(1, position(1, 0), position(0, 0), 100), 1000)
+            .unwrap();
+        assert_eq!(tracker.backlog(1030, u64::MAX), 30, "received is not executed");
+        tracker
+            .acked(&ack(2, position(2, 0), position(1, 0), 200), 1100)
+            .unwrap();
+        assert_eq!(
+            (tracker.backlog(1100, u64::MAX), tracker.execution_lag(1100)),
+            (100, 1000)
+        );
+        tracker
+            .acked(&ack(2, position(2, 0), position(2, 0), 200), 1120)
+            .unwrap();
+        assert_eq!(tracker.backlog(9999, u64::MAX), 20);
+        tracker.sent(3, 1 << 18, &[mark(3, 0, 10_000)], 10_000).unwrap();
+        assert_eq!(tracker.backlog(10_500, u64::MAX), 20, "just not full");
+        assert_eq!(tracker.backlog(10_500, 500), 20, "as long as the channel may be");
+        assert_eq!(tracker.backlog(10_500, 499), 500, "longer than any channel");
+        tracker.sent(4, 1, &[mark(4, 0, 10_100)], 10_100).unwrap();
+        assert_eq!(tracker.backlog(10_500, u64::MAX), 500);
+        tracker
+            .acked(&ack(4, position(4, 0), position(4, 0), 10_100), 10_600)
+            .unwrap();
+        assert_eq!(tracker.backlog(99_999, u64::MAX), 0);
+    }
+
+    #[test]
     fn frames_are_sent_in_order() {
         let mut tracker = tracker();
         assert!(matches!(
@@ -398,7 +431,7 @@ mod primary {
         let frames = 3 * MAX_TRACKED_FRAMES as u64;
         for number in 1..=frames {
             tracker.sent(number, 10, &[mark(number, 0, number)], number).unwrap();
-            assert!(tracker.tracked() <= 3 * MAX_TRACKED_FRAMES);
+            assert!(tracker.tracked() <= 4 * MAX_TRACKED_FRAMES);
         }
         assert_eq!(tracker.oldest_unacked().unwrap().sent_ns, 1);
         for number in 1..=frames {

@@ -1,51 +1,29 @@
-//! The backup's side of the handshake, and of taking over the state.
+//! The backup's side of the handshake. What comes after it, the state and the grant, is the business of whoever joined.
 
 use super::SessionError;
-use crate::chunk::Assembler;
-use crate::entry::Generation;
-use crate::message::{Grant, Join, Message, PROTOCOL_VERSION, Welcome};
+use crate::message::{Join, Message, PROTOCOL_VERSION, Welcome};
 
-/// What to do after a message.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ClientStep {
-    /// Look at the terms, read the file `nonce_name` in the shared directory, and give its content to
-    /// [`JoinClient::prove`].
-    Prove(Welcome),
-    /// Part of a record has come.
-    Wait,
-    /// A record is whole and its checksum good.
-    Record(Vec<u8>),
-    /// The last record is the state to start from; this is now a backup.
-    Granted(Grant),
-}
-
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Joining,
-    /// The caller is looking at the terms.
-    Proving(Generation),
-    Receiving {
-        generation: Generation,
-        records: u64,
-    },
+    /// The caller looks at the terms and proves that it sees the same storage.
+    Welcomed,
     Over,
 }
 
-/// The backup's side. After an error or [`ClientStep::Granted`] it takes no more messages.
+/// The backup's side: takes the primary's one answer.
 #[derive(Debug)]
 pub struct JoinClient {
     join: Join,
-    assembler: Assembler,
     state: State,
 }
 
 impl JoinClient {
-    /// `state_cap` bounds one record of the state, in bytes: what this host is ready to hold for a guest.
+    /// A backup that wants to join.
     #[must_use]
-    pub fn new(join: Join, state_cap: u64) -> JoinClient {
+    pub fn new(join: Join) -> JoinClient {
         JoinClient {
             join,
-            assembler: Assembler::new(state_cap),
             state: State::Joining,
         }
     }
@@ -56,52 +34,20 @@ impl JoinClient {
         Message::Join(self.join.clone())
     }
 
-    /// The answer to [`ClientStep::Prove`]: what stood in the nonce file.
-    pub fn prove(&mut self, nonce: Vec<u8>) -> Message {
-        if let State::Proving(generation) = self.state {
-            self.state = State::Receiving { generation, records: 0 };
-        }
-        Message::Proof { nonce }
-    }
-
-    /// Takes the next message of the primary.
+    /// Takes the primary's answer: its terms. The caller is to look at them, read the file `nonce_name` in the shared
+    /// directory, and send its content in a `Proof`.
     ///
     /// # Errors
-    /// The primary cannot be joined, or refuses. A half received state is worthless: nothing of it may be used.
-    pub fn on_message(&mut self, generation: Generation, message: Message) -> Result<ClientStep, SessionError> {
+    /// The primary cannot be joined, or refuses, or has answered already.
+    pub fn on_message(&mut self, message: Message) -> Result<Welcome, SessionError> {
         match (std::mem::replace(&mut self.state, State::Over), message) {
             (State::Joining, Message::Welcome(welcome)) => {
                 self.check(&welcome)?;
-                self.state = State::Proving(welcome.generation);
-                Ok(ClientStep::Prove(welcome))
+                self.state = State::Welcomed;
+                Ok(welcome)
             }
             (State::Joining, other) => Err(SessionError::unexpected("a Welcome message", other)),
-            (State::Proving(_), other) => Err(SessionError::unexpected("nothing before the proof", other)),
-            (
-                State::Receiving {
-                    generation: joined,
-                    records,
-                },
-                Message::State(chunk),
-            ) => {
-                let record = self.assembler.add(chunk)?;
-                self.state = State::Receiving {
-                    generation: joined,
-                    records: records + u64::from(record.is_some()),
-                };
-                Ok(record.map_or(ClientStep::Wait, ClientStep::Record))
-            }
-            (
-                State::Receiving {
-                    generation: joined,
-                    records,
-                },
-                Message::Grant(grant),
-            ) => {
-                self.check_grant(&grant, generation.max(joined), records)?;
-                Ok(ClientStep::Granted(grant))
-            }
-            (State::Receiving { .. }, other) => Err(SessionError::unexpected("a State or Grant message", other)),
+            (State::Welcomed, other) => Err(SessionError::unexpected("nothing before the proof", other)),
             (State::Over, other) => Err(SessionError::unexpected("nothing more", other)),
         }
     }
@@ -134,25 +80,6 @@ impl JoinClient {
             return Err(SessionError::Lease {
                 lease_ns: welcome.lease_ns,
                 detection_ns: welcome.detection_ns,
-            });
-        }
-        Ok(())
-    }
-
-    fn check_grant(&self, grant: &Grant, expected: Generation, records: u64) -> Result<(), SessionError> {
-        if records == 0 || self.assembler.held().is_some() {
-            return Err(SessionError::GrantTooEarly);
-        }
-        if grant.incarnation != self.join.incarnation {
-            return Err(SessionError::GrantForAnother {
-                expected: self.join.incarnation,
-                found: grant.incarnation,
-            });
-        }
-        if grant.generation != expected {
-            return Err(SessionError::GrantGeneration {
-                expected,
-                found: grant.generation,
             });
         }
         Ok(())

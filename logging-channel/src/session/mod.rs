@@ -5,9 +5,9 @@
 //!   Join      ─────────────────►          version, delivery mode
 //!             ◄─────────────────   Welcome   version, terms, name of a file on the shared storage
 //!   Proof     ─────────────────►          what the backup read there, through its own mount
-//!             ◄─────────────────   State ...  records, each whole and checksummed
-//!             ◄─────────────────   Grant      from here on, leaving the pair needs the test-and-set
 //! ```
+//!
+//! What follows, the guest's state and the grant, is decided by the roles that use this crate.
 //!
 //! [`JoinServer`] and [`JoinClient`] are pure: messages in, decisions out. Either side ends a handshake that cannot
 //! succeed with a `Refuse` whose reason names what was expected and what was found. `run` drives them over a
@@ -19,14 +19,13 @@ mod server;
 #[cfg(test)]
 mod tests;
 
-pub use client::{ClientStep, JoinClient};
-pub use run::{HANDSHAKE_LIMIT, HANDSHAKE_TIMEOUT, MAX_HANDSHAKES, accept_backup, join, next_step, serve_join};
+pub use client::JoinClient;
+pub use run::{HANDSHAKE_LIMIT, HANDSHAKE_TIMEOUT, MAX_HANDSHAKES, accept_backup, join, serve_join};
 pub use server::{Candidate, JoinServer, Offer, Placement, ServerStep};
 
 use std::time::Duration;
 
-use crate::chunk::ChunkError;
-use crate::entry::{Generation, Incarnation};
+use crate::entry::Incarnation;
 use crate::message::Message;
 use crate::transport::TransportError;
 
@@ -74,14 +73,6 @@ pub enum SessionError {
         expected: &'static str,
         found: &'static str,
     },
-    #[error("a record of the state: {0}")]
-    State(#[from] ChunkError),
-    #[error("a grant before the state was whole")]
-    GrantTooEarly,
-    #[error("a grant for incarnation {:032x}, expected {:032x}", .found.0, .expected.0)]
-    GrantForAnother { expected: Incarnation, found: Incarnation },
-    #[error("a grant of generation {}, expected {}: its frame's and no older than the one joined", .found.0, .expected.0)]
-    GrantGeneration { expected: Generation, found: Generation },
     #[error("the other side refuses: {reason}")]
     Refused { reason: String },
     #[error("{what} within {after:?}")]
@@ -119,30 +110,15 @@ impl SessionError {
             },
             other => SessionError::Unexpected {
                 expected,
-                found: name(&other),
+                found: other.name(),
             },
         }
     }
 }
 
 /// A stranger's text, fit for a terminal: no control characters, bounded.
-fn presentable(text: &str) -> String {
+#[must_use]
+pub fn presentable(text: &str) -> String {
     let clean = text.chars().map(|c| if c.is_control() { '?' } else { c });
     clean.take(MAX_REASON_CHARS).collect()
-}
-
-fn name(message: &Message) -> &'static str {
-    match message {
-        Message::Join(_) => "Join",
-        Message::Welcome(_) => "Welcome",
-        Message::Proof { .. } => "Proof",
-        Message::Refuse { .. } => "Refuse",
-        Message::State(_) => "State",
-        Message::Pages { .. } => "Pages",
-        Message::Grant(_) => "Grant",
-        Message::Log { .. } => "Log",
-        Message::Ack(_) => "Ack",
-        Message::Diverged { .. } => "Diverged",
-        Message::Bye => "Bye",
-    }
 }

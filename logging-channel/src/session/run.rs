@@ -8,10 +8,10 @@ use tokio::net::TcpListener;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 
-use super::{Candidate, ClientStep, JoinClient, JoinServer, MAX_NONCE_BYTES, Offer, ServerStep, SessionError};
+use super::{Candidate, JoinClient, JoinServer, MAX_NONCE_BYTES, Offer, ServerStep, SessionError};
 use crate::codec::MAX_PAYLOAD;
 use crate::entry::Generation;
-use crate::message::Welcome;
+use crate::message::{Message, Welcome};
 use crate::transport::{FrameStream, TcpFrames, WRITE_TIMEOUT};
 
 /// The longest payload of a handshake frame, in bytes: a configuration, with room to spare.
@@ -60,13 +60,13 @@ where
 /// Runs the backup's side over one connection, up to its proof. `prove` looks at the terms and reads the nonce file
 /// (at most [`MAX_NONCE_BYTES`] bytes); what it complains about, the primary is told.
 ///
-/// Whether the primary accepts the proof shows with the first [`next_step`].
+/// Whether the primary accepts the proof shows with its next message: what comes first of the state, or a `Refuse`.
 ///
 /// # Errors
 /// The primary cannot be joined, refuses, or did not answer within `limit`.
 pub async fn join<R, W>(
     stream: &mut FrameStream<R, W>,
-    client: &mut JoinClient,
+    mut client: JoinClient,
     limit: Duration,
     prove: impl AsyncFnOnce(&Welcome) -> Result<Vec<u8>, String>,
 ) -> Result<Welcome, SessionError>
@@ -77,44 +77,18 @@ where
     stream.reader.set_limit(HANDSHAKE_LIMIT);
     let handshake = async {
         stream.send(Generation(0), &client.hello()).await?;
-        let (generation, message) = stream.recv().await?;
-        let ClientStep::Prove(welcome) = client.on_message(generation, message)? else {
-            return Err(SessionError::Unexpected {
-                expected: "a client that has not joined yet",
-                found: "State",
-            });
-        };
+        let (_, message) = stream.recv().await?;
+        let welcome = client.on_message(message)?;
         let nonce = prove(&welcome).await.map_err(SessionError::Unacceptable)?;
         if nonce.len() > MAX_NONCE_BYTES {
             return Err(SessionError::WrongNonce {
                 name: welcome.nonce_name,
             });
         }
-        stream.send(welcome.generation, &client.prove(nonce)).await?;
+        stream.send(welcome.generation, &Message::Proof { nonce }).await?;
         Ok(welcome)
     };
     let result = bounded(limit, "the primary did not complete the handshake", handshake).await;
-    conclude(stream, Generation(0), result).await
-}
-
-/// Receives the next message of a joined primary, after at most `quiet` of silence.
-///
-/// # Errors
-/// As [`JoinClient::on_message`], or the connection's end.
-pub async fn next_step<R, W>(
-    stream: &mut FrameStream<R, W>,
-    client: &mut JoinClient,
-    quiet: Duration,
-) -> Result<ClientStep, SessionError>
-where
-    R: AsyncRead + Unpin,
-    W: AsyncWrite + Unpin,
-{
-    let step = async {
-        let (generation, message) = stream.recv().await?;
-        client.on_message(generation, message)
-    };
-    let result = bounded(quiet, "the primary sent nothing of its state", step).await;
     conclude(stream, Generation(0), result).await
 }
 

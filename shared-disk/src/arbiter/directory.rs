@@ -27,10 +27,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::record::{RECORD_BYTES, decimal, host_name};
-use super::{ArbiterError, LifeState, Outcome, Record, TestAndSet};
-
-/// The longest name of a guest or nonce, in bytes: with a prefix it fits any file system.
-const NAME_BYTES: usize = 64;
+use super::register::{self, Register, Started, check_id, foreign, plain_name};
+use super::{Arbiter, ArbiterError, Outcome, Record, TestAndSet, nonce};
 
 /// Files accepted in a guest's directory. A life adds one per failover; more than this is no directory of ours.
 const ENTRIES: usize = 65_536;
@@ -69,123 +67,14 @@ impl SharedDirectory {
         &self.directory
     }
 
-    /// Starts a life of the guest as incarnation `me`: the swap from "never started" or "ended" to owned. Returns the
-    /// generation won, 1 for a first start. Creates the guest's directory, and tidies it. A repeated start by the owner
-    /// succeeds.
-    ///
-    /// # Errors
-    /// [`ArbiterError::Taken`] when the guest has an owner that has not ended; else as [`TestAndSet::claim`].
-    pub fn start(&self, me: u128) -> Result<u64, ArbiterError> {
-        check_id(me)?;
-        match fs::create_dir(&self.directory) {
-            Ok(()) => self.sync(&self.root)?,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(failed("create the directory", &self.directory, &error)),
-        }
-        let ended = match self.newest()? {
-            Some(record) if record.is(record.generation, me) => {
-                self.sync(&self.directory)?;
-                return Ok(record.generation);
-            }
-            Some(record) if record.state == LifeState::Running => return Err(self.taken(record)),
-            Some(record) => record.generation,
-            None => 0,
-        };
-        let newest = self.swap(&self.record(next(ended)?, me, LifeState::Running), |from, to| {
-            fs::hard_link(from, to)
-        })?;
-        if !newest.is(newest.generation, me) {
-            return Err(self.taken(newest));
-        }
-        self.sync(&self.directory)?;
-        self.remove_older(newest.generation);
-        self.remove_litter();
-        Ok(newest.generation)
+    /// This register, with another way to link(2).
+    fn linking<L: Fn(&Path, &Path) -> io::Result<()>>(&self, link: L) -> Linking<'_, L> {
+        Linking { share: self, link }
     }
 
-    /// Ends the guest's life cleanly (PROTOCOL 18), so that the next start works. Only the owner can; repeating it is
-    /// harmless. A crash before the end is marked leaves the guest owned, one after it leaves litter for the next start.
-    ///
-    /// # Errors
-    /// [`ArbiterError::Taken`] when someone else owns the newest generation; else as [`TestAndSet::claim`].
-    pub fn end(&self, me: u128) -> Result<(), ArbiterError> {
-        check_id(me)?;
-        let mut newest = self.newest()?.ok_or_else(|| self.emptied())?;
-        if newest.owner != me {
-            return Err(self.taken(newest));
-        }
-        if newest.state == LifeState::Running {
-            let mark = self.record(next(newest.generation)?, me, LifeState::Ended);
-            newest = self.swap(&mark, |from, to| fs::hard_link(from, to))?;
-        }
-        if (newest.owner, newest.state) != (me, LifeState::Ended) {
-            return Err(self.taken(newest));
-        }
-        self.sync(&self.directory)?;
-        self.remove_older(newest.generation);
-        Ok(())
-    }
-
-    /// Tries what a claim needs, creating and linking a file, and leaves nothing behind: a backup finds out before it
-    /// matters that it may not write here, or that the file system has no hard links.
-    ///
-    /// # Errors
-    /// As [`TestAndSet::claim`]; the guest's directory must exist.
-    pub fn check_access(&self) -> Result<(), ArbiterError> {
-        let temporary = self.write_temporary(b"access check\n")?;
-        let linked = self.temporary_path();
-        let answer = fs::hard_link(&temporary, &linked).map_err(|error| failed("link", &linked, &error));
-        let _ = fs::remove_file(&linked);
-        fs::remove_file(&temporary).map_err(|error| failed("remove", &temporary, &error))?;
-        answer
-    }
-
-    /// Puts `record` into its place unless something is there, and returns the newest record afterwards, whosever it
-    /// is. `link` is link(2); its answer matters only if the directory shows no trace of the attempt.
-    fn swap(&self, record: &Record, link: impl FnOnce(&Path, &Path) -> io::Result<()>) -> Result<Record, ArbiterError> {
-        let temporary = self.write_temporary(record.encode().as_bytes())?;
-        let place = self.generation_path(record.generation);
-        let answer = link(&temporary, &place);
-        let _ = fs::remove_file(&temporary);
-        match self.newest()? {
-            Some(newest) if newest.generation >= record.generation => Ok(newest),
-            _ => Err(match answer {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    failed("link a temporary file to", &place, &error)
-                }
-                // A start by someone else took the temporary file away, or the server forgot it: asking again tells.
-                _ => ArbiterError::Unreachable {
-                    what: format!("{} was linked but is not seen", place.display()),
-                },
-            }),
-        }
-    }
-
-    fn claim_with(
-        &self,
-        (generation, owner, me): (u64, u128, u128),
-        link: impl FnOnce(&Path, &Path) -> io::Result<()>,
-    ) -> Result<Outcome, ArbiterError> {
-        check_id(me)?;
-        let claimed = next(generation)?;
-        let mut newest = self.newest()?;
-        if newest.as_ref().is_some_and(|held| held.is(generation, owner)) {
-            newest = Some(self.swap(&self.record(claimed, me, LifeState::Running), link)?);
-        }
-        match newest {
-            Some(held) if held.is(claimed, me) => {
-                self.sync(&self.directory)?;
-                Ok(Outcome::Won { generation: claimed })
-            }
-            Some(held) => Ok(Outcome::Lost {
-                generation: held.generation,
-                owner: held.owner,
-            }),
-            None => Ok(Outcome::Lost {
-                generation: 0,
-                owner: 0,
-            }),
-        }
+    /// As it is used outside of tests.
+    fn register(&self) -> Linking<'_, impl Fn(&Path, &Path) -> io::Result<()>> {
+        self.linking(|from, to| fs::hard_link(from, to))
     }
 
     /// The newest generation's record.
@@ -255,10 +144,7 @@ impl SharedDirectory {
         };
         Record::parse(generation, &bytes)
             .map(Some)
-            .map_err(|error| ArbiterError::Broken {
-                what: format!("{} was not written by this version of ftvm: {error}", path.display()),
-                advice: "Find out who wrote it before you remove it: it may protect a running guest",
-            })
+            .map_err(|error| foreign(&path.display().to_string(), error))
     }
 
     /// A new stable file with `bytes` under a name that nobody else uses.
@@ -309,21 +195,6 @@ impl SharedDirectory {
         synced.map_err(|error| failed("fsync", directory, &error))
     }
 
-    fn record(&self, generation: u64, owner: u128, state: LifeState) -> Record {
-        let host = host_name(rustix::system::uname().nodename().to_bytes());
-        let time = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs());
-        Record {
-            generation,
-            owner,
-            state,
-            host,
-            pid: std::process::id(),
-            time,
-        }
-    }
-
     fn generation_path(&self, generation: u64) -> PathBuf {
         self.directory.join(format!("{GENERATION_PREFIX}{generation}"))
     }
@@ -339,67 +210,109 @@ impl SharedDirectory {
         self.directory
             .join(format!("{TEMPORARY_PREFIX}{host}-{process}-{nanoseconds}-{count}"))
     }
+}
 
-    fn taken(&self, record: Record) -> ArbiterError {
-        ArbiterError::Taken {
-            directory: self.directory.clone(),
-            record: Box::new(record),
+/// A [`SharedDirectory`] and its link(2), which tests replace.
+struct Linking<'a, L> {
+    share: &'a SharedDirectory,
+    link: L,
+}
+
+impl<L: Fn(&Path, &Path) -> io::Result<()>> Register for Linking<'_, L> {
+    type Place = ();
+
+    fn newest(&self) -> Result<(Option<Record>, ()), ArbiterError> {
+        self.share.newest().map(|newest| (newest, ()))
+    }
+
+    fn attempt(&self, (): (), record: &Record) -> Result<(), ArbiterError> {
+        let temporary = self.share.write_temporary(record.encode().as_bytes())?;
+        let place = self.share.generation_path(record.generation);
+        let answer = (self.link)(&temporary, &place);
+        let _ = fs::remove_file(&temporary);
+        match answer {
+            // A start by someone else took the temporary file away, or the server forgot it: asking again tells.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(failed("link a temporary file to", &place, &error)),
+            Ok(()) => Ok(()),
         }
     }
 
-    fn emptied(&self) -> ArbiterError {
-        ArbiterError::Broken {
-            what: format!("{} holds no generation", self.directory.display()),
-            advice: "Someone has emptied it while the guest ran; the guest can be started again",
-        }
+    fn settle(&self) -> Result<(), ArbiterError> {
+        self.share.sync(&self.share.directory)
+    }
+
+    fn remedy(&self) -> String {
+        format!("remove the directory {}", self.share.directory.display())
     }
 }
 
 impl TestAndSet for SharedDirectory {
     fn claim(&self, generation: u64, owner: u128, me: u128) -> Result<Outcome, ArbiterError> {
-        self.claim_with((generation, owner, me), |from, to| fs::hard_link(from, to))
+        register::claim(&self.register(), generation, owner, me)
     }
 }
 
-impl Record {
-    fn is(&self, generation: u64, owner: u128) -> bool {
-        (self.generation, self.owner, self.state) == (generation, owner, LifeState::Running)
+impl Arbiter for SharedDirectory {
+    /// Creates the guest's directory, and tidies it.
+    fn start(&self, me: u128) -> Result<u64, ArbiterError> {
+        check_id(me)?;
+        match fs::create_dir(&self.directory) {
+            Ok(()) => self.sync(&self.root)?,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(failed("create the directory", &self.directory, &error)),
+        }
+        let started = register::start(&self.register(), me)?;
+        if let Started::Now(generation) = started {
+            self.remove_older(generation);
+            self.remove_litter();
+        }
+        Ok(started.generation())
     }
-}
 
-fn next(generation: u64) -> Result<u64, ArbiterError> {
-    generation.checked_add(1).ok_or_else(|| ArbiterError::Broken {
-        what: "the generation is the last number there is".to_owned(),
-        advice: "Nobody can have got there by failing over: remove the guest's directory if the guest is not running",
-    })
-}
-
-fn check_id(me: u128) -> Result<(), ArbiterError> {
-    if me != 0 {
-        return Ok(());
+    /// A crash before the end is marked leaves the guest owned, one after it leaves litter for the next start.
+    fn end(&self, me: u128) -> Result<(), ArbiterError> {
+        self.remove_older(register::end(&self.register(), me)?);
+        Ok(())
     }
-    Err(ArbiterError::Broken {
-        what: "incarnation 0 stands for nobody and cannot own a guest".to_owned(),
-        advice: "This is a bug in ftvm: please report it with the log",
-    })
-}
 
-pub(super) fn plain_name(what: &str, name: &str) -> Result<(), ArbiterError> {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
-    if (1..=NAME_BYTES).contains(&name.len()) && name.bytes().all(is_plain) && !name.starts_with('.') {
-        return Ok(());
+    fn last(&self) -> Result<Option<Record>, ArbiterError> {
+        match fs::symlink_metadata(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.root.is_dir() => Ok(None),
+            _ => self.newest(),
+        }
     }
-    Err(ArbiterError::Broken {
-        what: format!(
-            "{what} name {:?} is not usable as a file name",
-            name.chars().take(NAME_BYTES).collect::<String>()
-        ),
-        advice: "Use 1 to 64 letters, digits, '.', '-' or '_', not beginning with a dot",
-    })
+
+    fn disown(&self) -> Result<(), ArbiterError> {
+        self.remove_older(register::disown(&self.register())?);
+        Ok(())
+    }
+
+    /// Creates and links a file: the file system may have no hard links.
+    fn check_access(&self) -> Result<(), ArbiterError> {
+        let temporary = self.write_temporary(b"access check\n")?;
+        let linked = self.temporary_path();
+        let answer = fs::hard_link(&temporary, &linked).map_err(|error| failed("link", &linked, &error));
+        let _ = fs::remove_file(&linked);
+        fs::remove_file(&temporary).map_err(|error| failed("remove", &temporary, &error))?;
+        answer
+    }
+
+    fn write_nonce(&self, name: &str, bytes: &[u8]) -> Result<(), ArbiterError> {
+        nonce::write(self, name, bytes)
+    }
+
+    fn read_nonce(&self, name: &str) -> Result<Vec<u8>, ArbiterError> {
+        nonce::read(self, name)
+    }
+
+    fn remove_nonce(&self, name: &str) -> Result<(), ArbiterError> {
+        nonce::remove(self, name)
+    }
 }
 
 /// At most `limit` bytes of a regular file. Anything else under the name (a FIFO would block) is an error.
-pub(super) fn read_bounded(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
+pub(crate) fn read_bounded(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
     if !fs::symlink_metadata(path)?.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it is not a regular file"));
     }

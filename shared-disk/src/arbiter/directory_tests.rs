@@ -4,7 +4,8 @@ use std::thread;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::super::NONCE_BYTES;
+use super::super::register::record;
+use super::super::{LifeState, NONCE_BYTES};
 use super::*;
 
 const A: u128 = 0xa;
@@ -17,6 +18,15 @@ fn share() -> (TempDir, SharedDirectory) {
     (root, share)
 }
 
+/// A claim with another link(2).
+fn claim_with(
+    share: &SharedDirectory,
+    (generation, owner, me): (u64, u128, u128),
+    link: impl Fn(&Path, &Path) -> io::Result<()>,
+) -> Result<Outcome, ArbiterError> {
+    register::claim(&share.linking(link), generation, owner, me)
+}
+
 /// The generations present, and how many other files.
 fn contents(share: &SharedDirectory) -> (Vec<u64>, usize) {
     let mut generations = share.listed().unwrap();
@@ -27,8 +37,8 @@ fn contents(share: &SharedDirectory) -> (Vec<u64>, usize) {
 
 fn plant(share: &SharedDirectory, generation: u64, owner: u128, state: LifeState) {
     fs::create_dir_all(share.path()).unwrap();
-    let record = share.record(generation, owner, state);
-    fs::write(share.generation_path(generation), record.encode()).unwrap();
+    let content = record(generation, owner, state).encode();
+    fs::write(share.generation_path(generation), content).unwrap();
 }
 
 fn won(generation: u64) -> Result<Outcome, ArbiterError> {
@@ -108,6 +118,13 @@ fn a_second_start_is_refused_with_the_owner_named() {
         "{text}"
     );
     assert_eq!(contents(&share), (vec![1, 2], 0));
+    assert_eq!(share.disown(), Ok(()));
+    assert_eq!(
+        share.claim(2, B, A),
+        lost(3, B),
+        "a dead backup that wakes up after all"
+    );
+    assert_eq!(share.start(C), Ok(4));
 }
 
 #[test]
@@ -171,12 +188,12 @@ fn whatever_link_answers_the_directory_decides() {
         let (_root, share) = share();
         assert_eq!(share.start(A), Ok(1));
         // Not executed: no outcome, and the same claim may be made again.
-        let answer = share.claim_with((1, A, B), |_, _| Err(again()));
+        let answer = claim_with(&share, (1, A, B), |_, _| Err(again()));
         assert!(answer.clone().unwrap_err().is_retryable(), "{answer:?}");
         assert_eq!(contents(&share), (vec![1], 0));
         // Executed, with the answer lost or wrong.
         let executed = |from: &Path, to: &Path| fs::hard_link(from, to).and_then(|()| Err(again()));
-        assert_eq!(share.claim_with((1, A, B), executed), won(2));
+        assert_eq!(claim_with(&share, (1, A, B), executed), won(2));
         // Someone else was faster.
         let faster = |_: &Path, _: &Path| {
             share
@@ -185,12 +202,12 @@ fn whatever_link_answers_the_directory_decides() {
                 .map_err(|_| again())
                 .and_then(|()| Err(again()))
         };
-        assert_eq!(share.claim_with((2, B, A), faster), lost(3, C));
+        assert_eq!(claim_with(&share, (2, B, A), faster), lost(3, C));
         assert_eq!(contents(&share), (vec![1, 2, 3], 0));
     }
     let (_root, share) = share();
     assert_eq!(share.start(A), Ok(1));
-    let forgotten = share.claim_with((1, A, B), |_, _| Ok(()));
+    let forgotten = claim_with(&share, (1, A, B), |_, _| Ok(()));
     assert!(
         forgotten.unwrap_err().is_retryable(),
         "a server that forgets what it confirmed"
@@ -212,7 +229,7 @@ fn a_claimant_that_sleeps_between_look_and_link_cannot_win() {
         assert!(!to.exists());
         fs::hard_link(from, to)
     };
-    assert_eq!(share.claim_with((1, A, C), asleep), lost(3, B));
+    assert_eq!(claim_with(&share, (1, A, C), asleep), lost(3, B));
     assert_eq!(share.start(A), Ok(4));
     assert_eq!(contents(&share), (vec![4], 0));
 }
@@ -222,9 +239,9 @@ fn a_link_that_lands_when_the_claim_has_already_failed_is_found_by_the_next() {
     let (_root, share) = share();
     assert_eq!(share.start(A), Ok(1));
     let late = share
-        .write_temporary(share.record(2, B, LifeState::Running).encode().as_bytes())
+        .write_temporary(record(2, B, LifeState::Running).encode().as_bytes())
         .unwrap();
-    assert!(share.claim_with((1, A, B), |_, _| Err(errno(110))).is_err());
+    assert!(claim_with(&share, (1, A, B), |_, _| Err(errno(110))).is_err());
     fs::hard_link(&late, share.generation_path(2)).unwrap();
     assert_eq!(share.claim(1, A, A), lost(2, B), "the other side asked in between");
     assert_eq!(share.claim(1, A, B), won(2));

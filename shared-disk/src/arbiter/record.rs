@@ -97,6 +97,19 @@ impl Record {
     /// # Errors
     /// [`RecordError`] names the first line that is not as [`Record::encode`] writes it.
     pub(super) fn parse(expected: u64, bytes: &[u8]) -> Result<Record, RecordError> {
+        let record = Record::parse_any(bytes)?;
+        if record.generation == expected {
+            return Ok(record);
+        }
+        let found = record.generation;
+        Err(RecordError::Misnamed { expected, found })
+    }
+
+    /// Reads a record that stands in a place with no number of its own.
+    ///
+    /// # Errors
+    /// As [`Record::parse`].
+    pub(super) fn parse_any(bytes: &[u8]) -> Result<Record, RecordError> {
         if bytes.len() > RECORD_BYTES {
             return Err(RecordError::TooLong);
         }
@@ -128,12 +141,6 @@ impl Record {
         if lines.next().is_some() {
             return Err(RecordError::Trailing);
         }
-        if generation != expected {
-            return Err(RecordError::Misnamed {
-                expected,
-                found: generation,
-            });
-        }
         Ok(Record {
             generation,
             owner,
@@ -164,19 +171,19 @@ impl fmt::Display for Record {
 }
 
 /// The number written without sign, blanks or leading zeros: one spelling for each, since it also names files.
-pub(super) fn decimal(text: &str) -> Option<u64> {
+pub(crate) fn decimal(text: &str) -> Option<u64> {
     let canonical = text == "0" || !text.starts_with('0');
     (canonical && text.bytes().all(|b| b.is_ascii_digit())).then(|| text.parse().ok())?
 }
 
 /// An incarnation: exactly 32 hexadecimal digits, not all 0.
-fn hex_id(text: &str) -> Option<u128> {
+pub(crate) fn hex_id(text: &str) -> Option<u128> {
     let well_formed = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
     let id = well_formed.then(|| u128::from_str_radix(text, 16).ok())??;
     (id != 0).then_some(id)
 }
 
-fn is_host(text: &str) -> bool {
+pub(crate) fn is_host(text: &str) -> bool {
     (1..=HOST_BYTES).contains(&text.len()) && text.bytes().all(is_host_byte)
 }
 
@@ -185,7 +192,7 @@ fn is_host_byte(byte: u8) -> bool {
 }
 
 /// `name` as a record may hold it; `unknown` if nothing is left.
-pub(super) fn host_name(name: &[u8]) -> String {
+pub(crate) fn host_name(name: &[u8]) -> String {
     let kept = name.iter().copied().filter(|byte| is_host_byte(*byte)).take(HOST_BYTES);
     let host: String = kept.map(char::from).collect();
     if host.is_empty() { "unknown".to_owned() } else { host }

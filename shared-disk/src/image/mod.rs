@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::OFlags;
+use rustix::fs::{FlockOperation, OFlags};
 
 use self::direct::{Alignment, BOUNCE_BYTES, Bounce, UNALIGNED, direct_alignment};
 pub use self::error::ImageError;
@@ -78,7 +78,7 @@ impl Image {
     /// Opens a raw image file or a block device.
     ///
     /// # Errors
-    /// Every kind of [`ImageError`] up to [`ImageError::Alignment`].
+    /// Every kind of [`ImageError`] up to [`ImageError::Alignment`], in their order.
     pub fn open(path: impl AsRef<Path>, access: Access, caching: Caching) -> Result<Self, ImageError> {
         let path = path.as_ref().to_owned();
         let flags = match caching {
@@ -146,6 +146,19 @@ impl Image {
             alignment,
             rewriting: RwLock::new(()),
             failures: AtomicU64::new(0),
+        })
+    }
+
+    /// Keeps the image for this opening alone, as far as others ask as well (flock(2)), until it is dropped: for a private
+    /// disk, of which a primary and a backup on one host must not be given the same file.
+    ///
+    /// # Errors
+    /// [`ImageError::Locked`] if another has it.
+    pub fn lock(&self) -> Result<(), ImageError> {
+        let locked = rustix::fs::flock(&self.file, FlockOperation::NonBlockingLockExclusive);
+        locked.map_err(|cause| ImageError::Locked {
+            path: self.path.clone(),
+            cause: cause.into(),
         })
     }
 
@@ -222,18 +235,21 @@ impl Image {
     /// guest's to see as a status, and the operator's as a warning.
     #[must_use]
     pub fn execute(&self, request: &DiskRequest) -> (IoStatus, Vec<u8>) {
+        self.perform(request)
+            .map_or_else(|_| (IoStatus::IoError, Vec::new()), |data| (IoStatus::Ok, data))
+    }
+
+    /// As [`Image::execute`], with the error for whoever wants to know what it means.
+    ///
+    /// # Errors
+    /// What the host said; it has been shown as a warning.
+    pub fn perform(&self, request: &DiskRequest) -> Result<Vec<u8>, ImageError> {
         let result = match &request.op {
             DiskOp::Read { offset, len } => self.read_vec(*offset, *len),
             DiskOp::Write { offset, data } => self.write_at(*offset, data).map(|()| Vec::new()),
             DiskOp::Flush => self.flush().map(|()| Vec::new()),
         };
-        result.map_or_else(
-            |error| {
-                self.report(request, &error);
-                (IoStatus::IoError, Vec::new())
-            },
-            |data| (IoStatus::Ok, data),
-        )
+        result.inspect_err(|error| self.report(request, error))
     }
 
     fn read_vec(&self, offset: u64, len: u32) -> Result<Vec<u8>, ImageError> {

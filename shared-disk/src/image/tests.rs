@@ -367,3 +367,18 @@ proptest! {
         prop_assert!(fs::read(&path).unwrap() == array);
     }
 }
+
+#[test]
+fn one_opening_at_a_time_keeps_a_locked_image() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("disk");
+    std::fs::write(&path, [0; 512]).unwrap();
+    let open = || Image::open(&path, Access::ReadWrite, Caching::Buffered).unwrap();
+    let first = open();
+    first.lock().unwrap();
+    let second = open();
+    let error = second.lock().unwrap_err();
+    assert!(error.to_string().contains("another process"), "{error}");
+    drop(first);
+    second.lock().unwrap();
+}

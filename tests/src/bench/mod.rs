@@ -1,10 +1,11 @@
 //! Benchmarks: what an exit costs more when it is recorded, what a tick costs in log, what the output rule costs in time,
-//! and what protection costs Linux under several loads.
+//! what protection costs Linux under several loads, and how long a busy guest stands still to get a backup.
 //!
 //! What is compared is run in turns, in one process and on one host, so that a host that gets slower does so for all;
 //! medians are given, and the 99th percentile where single events are timed. Nothing here is a test: figures of a loaded
 //! or emulated host say little about another one.
 
+pub mod clone;
 pub mod commit;
 pub mod exits;
 pub mod life;

@@ -2,15 +2,16 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
 use vmm::demo::client::{Client, ClientConfig, Tally};
 use vmm::demo::hub::{Hub, HubPort};
 
-use super::host::{Common, FtHost, Join, protected, takeover_ms, went_live};
+use super::clock::{GuestClock, Off, SteadyClock};
 use super::http::{Forget, Http, HttpConfig, Seen};
 use super::{Figures, GUEST_IP, PREFIX, Settings, disk, millis, random};
+use crate::ft_host::{Common, FtHost, Join, protected, takeover_ms, went_live};
 use crate::nested::Host;
 
 const REDIS_PORT: u16 = 6379;
@@ -38,8 +39,8 @@ const KILL_WITHIN_MS: u64 = 5000;
 const WRITE_EVERY: Duration = Duration::from_millis(20);
 /// Writes, or readings back, without an answer at one time.
 const DEPTH: usize = 16;
-/// The guest's clock may be off by this: it begins with the whole seconds of its RTC.
-const CLOCK_TOLERANCE: Duration = Duration::from_secs(2);
+/// A file `stop` in the shared folder has the guest say its time and switch itself off.
+const TYPIST: &str = "until [ -e /shared/stop ]; do sleep 1; done; echo 'echo time $(date +%s); poweroff' >&4";
 /// How often everything is looked at.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -52,6 +53,7 @@ pub(super) struct Chain<'a> {
     hub: Hub,
     redis: Client,
     http: Http,
+    clock: SteadyClock,
     /// The host on which the guest lives.
     primary: FtHost,
 }
@@ -61,15 +63,10 @@ impl<'a> Chain<'a> {
     pub(super) fn start(host: &'a Host, settings: &'a Settings, say: &'a mut dyn FnMut(&str)) -> Result<Self, String> {
         let common = common(settings)?;
         let hub = Hub::start().map_err(|e| e.to_string())?;
-        let plug = |name: &str| {
-            let port = HubPort {
-                hub: common.folder.join(format!("hub-{name}")),
-                peer: common.folder.join(name),
-            };
-            hub.add(&port).map(|_| port).map_err(|e| e.to_string())
-        };
+        let plug = |name: &str| plug(&hub, settings, name);
         let ports = [plug("redis")?, plug("http")?];
-        let primary = FtHost::start(host, &hub, 1, None, &common)?;
+        let clock = SteadyClock::start();
+        let primary = FtHost::start(host, &plug("host-1")?, 1, None, &common)?;
         say("host 1 boots, and the guest on it");
         let redis = Client::start(redis_client(&ports[0], settings)).map_err(|e| e.to_string())?;
         let answers = || {
@@ -80,14 +77,15 @@ impl<'a> Chain<'a> {
             }
         };
         wait("an answer of Redis", START_LIMIT, answers).map_err(|wrong| wrong + &primary.last_words())?;
-        let http = Http::start(HttpConfig {
+        let http_client = HttpConfig {
             local: ports[1].peer.clone(),
             hub: ports[1].hub.clone(),
             mac: CLIENT_MACS[1],
             ip: CLIENT_IPS[1],
             prefix: PREFIX,
             server: (GUEST_IP, HTTP_PORT),
-        })?;
+        };
+        let http = Http::start(http_client, clock)?;
         Ok(Chain {
             host,
             settings,
@@ -96,6 +94,7 @@ impl<'a> Chain<'a> {
             hub,
             redis,
             http,
+            clock,
             primary,
         })
     }
@@ -123,7 +122,8 @@ impl<'a> Chain<'a> {
 
     /// Boots a fresh host that is to be the primary's backup.
     fn boot(&self, number: u8) -> Result<FtHost, String> {
-        FtHost::start(self.host, &self.hub, number, Some(number - 1), &self.common)
+        let port = plug(&self.hub, self.settings, &format!("host-{number}"))?;
+        FtHost::start(self.host, &port, number, Some(number - 1), &self.common)
     }
 
     /// Waits until the pair is one, and lets the clients work under its protection.
@@ -167,7 +167,7 @@ impl<'a> Chain<'a> {
             true => Some(self.boot(number + 2)?),
             false => None,
         };
-        let limit = self.settings.detection + FAILOVER_LIMIT;
+        let limit = Duration::from_millis(self.settings.terms.detection) + FAILOVER_LIMIT;
         let (reissued, reemitted) = self.primary.wait_for("go-live", limit, went_live)?;
         let live_after = killed.elapsed();
         // Only the first answers: what comes later may have waited for the next host's join.
@@ -188,7 +188,7 @@ impl<'a> Chain<'a> {
             ("client_gap_ms".to_owned(), (gap_ns / 1_000_000).into()),
             ("http_gap_ms".to_owned(), millis(after.longest).into()),
             ("http_gap_at_join_ms".to_owned(), millis(before.longest).into()),
-            ("clock_off_ms".to_owned(), millis(after.clock_off).into()),
+            ("clock_off_ms".to_owned(), off_ms(after.clock).into()),
             ("reissued".to_owned(), reissued.into()),
             ("reemitted".to_owned(), reemitted.into()),
             ("acked_writes".to_owned(), self.redis.progress().acked_writes.into()),
@@ -200,35 +200,37 @@ impl<'a> Chain<'a> {
     /// What the HTTP client has seen, the guest's clock checked.
     fn page(&self, forget: Forget) -> Result<Seen, String> {
         let seen = self.http.seen(forget)?;
-        if seen.clock_off > CLOCK_TOLERANCE {
-            return Err(format!("the guest's clock was off by {:?} or more", seen.clock_off));
-        }
-        Ok(seen)
+        too_far(seen.clock).map_or(Ok(seen), Err)
     }
 
     /// Waits until both clients have got so much more of what they want.
     fn work(&self, backup: Option<&FtHost>, more_acks: u64, more_pages: u64) -> Result<(), String> {
-        let (acked, pages) = (self.redis.progress().acked_writes, self.page(Forget::Nothing)?.pages);
+        let writes_wanted = self.redis.progress().acked_writes + more_acks;
         let writes = || {
             let progress = self.redis.progress();
             match progress.ended {
                 true => Err("the Redis client has ended".to_owned()),
-                false => Ok(progress.acked_writes >= acked + more_acks),
+                false => Ok(progress.acked_writes >= writes_wanted),
             }
         };
-        let got_pages = || Ok(self.page(Forget::Nothing)?.pages >= pages + more_pages);
-        let done = wait("acknowledged writes", FAILOVER_LIMIT, writes);
-        let done = done.and_then(|()| wait("pages", FAILOVER_LIMIT, got_pages));
-        done.map_err(|wrong| wrong + &self.primary.last_words() + &backup.map(FtHost::last_words).unwrap_or_default())
+        let both = || {
+            let pages_wanted = self.page(Forget::Nothing)?.pages + more_pages;
+            wait("acknowledged writes", FAILOVER_LIMIT, writes)?;
+            let pages = || Ok(self.page(Forget::Nothing)?.pages >= pages_wanted);
+            wait("pages", FAILOVER_LIMIT, pages)
+        };
+        both().map_err(|wrong| wrong + &self.primary.last_words() + &backup.map(FtHost::last_words).unwrap_or_default())
     }
 
     /// Has everything read back, switches the guest off, and looks at its disk.
     fn verify(self, figures: &mut Figures) -> Result<(), String> {
         let Chain {
             say,
+            settings,
             common,
             redis,
             http,
+            clock,
             mut primary,
             ..
         } = self;
@@ -239,24 +241,18 @@ impl<'a> Chain<'a> {
         let http = http.finish()?;
         let redis = redis.finish().map_err(|e| e.to_string())?;
         let mut wrong = Vec::new();
+        wrong.extend(too_far(http.clock));
         wrong.extend(http.broken.map(|broken| format!("the HTTP connection: {broken}")));
-        if http.clock_off > CLOCK_TOLERANCE {
-            wrong.push(format!("the guest's clock was off by {:?} or more", http.clock_off));
-        }
         if !redis.connection_survived() {
             wrong.push(format!("the Redis connection: {:?}", redis.ending));
         }
         let tally = &redis.tally;
         wrong.extend(lost(tally));
         say("the guest switches itself off");
-        let clock_off = switch_off(&common, &mut primary)?;
-        if clock_off > CLOCK_TOLERANCE {
-            wrong.push(format!(
-                "the guest's clock was off by {clock_off:?} when it was switched off"
-            ));
-        }
+        let off_at_end = switch_off(&common, &mut primary, clock)?;
+        wrong.extend(too_far(off_at_end).map(|wrong| wrong + " when it was switched off"));
         wrong.extend(disk::check(&common.disk).err());
-        wrong.extend(disk::check_writes(&common.disk, tally.acked_writes, &common.folder).err());
+        wrong.extend(disk::check_writes(&common.disk, tally.acked_writes, &settings.folder).err());
         figures.whole.extend([
             ("acked_writes".to_owned(), tally.acked_writes.into()),
             ("read_back".to_owned(), tally.verified_keys.into()),
@@ -271,7 +267,7 @@ impl<'a> Chain<'a> {
         }
         figures.whole.extend([
             ("connections_survived".to_owned(), json!(true)),
-            ("clock_off_at_end_ms".to_owned(), millis(clock_off).into()),
+            ("clock_off_at_end_ms".to_owned(), off_ms(off_at_end).into()),
             ("on_disk".to_owned(), tally.acked_writes.into()),
             ("file_system".to_owned(), json!("clean")),
         ]);
@@ -279,13 +275,20 @@ impl<'a> Chain<'a> {
     }
 }
 
+/// A cable of the hub; its sockets lie in the settings' folder.
+fn plug(hub: &Hub, settings: &Settings, name: &str) -> Result<HubPort, String> {
+    let port = HubPort {
+        hub: settings.folder.join(format!("hub-{name}")),
+        peer: settings.folder.join(name),
+    };
+    hub.add(&port).map(|_| port).map_err(|e| format!("{name}: {e}"))
+}
+
 fn common(settings: &Settings) -> Result<Common, String> {
-    let folder = settings.folder.clone();
-    let (disk, shared) = (folder.join("disk"), folder.join("shared"));
+    let (disk, shared) = (settings.folder.join("disk"), settings.folder.join("shared"));
     fs::create_dir_all(&shared).map_err(|e| format!("{}: {e}", shared.display()))?;
     fs::copy(&settings.disk, &disk).map_err(|e| format!("{}: {e}", disk.display()))?;
     Ok(Common {
-        folder,
         kernel: settings.kernel.clone(),
         initrd: settings.initrd.clone(),
         disk,
@@ -293,9 +296,9 @@ fn common(settings: &Settings) -> Result<Common, String> {
         cmdline: format!(
             "ftvm.root=/dev/vda ftvm.services=redis,nginx ftvm.appendfsync=everysec ftvm.ip={GUEST_IP}/{PREFIX}"
         ),
-        memory_mib: settings.memory_mib,
-        detection: settings.detection,
-        lease: settings.lease,
+        arguments: "--rng",
+        typist: TYPIST.to_owned(),
+        terms: settings.terms,
         limit: HOST_LIMIT,
     })
 }
@@ -355,18 +358,28 @@ fn lost(tally: &Tally) -> Option<String> {
     ))
 }
 
-/// Has the guest say its time and switch itself off; by how much its clock was off at least.
-fn switch_off(common: &Common, primary: &mut FtHost) -> Result<Duration, String> {
-    let asked = now();
+/// By how much the guest's clock was off at least.
+fn off_ms(off: Option<Off>) -> u64 {
+    millis(off.map_or(Duration::ZERO, |off| off.by))
+}
+
+/// What is wrong with the guest's clock, if it was off by more than it may.
+fn too_far(off: Option<Off>) -> Option<String> {
+    let off = off.filter(Off::too_far)?;
+    Some(format!("the guest's clock was {off}"))
+}
+
+/// Has the guest say its time and switch itself off; whether its clock was off.
+fn switch_off(common: &Common, primary: &mut FtHost, clock: SteadyClock) -> Result<Option<Off>, String> {
+    let asked = clock.now();
     fs::write(common.shared.join("stop"), "").map_err(|e| format!("the file `stop`: {e}"))?;
     let said = || said_time(&primary.said());
     wait("words about the guest's time", FAILOVER_LIMIT, || Ok(said().is_some()))
         .map_err(|wrong| wrong + &primary.last_words())?;
-    let (time, heard) = (Duration::from_secs(said().unwrap_or(0)), now());
-    let slow = asked.saturating_sub(time + Duration::from_secs(1));
-    let clock_off = slow.max(time.saturating_sub(heard));
+    let (time, heard) = (UNIX_EPOCH + Duration::from_secs(said().unwrap_or(0)), clock.now());
+    let off = GuestClock::default().said(time, asked, heard)?;
     match primary.wait()? {
-        0 => Ok(clock_off),
+        0 => Ok(off),
         code => Err(format!(
             "the survivor ended with exit code {code}{}",
             primary.last_words()
@@ -379,10 +392,6 @@ fn said_time(console: &str) -> Option<u64> {
     let complete = &console[..=console.rfind('\n')?];
     let mut lines = complete.lines().rev();
     lines.find_map(|line| line.trim().strip_prefix("time ")?.parse().ok())
-}
-
-fn now() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 #[cfg(test)]

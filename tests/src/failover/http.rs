@@ -14,6 +14,8 @@ use smoltcp::socket::tcp::State;
 use vmm::backends::net::Dgram;
 use vmm::demo::client::stack::Stack;
 
+use super::clock::{GuestClock, Off, SteadyClock};
+
 /// Between two requests. The guest's `nginx.conf` lets a connection have as many as it likes.
 const EVERY: Duration = Duration::from_millis(200);
 /// How often the thread looks around.
@@ -22,8 +24,6 @@ const LOOK: Duration = Duration::from_millis(10);
 const SILENCE: Duration = Duration::from_secs(120);
 /// The largest answer expected: nginx's headers and a small page.
 const MAX_ANSWER: usize = 1 << 16;
-/// The guest says whole seconds, rounded down.
-const SECOND: Duration = Duration::from_secs(1);
 
 /// Where the client is, and whom it talks to.
 #[derive(Debug, Clone)]
@@ -43,9 +43,8 @@ pub struct Seen {
     pub pages: u64,
     /// The longest wait for one, since this was last asked for.
     pub longest: Duration,
-    /// The most by which the guest's clock was too fast or too slow, since this was last asked for; at least, as it says
-    /// whole seconds only.
-    pub clock_off: Duration,
+    /// What the guest's clock said when it was furthest off since this was last asked for, if it has been off.
+    pub clock: Option<Off>,
     /// Why the connection did not live to the end, if it did not.
     pub broken: Option<String>,
 }
@@ -70,11 +69,12 @@ impl Shared {
 }
 
 impl Http {
-    /// Plugs it in and starts it; it begins to ask as soon as it is connected.
+    /// Plugs it in and starts it; it begins to ask as soon as it is connected. What the guest says its time is is compared
+    /// with `clock`.
     ///
     /// # Errors
     /// If its socket or thread cannot be made.
-    pub fn start(config: HttpConfig) -> Result<Self, String> {
+    pub fn start(config: HttpConfig, clock: SteadyClock) -> Result<Self, String> {
         let dgram = Dgram::open(&config.local, &config.hub).map_err(|e| e.to_string())?;
         let shared = Arc::<Shared>::default();
         let told = Arc::clone(&shared);
@@ -83,7 +83,8 @@ impl Http {
                 stack: Stack::new(dgram, config.mac, config.ip, config.prefix, 1),
                 shared: told,
                 first: None,
-                clock: GuestClock::default(),
+                clock,
+                guest_clock: GuestClock::default(),
             };
             let broken = client.run(config.server).err();
             client.shared.seen().broken = broken;
@@ -105,7 +106,7 @@ impl Http {
         }
         let so_far = seen.clone();
         if forget == Forget::Worst {
-            (seen.longest, seen.clock_off) = (Duration::ZERO, Duration::ZERO);
+            (seen.longest, seen.clock) = (Duration::ZERO, None);
         }
         Ok(so_far)
     }
@@ -128,27 +129,6 @@ pub enum Forget {
     Worst,
 }
 
-/// What the guest's clock has said.
-#[derive(Debug, Default)]
-struct GuestClock {
-    last: Option<SystemTime>,
-}
-
-impl GuestClock {
-    /// By how much it was off at least when it said `date` to somebody who had asked at `asked` and heard it at `heard`.
-    fn said(&mut self, date: SystemTime, asked: SystemTime, heard: SystemTime) -> Result<Duration, String> {
-        if let Some(last) = self.last
-            && date < last
-        {
-            return Err(format!("the guest's clock went back from {last:?} to {date:?}"));
-        }
-        self.last = Some(date);
-        let slow = asked.duration_since(date + SECOND).unwrap_or_default();
-        let fast = date.duration_since(heard).unwrap_or_default();
-        Ok(slow.max(fast))
-    }
-}
-
 /// An answer.
 #[derive(Debug, PartialEq, Eq)]
 struct Page {
@@ -160,7 +140,8 @@ struct Client {
     stack: Stack,
     shared: Arc<Shared>,
     first: Option<Vec<u8>>,
-    clock: GuestClock,
+    clock: SteadyClock,
+    guest_clock: GuestClock,
 }
 
 impl Client {
@@ -168,9 +149,9 @@ impl Client {
         self.connect(server)?;
         loop {
             let last = self.shared.finish.load(Ordering::Relaxed);
-            let (asked, asked_at) = (Instant::now(), SystemTime::now());
+            let (asked, asked_at) = (Instant::now(), self.clock.now());
             let page = self.get(server.0)?;
-            let off = self.clock.said(page.date, asked_at, SystemTime::now())?;
+            let off = self.guest_clock.said(page.date, asked_at, self.clock.now())?;
             let first = self.first.get_or_insert_with(|| page.body.clone());
             if *first != page.body {
                 return Err("a page differs from the first one".to_owned());
@@ -178,7 +159,7 @@ impl Client {
             let mut seen = self.shared.seen();
             seen.pages += 1;
             seen.longest = seen.longest.max(asked.elapsed());
-            seen.clock_off = seen.clock_off.max(off);
+            seen.clock = [seen.clock, off].into_iter().flatten().max_by_key(|off| off.by);
             drop(seen);
             if last {
                 self.stack.socket().close();
@@ -290,28 +271,5 @@ mod tests {
         ] {
             assert!(page(format!("HTTP/1.1 200 OK\r\n{without}\r\n\r\n").as_bytes()).is_err());
         }
-    }
-
-    #[test]
-    fn the_guests_time_lies_between_question_and_answer() {
-        let said = |date, asked, heard| GuestClock::default().said(at(date), asked, heard);
-        let half = Duration::from_millis(500);
-        assert_eq!(said(100, at(100) + half, at(101)), Ok(Duration::ZERO), "rounded down");
-        assert_eq!(
-            said(100, at(90), at(100)),
-            Ok(Duration::ZERO),
-            "after a failover of ten seconds"
-        );
-        assert_eq!(said(100, at(102) + half, at(120)), Ok(SECOND + half), "too slow");
-        assert_eq!(said(100, at(90), at(98) + half), Ok(SECOND + half), "too fast");
-    }
-
-    #[test]
-    fn the_guests_time_never_goes_back() {
-        let mut clock = GuestClock::default();
-        for date in [100, 100, 101] {
-            assert_eq!(clock.said(at(date), at(date), at(date)), Ok(Duration::ZERO));
-        }
-        assert!(clock.said(at(100), at(100), at(101)).unwrap_err().contains("went back"));
     }
 }

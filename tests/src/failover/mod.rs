@@ -8,8 +8,8 @@
 //! is compared with this machine's clock all along.
 
 mod chain;
+pub mod clock;
 mod disk;
-pub mod host;
 pub mod http;
 
 use std::net::Ipv4Addr;
@@ -18,11 +18,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::ft_host::Terms;
 use crate::nested::Host;
 use chain::Chain;
 
-/// The guest's card.
-pub const GUEST_MAC: &str = "52:54:00:07:00:02";
 const GUEST_IP: Ipv4Addr = Ipv4Addr::new(192, 168, 7, 2);
 const PREFIX: u8 = 24;
 
@@ -39,9 +38,7 @@ pub struct Settings {
     /// 1 to [`MAX_KILLS`].
     pub kills: u8,
     pub seed: u64,
-    pub detection: Duration,
-    pub lease: Duration,
-    pub memory_mib: u32,
+    pub terms: Terms,
     /// For disk and sockets.
     pub folder: PathBuf,
 }

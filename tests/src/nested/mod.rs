@@ -156,15 +156,30 @@ pub fn cache() -> PathBuf {
     from("FTVM_CACHE").unwrap_or_else(|| target().join("nested-host"))
 }
 
-/// Waits until no other test or test run has the machine for its nested host, and then has it until the file is
-/// dropped. Nextest's configuration sees to that within one run; `cargo test` has nothing of the kind.
+/// Whom a nested host can stand beside itself on this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// Nobody: it measures times, or needs more than one processor.
+    Alone,
+    /// Others like it: what it shows does not depend on how fast it runs.
+    Shared,
+}
+
+/// Waits until this machine is free for a nested host, as far as `turn` asks, and then has it until the file is dropped.
+/// Nextest's configuration sees to that within one run; `cargo test` has nothing of the kind.
 ///
 /// # Errors
 /// Fails when the cache cannot be written.
-pub fn take_turn() -> Result<File, Error> {
+pub fn take_turn(turn: Turn) -> Result<File, Error> {
     let cache = cache();
-    let turn = fs::create_dir_all(&cache).and_then(|()| File::create(cache.join("turn")));
-    let taken = turn.and_then(|file| file.lock().map(|()| file));
+    let file = fs::create_dir_all(&cache).and_then(|()| File::create(cache.join("turn")));
+    let taken = file.and_then(|file| {
+        match turn {
+            Turn::Alone => file.lock(),
+            Turn::Shared => file.lock_shared(),
+        }
+        .map(|()| file)
+    });
     taken.map_err(|source| Error::Io {
         what: format!("lock the file `turn` in {}", cache.display()),
         source,

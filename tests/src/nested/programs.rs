@@ -8,13 +8,15 @@ use std::path::{Path, PathBuf};
 const MORE_FOLDERS: &str = "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin";
 
 /// Debian's packages for the programs that the tests use.
-const PACKAGES: [(&str, &str); 14] = [
+const PACKAGES: [(&str, &str); 16] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
     ("setpriv", "util-linux"),
     ("ldd", "libc-bin"),
     ("ip", "iproute2"),
     ("bash", "bash"),
+    ("dmsetup", "dmsetup"),
+    ("iscsistart", "open-iscsi"),
     ("redis-cli", "redis-tools"),
     ("redis-benchmark", "redis-tools"),
     ("apt-get", "apt"),

@@ -1,9 +1,10 @@
 //! The outside world, and what must be true of it at every moment (PROTOCOL, "What the simulator must be able to see").
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use logging_channel::entry::Position;
 use vmm::output::{Emission, Output};
+use vmm::roles::following::Horizon;
 
 use super::network::ProcId;
 
@@ -26,6 +27,8 @@ pub const FLOW: &str = "(vi) outputs flow while storage and one eligible side ar
 pub const FINAL: &str = "(rule 18) a clean end is final and says everything";
 pub const FENCE: &str = "(rule 14) the fence ends no process whose lease stands";
 pub const NO_DIVERGENCE: &str = "(rule 16) a backup's replay is the recorded history";
+pub const DISMISSED: &str = "(rule 27) a dismissed backup never goes live";
+pub const WITHHELD: &str = "(rule 30) a failure that was withheld is tried again by the new host";
 pub const NO_FAILURE: &str = "a process fails";
 
 /// What has left, by output number.
@@ -51,6 +54,12 @@ pub struct Checks {
     live: Vec<Live>,
     winners: BTreeMap<u64, u128>,
     ended: Option<ProcId>,
+    /// Backups that have said their last word after a dismissal.
+    pub dismissed: BTreeSet<ProcId>,
+    /// Disk requests that have failed in a process, and the guest has not been told.
+    pub withheld: BTreeSet<(ProcId, u64)>,
+    /// Those that the next host must try again, as the guest is handed over with them.
+    pub to_be_tried: BTreeSet<u64>,
     pub violation: Option<Violation>,
     /// Console bytes that left for the first time, and again.
     pub fresh: u64,
@@ -127,16 +136,20 @@ impl Checks {
         }
     }
 
-    /// A side becomes live at `horizon` with `made` outputs so far, of which `outputs` may not have left.
-    pub fn goes_live(
-        &mut self,
-        now: u64,
-        by: ProcId,
-        generation: u64,
-        horizon: Position,
-        made: u64,
-        outputs: &[Output],
-    ) {
+    /// A side becomes live at `horizon` with `made` outputs so far, and what `new` says is to be done first.
+    pub fn goes_live(&mut self, now: u64, by: ProcId, generation: u64, horizon: Position, made: u64, new: &Horizon) {
+        if self.dismissed.contains(&by) {
+            let what = format!("process {by} goes live under generation {generation} after its dismissal");
+            self.fail(now, DISMISSED, what);
+        }
+        for id in std::mem::take(&mut self.to_be_tried) {
+            if !new.requests.iter().any(|request| request.id == id) {
+                let what =
+                    format!("process {by} goes live and does not try request {id} again, which failed on its old host");
+                self.fail(now, WITHHELD, what);
+            }
+        }
+        let outputs = &new.outputs;
         if self.next > made {
             let what = format!(
                 "process {by} goes live at exit {}.{} with {made} outputs, but {} have left",

@@ -8,6 +8,7 @@ use logging_channel::entry::{Generation, Incarnation};
 use logging_channel::message::DiskReads;
 use shared_disk::arbiter::Outcome;
 use shared_disk::request::DiskRequest;
+use vmm::roles::operation::Operation;
 
 use super::checks::Checks;
 use super::guest::Guest;
@@ -64,6 +65,8 @@ pub enum Point {
     GoLive,
     Resume,
     End,
+    Operate,
+    Handover,
 }
 
 /// What strikes.
@@ -72,7 +75,9 @@ pub enum Blow {
     Kill,
     Crash,
     Pause(u64),
-    /// Its host cannot reach the other for so long.
+    /// Its host does not reach the disk for so long.
+    LoseDisk(u64),
+    /// Its host cannot reach the others for so long.
     Cut(u64),
 }
 
@@ -91,7 +96,7 @@ pub enum What {
     Vcpu(u64),
     Execute,
     Tick,
-    LeaseOver,
+    Due,
     CallOver,
     Arrives(Arrival),
     Closed {
@@ -132,6 +137,8 @@ pub enum What {
     Strike(Blow),
     Resume,
     Operator,
+    Operate(Operation),
+    DiskLost(DiskRequest),
     Quiet,
 }
 
@@ -185,6 +192,8 @@ pub struct Env {
     pub register: Register,
     /// The storage does not answer between these times.
     pub outages: Vec<(u64, u64)>,
+    /// Hosts that do not reach the disk, and until when.
+    pub lost_disks: Vec<(usize, u64)>,
     pub image: SharedImage,
     /// Writes in kernels, by process and request.
     pub kernel: BTreeMap<(ProcId, u64), InKernel>,
@@ -212,6 +221,7 @@ impl Env {
             net: Network::default(),
             register: Register::started(owner),
             outages: Vec::new(),
+            lost_disks: Vec::new(),
             image: SharedImage::default(),
             kernel: BTreeMap::new(),
             checks: Checks::default(),
@@ -312,6 +322,14 @@ impl Env {
         for (at, arrival) in self.net.pump(conn, way, self.now, &mut self.rng) {
             self.at(at, receiver, What::Arrives(arrival));
         }
+    }
+
+    /// Whether a host does not reach the disk now.
+    #[must_use]
+    pub fn disk_lost(&self, host: usize) -> bool {
+        self.lost_disks
+            .iter()
+            .any(|(lost, until)| *lost == host && self.now < *until)
     }
 
     /// Until when the storage does not answer, if it does not.

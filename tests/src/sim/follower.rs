@@ -3,15 +3,16 @@
 use std::collections::VecDeque;
 
 use logging_channel::entry::{Generation, Incarnation, LogEntry};
-use logging_channel::message::{Ack, Message};
+use logging_channel::message::{Ack, Health, Message};
 use vmm::hypervisor::scripted::ScriptedCpu;
+use vmm::machine::intervention::BootCell;
 use vmm::roles::backup::{Action, Backup};
 use vmm::roles::following::{Following, Progress};
 
 use super::checks::NO_DIVERGENCE;
+use super::common::{Common, LinkEvent};
 use super::env::{Blow, Env, Point, What};
 use super::plants::Plant;
-use super::process::{Common, LinkEvent};
 
 /// To the vCPU thread.
 #[derive(Debug)]
@@ -38,18 +39,22 @@ pub struct Follower {
     orders: VecDeque<Order>,
     executing: bool,
     pub reports: VecDeque<Report>,
-    lease_timer: Option<u64>,
+    timer: Option<u64>,
     /// The last ack, which two planted bugs embellish.
     acked: Ack,
     pub live: Option<Generation>,
     pub over: bool,
+    /// What a reset starts from.
+    pub boot: BootCell,
 }
 
 impl Follower {
     /// A backup that has passed the handshake.
     #[must_use]
     pub fn new(env: &mut Env, common: &Common, core: Backup, owner: Incarnation) -> Self {
-        let machine = env.guest.machine();
+        let boot = BootCell::default();
+        let mut machine = env.guest.machine();
+        machine.set_boot(boot.clone());
         let now = env.instant(env.local(common.host));
         env.after(env.terms.detection / 8, common.id, What::Tick);
         Follower {
@@ -59,10 +64,11 @@ impl Follower {
             orders: VecDeque::new(),
             executing: false,
             reports: VecDeque::new(),
-            lease_timer: None,
+            timer: None,
             acked: Ack::default(),
             live: None,
             over: false,
+            boot,
         }
     }
 
@@ -138,7 +144,7 @@ impl Follower {
                 env.reach(Point::Won, common.id);
                 self.core.claimed(now, &outcome, actions);
             }
-            LinkEvent::Joined(..) | LinkEvent::PagesSent(..) => {}
+            LinkEvent::Joined(..) | LinkEvent::PagesSent(..) | LinkEvent::Operate(_) => {}
         }
     }
 
@@ -150,6 +156,18 @@ impl Follower {
                 Some(Message::Log { number, entries })
             }
             (Some(Plant::LifeAfterPowerOff), Message::Bye) => None,
+            (Some(Plant::ClaimAfterBye), Message::Dismiss) if self.core.may_speak() => {
+                env.checks.dismissed.insert(common.id);
+                common.send(env, self.core.generation(), &Message::Bye);
+                None
+            }
+            (_, Message::Dismiss) => {
+                if self.core.may_speak() {
+                    env.checks.dismissed.insert(common.id);
+                    env.count("dismissals");
+                }
+                Some(Message::Dismiss)
+            }
             (Some(Plant::AckOfPartialCheckpoint), Message::Log { number, entries }) => {
                 let opens = matches!(
                     entries.last(),
@@ -198,17 +216,22 @@ impl Follower {
             self.link_event(env, common, event, &mut actions);
         }
         self.core.tick(env.local(common.host), &mut actions);
+        let health = Health {
+            disks: vec![!env.disk_lost(common.host)],
+            nics: Vec::new(),
+        };
+        self.core.health(health, &mut actions);
         if self.core.may_speak() {
             common.heartbeat(env);
         }
         self.act(env, common, actions);
     }
 
-    /// The lease has been outwaited, perhaps.
-    pub fn lease_over(&mut self, env: &mut Env, common: &mut Common) {
-        self.lease_timer = None;
+    /// The time for what the core wanted to be woken for has come, perhaps.
+    pub fn due(&mut self, env: &mut Env, common: &mut Common) {
+        self.timer = None;
         let mut actions = Vec::new();
-        self.core.tick(env.local(common.host), &mut actions);
+        self.core.due(env.local(common.host), &mut actions);
         self.act(env, common, actions);
     }
 
@@ -232,24 +255,29 @@ impl Follower {
                     common.send(env, generation, &message);
                 }
                 Action::LoadPages { numbers, content } => self.order(env, common, Order::Pages { numbers, content }),
+                // The simulated guest's disk is shared.
+                Action::LoadBlocks { .. } | Action::FlushBlocks => unreachable!("no private disks"),
                 Action::Load(record) => self.order(env, common, Order::Load(record)),
                 Action::Deliver(entries) => self.order(env, common, Order::Entries(entries)),
                 Action::Drain => self.order(env, common, Order::Drain),
                 Action::Claim(of) => common.claim(env, of, self.owner),
                 Action::Report(event) => env.note(common.id, || format!("{event:?}")),
-                Action::GoLive(won) => self.live = Some(won),
+                Action::GoLive { generation, .. } => self.live = Some(generation),
+                Action::KeepBoot(record) => {
+                    let _ = self.boot.set(record);
+                }
                 Action::End { code, why } => {
                     self.over = true;
                     common.end(env, code, &why);
                 }
             }
         }
-        if let Some(at) = self.core.lease_ends()
-            && self.lease_timer != Some(at)
+        if let Some(at) = self.core.wakes_at()
+            && self.timer != Some(at)
         {
-            self.lease_timer = Some(at);
+            self.timer = Some(at);
             let at = env.true_time(common.host, at);
-            env.at(at, common.id, What::LeaseOver);
+            env.at(at, common.id, What::Due);
         }
         common.wake(env, 0);
     }

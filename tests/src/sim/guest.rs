@@ -7,12 +7,13 @@
 use std::sync::Arc;
 
 use vm_memory::{GuestAddress, GuestMemoryMmap};
-use vmm::devices::{DiskAccess, DiskConfig, PlatformConfig};
+use vmm::devices::{DiskAccess, DiskConfig, DiskSharing, PlatformConfig};
 use vmm::hypervisor::DeliveryMode;
 use vmm::hypervisor::kvm::CpuProfile;
 use vmm::hypervisor::scripted::{Fill, Interrupts, Program, Scratch, ScriptedCpu, Step, Value};
 use vmm::machine::Machine;
 use vmm::machine::config::{self, ImageId, MACHINE_VERSION, MIN_MEMORY, MachineConfig};
+use vmm::machine::intervention::{BootCell, boot_record};
 
 use super::rng::Rng;
 
@@ -64,6 +65,8 @@ pub struct Guest {
     program: Arc<Program>,
     config: MachineConfig,
     ram: usize,
+    /// What a reset starts from.
+    boot: Vec<u8>,
 }
 
 impl Guest {
@@ -84,6 +87,7 @@ impl Guest {
         let disk = DiskConfig {
             sectors: SECTORS,
             access: DiskAccess::ReadWrite,
+            sharing: DiskSharing::Shared,
             serial: "sim".to_owned(),
         };
         let config = MachineConfig {
@@ -106,11 +110,27 @@ impl Guest {
                 delivery,
             },
         };
-        Guest {
+        let mut guest = Guest {
             program: Arc::new(program(kind, rng)),
             config,
             ram: if kind.large { LARGE } else { SMALL },
-        }
+            boot: Vec::new(),
+        };
+        let mut machine = guest.machine();
+        let cpu = machine.boot_cpu().expect("a state");
+        guest.boot = boot_record(cpu, machine.memory(), guest.pages()).expect("readable memory");
+        guest
+    }
+
+    /// What a reset starts from.
+    ///
+    /// # Panics
+    /// Never: the cell is new.
+    #[must_use]
+    pub fn boot(&self) -> BootCell {
+        let boot = BootCell::default();
+        boot.set(self.boot.clone()).expect("a new cell");
+        boot
     }
 
     /// A machine that has not run. Its RAM is smaller than any real guest's, so that thousands of runs are quick.

@@ -2,6 +2,7 @@
 //! storage and outside (PROTOCOL, last section). One seed is one history, byte for byte.
 
 pub mod checks;
+mod common;
 mod env;
 mod follower;
 mod guest;

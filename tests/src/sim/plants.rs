@@ -15,11 +15,14 @@ pub enum Plant {
     ReissueWithoutOrder,
     LifeAfterPowerOff,
     WriteBeforeRead,
+    ReleaseAfterHandover,
+    ClaimAfterBye,
+    FailureTold,
 }
 
 impl Plant {
     /// Every bug, with the name it has on the command line and what it does.
-    pub const ALL: [(Plant, &'static str, &'static str); 11] = [
+    pub const ALL: [(Plant, &'static str, &'static str); 14] = [
         (
             Plant::AckBeforeDecode,
             "ack-before-decode",
@@ -74,6 +77,21 @@ impl Plant {
             Plant::WriteBeforeRead,
             "write-before-read",
             "a write starts when the backup has received the end of an earlier read of its blocks, not yet read them itself",
+        ),
+        (
+            Plant::ReleaseAfterHandover,
+            "release-after-handover",
+            "a primary that has handed the guest over runs on and still releases",
+        ),
+        (
+            Plant::ClaimAfterBye,
+            "claim-after-bye",
+            "a dismissed backup says its last word and stays eligible",
+        ),
+        (
+            Plant::FailureTold,
+            "failure-told",
+            "a disk request that fails because the path is lost is told to the guest before it is handed over",
         ),
     ];
 

@@ -4,13 +4,13 @@ use std::collections::VecDeque;
 
 use logging_channel::codec::{FrameEncoder, decode_heartbeat};
 use logging_channel::entry::{Generation, Incarnation};
-use logging_channel::message::{Heartbeat, Message};
 use shared_disk::arbiter::Outcome;
-use vmm::roles::backup::{Backup, BackupConfig};
+use vmm::roles::backup::{Backup, BackupConfig, only_the_last_ack};
 use vmm::roles::clock::LiveClock;
 use vmm::roles::primary::{Primary, PrimaryConfig};
 
 use super::checks::NO_FAILURE;
+use super::common::{Common, LinkEvent};
 use super::env::{Env, MS, Point, US, What};
 use super::follower::Follower;
 use super::leader::Leader;
@@ -20,125 +20,11 @@ use super::plants::Plant;
 /// Heartbeats that wait at most, as in `run::heartbeat`.
 const HEARD: usize = 16;
 
-/// How long the last messages may take to leave, as in `run::lead`.
-const LAST_WORDS: u64 = 500 * MS;
-
 /// Pause between tries of the test-and-set that got no answer, as in `run::link`.
 const CLAIM_PAUSE: u64 = 200 * MS;
 
-/// Something that has happened to the link.
-#[derive(Debug)]
-pub enum LinkEvent {
-    Message(ConnId, Generation, Message),
-    Closed(ConnId, String),
-    Joined(ConnId, Incarnation, ProcId),
-    Claimed(Outcome),
-    PagesSent(Incarnation, u64),
-}
-
-/// What both roles have.
-#[derive(Debug)]
-pub struct Common {
-    pub id: ProcId,
-    pub host: usize,
-    pub me: Incarnation,
-    pub paused: bool,
-    pub link: VecDeque<LinkEvent>,
-    pub heard: VecDeque<Heartbeat>,
-    pub tick_due: bool,
-    pub lease_due: bool,
-    awake: bool,
-    /// The connection and which end of it this is.
-    pub conn: Option<(ConnId, usize)>,
-    pub peer: Option<ProcId>,
-    pub peer_host: usize,
-    pub generation: Generation,
-    encoder: FrameEncoder,
-    number: u64,
-    /// The claim that is asked for until there is an answer.
-    claiming: Option<(u64, u128)>,
-    pub ending: Option<u8>,
-}
-
-impl Common {
-    /// Whether the connection is the present one.
-    #[must_use]
-    pub fn is_mine(&self, conn: ConnId) -> bool {
-        self.conn.is_some_and(|(mine, _)| mine == conn)
-    }
-
-    /// The link task has something to do.
-    pub fn wake(&mut self, env: &mut Env, delay: u64) {
-        if !self.awake {
-            self.awake = true;
-            let delay = delay + env.rng.between(US, 20 * US);
-            env.after(delay, self.id, What::Turn);
-        }
-    }
-
-    /// Sends a message on the connection, if there is one.
-    pub fn send(&mut self, env: &mut Env, generation: Generation, message: &Message) {
-        let Some((conn, end)) = self.conn else { return };
-        match self.encoder.message(generation, message) {
-            Ok(bytes) => env.net.write(conn, end, bytes),
-            Err(error) => env.checks.fail(env.now, NO_FAILURE, error.to_string()),
-        }
-        env.pump(conn, end);
-    }
-
-    /// Closes the connection after what was sent.
-    pub fn close(&mut self, env: &mut Env) {
-        if let Some((conn, end)) = self.conn.take() {
-            env.net.finish(conn, end);
-            env.pump(conn, end);
-        }
-    }
-
-    /// Sends a heartbeat; its send time.
-    pub fn heartbeat(&mut self, env: &mut Env) -> Option<u64> {
-        let peer = self.peer?;
-        self.number += 1;
-        let sent_ns = env.local(self.host);
-        let heartbeat = Heartbeat {
-            guest: env.terms.guest,
-            generation: self.generation,
-            incarnation: self.me,
-            number: self.number,
-            sent_ns,
-            echo_ns: 0,
-        };
-        let bytes = self.encoder.heartbeat(&heartbeat).ok()?.to_vec();
-        for at in env.net.datagram(self.host, self.peer_host, env.now, &mut env.rng) {
-            env.at(at, peer, What::Datagram(bytes.clone()));
-        }
-        Some(sent_ns)
-    }
-
-    /// Asks the storage until it answers.
-    pub fn claim(&mut self, env: &mut Env, generation: Generation, owner: Incarnation) {
-        env.reach(Point::Claim, self.id);
-        self.claiming = Some((generation.0, owner.0));
-        self.ask(env);
-    }
-
-    fn ask(&mut self, env: &mut Env) {
-        if let Some((generation, owner)) = self.claiming {
-            let delay = env.rng.delay(env.terms.storage.0, env.terms.storage.1);
-            env.after(delay, self.id, What::Claim { generation, owner });
-        }
-    }
-
-    /// The process is about to end.
-    pub fn end(&mut self, env: &mut Env, code: u8, why: &str) {
-        if self.ending.is_none() {
-            env.note(self.id, || format!("ends with code {code}: {why}"));
-            self.ending = Some(code);
-            self.close(env);
-            let delay = env.rng.delay(100 * US, LAST_WORDS);
-            env.after(delay, self.id, What::Exit);
-        }
-    }
-}
+/// Events of its link that a backup takes in one turn at most: few, as here they seldom wait.
+const AT_ONCE: u64 = 8;
 
 /// What a process does.
 #[derive(Debug)]
@@ -173,11 +59,11 @@ impl Process {
                 link: VecDeque::new(),
                 heard: VecDeque::new(),
                 tick_due: false,
-                lease_due: false,
+                time_due: false,
                 awake: false,
                 conn: None,
                 peer: None,
-                peer_host: 1 - host,
+                peer_host: host,
                 generation: Generation(0),
                 encoder: FrameEncoder::new(),
                 number: 0,
@@ -194,7 +80,10 @@ impl Process {
     pub fn start_guest(&mut self, env: &mut Env) {
         let core = self.primary(env, Generation(1));
         let clock = LiveClock::starting(0, env.instant(env.local(self.common.host)));
-        let machine = env.guest.machine();
+        let boot = env.guest.boot();
+        let mut machine = env.guest.machine();
+        machine.set_boot(boot.clone());
+        let core = core.with(boot, false);
         self.common.generation = Generation(1);
         let leader = Leader::new(env, &mut self.common, core, machine, clock, None);
         self.role = Role::Leading(Box::new(leader));
@@ -251,8 +140,8 @@ impl Process {
                 }
                 common.wake(env, 0);
             }
-            (What::LeaseOver, _) => {
-                common.lease_due = true;
+            (What::Due, _) => {
+                common.time_due = true;
                 common.wake(env, 0);
             }
             (What::Vcpu(token), Role::Leading(leader)) => leader.run_vcpu(env, common, token),
@@ -264,6 +153,11 @@ impl Process {
                 let port = logging_channel::entry::ConsolePort::Serial;
                 leader.tell(env, common, vmm::backends::HostEvent::Console { port, bytes });
             }
+            (What::Operate(operation), Role::Leading(_)) => {
+                common.link.push_back(LinkEvent::Operate(operation));
+                common.wake(env, 0);
+            }
+            (What::DiskLost(request), Role::Leading(leader)) => leader.disk_lost(env, common, &request),
             (What::Arrives(arrival), _) => self.arrives(env, arrival),
             (What::Closed { conn, why }, _) => {
                 common.link.push_back(LinkEvent::Closed(conn, why.to_owned()));
@@ -398,15 +292,16 @@ impl Process {
                     !follower.reports.is_empty(),
                     !common.heard.is_empty(),
                     common.tick_due,
-                    common.lease_due,
+                    common.time_due,
                 ];
                 match choose(env, &ready) {
                     Some(0) => {
-                        if let Some(event) = common.link.pop_front() {
-                            let mut actions = Vec::new();
+                        let mut actions = Vec::new();
+                        for _ in 0..env.rng.between(1, AT_ONCE) {
+                            let Some(event) = common.link.pop_front() else { break };
                             follower.link_event(env, common, event, &mut actions);
-                            follower.act(env, common, actions);
                         }
+                        follower.act(env, common, only_the_last_ack(actions));
                     }
                     Some(1) => follower.report(env, common),
                     Some(2) => {
@@ -419,8 +314,8 @@ impl Process {
                         follower.tick(env, common);
                     }
                     Some(_) => {
-                        common.lease_due = false;
-                        follower.lease_over(env, common);
+                        common.time_due = false;
+                        follower.due(env, common);
                     }
                     None => return,
                 }
@@ -440,14 +335,16 @@ impl Process {
         common.conn = None;
         common.link.clear();
         common.generation = generation;
+        let boot = follower.boot.clone();
         let (machine, horizon, clock) = follower.following.into_live();
+        let paused = horizon.paused;
         let made = horizon.outputs_made.0;
         env.checks
-            .goes_live(env.now, common.id, generation.0, machine.at(), made, &horizon.outputs);
+            .goes_live(env.now, common.id, generation.0, machine.at(), made, &horizon);
         env.note(common.id, || format!("goes live under generation {}", generation.0));
         env.count("went-live");
         env.reach(Point::GoLive, common.id);
-        let core = self.primary(env, generation);
+        let core = self.primary(env, generation).with(boot, paused);
         let leader = Leader::new(env, &mut self.common, core, machine, clock, Some(horizon));
         self.role = Role::Leading(Box::new(leader));
     }
@@ -456,6 +353,7 @@ impl Process {
         let common = &mut self.common;
         common.conn = Some((conn, 0));
         common.peer = Some(env.net.conns[conn].ends[1]);
+        common.peer_host = env.net.conns[conn].hosts[1];
         common.generation = generation;
         let config = BackupConfig {
             me: common.me,
@@ -540,6 +438,9 @@ impl Process {
         if write.until.is_some_and(|until| env.now >= until) {
             return;
         }
+        if env.disk_lost(self.common.host) {
+            return env.at(env.now, self.common.id, What::DiskLost(request));
+        }
         let is_read = matches!(request.op, shared_disk::request::DiskOp::Read { .. });
         if is_read && !self.is_alive() {
             return;
@@ -594,7 +495,10 @@ impl Process {
     fn exit(&mut self, env: &mut Env) {
         if let Role::Leading(leader) = &self.role
             && leader.core.guest_end().is_some()
-            && self.common.ending != Some(vmm::roles::event::EXIT_LOST)
+            && !matches!(
+                self.common.ending,
+                Some(vmm::roles::event::EXIT_LOST | vmm::roles::event::EXIT_HANDED_OVER)
+            )
         {
             let delay = env.rng.delay(env.terms.storage.0, env.terms.storage.1);
             env.after(delay, self.common.id, What::EndGuest);

@@ -1,6 +1,6 @@
 //! The shared storage: the register of the test-and-set, and the disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use logging_channel::entry::DiskStatus;
 use shared_disk::arbiter::Outcome;
@@ -76,6 +76,8 @@ pub struct SharedImage {
     writers: Vec<Option<u64>>,
     /// The guest's requests, as the whole run knows them.
     known: BTreeMap<u64, DiskRequest>,
+    /// Writes that have taken effect.
+    landed: BTreeSet<u64>,
 }
 
 /// Sizes of the simulated image are small.
@@ -89,6 +91,7 @@ impl Default for SharedImage {
             sectors: vec![[0; SECTOR]; count(SECTORS)],
             writers: vec![None; count(SECTORS)],
             known: BTreeMap::new(),
+            landed: BTreeSet::new(),
         }
     }
 }
@@ -113,6 +116,14 @@ impl SharedImage {
         }
     }
 
+    /// The guest has been told that a request failed: nothing is to be found of it, unless another host's copy of it had
+    /// taken effect before.
+    pub fn forget(&mut self, id: u64) {
+        if !self.landed.contains(&id) {
+            self.known.remove(&id);
+        }
+    }
+
     /// It takes effect.
     ///
     /// # Errors
@@ -122,6 +133,7 @@ impl SharedImage {
         match &request.op {
             DiskOp::Flush => {}
             DiskOp::Write { offset, data } => {
+                self.landed.insert(id);
                 for (index, bytes) in (count(*offset) / SECTOR..).zip(data.chunks_exact(SECTOR)) {
                     if let Some(newer) = self.writers[index].filter(|writer| *writer > id) {
                         return Err(format!(

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use logging_channel::entry::Incarnation;
 use logging_channel::message::DiskReads;
+use vmm::roles::operation::Operation;
 
 use super::checks::{FLOW, Violation};
 use super::env::{Blow, Env, Host, MS, Point, Terms, Timed, Trigger, US, What};
@@ -26,7 +27,7 @@ const ENOUGH: u64 = 12;
 const MOST_EVENTS: u64 = 3_000_000;
 
 /// Processes in a run, at most.
-const MOST_PROCESSES: usize = 8;
+const MOST_PROCESSES: usize = 12;
 
 /// How to run a seed.
 #[derive(Clone, Copy, Debug, Default)]
@@ -133,7 +134,8 @@ impl World {
             drift: rng.between(0, 1000),
             up: true,
         };
-        let hosts = vec![host(&mut rng), host(&mut rng)];
+        let count = if rng.permille(400) { 3 } else { 2 };
+        let hosts: Vec<_> = (0..count).map(|_| host(&mut rng)).collect();
         let first = incarnation(0);
         let mut env = Env::new(rng, terms, guest, hosts, first.0);
         env.plant = options.plant;
@@ -162,7 +164,7 @@ impl World {
         for _ in 0..env.rng.between(0, 4) {
             let begins = env.rng.between(0, QUIET);
             let ends = (begins + env.rng.delay(MS, detection * 6)).min(QUIET);
-            let (from, to) = env.rng.pick(&[(0, 1), (1, 0)]);
+            let (from, to) = pair_of(&mut env.rng, env.hosts.len());
             env.net.partitions.push(Partition { from, to, begins, ends });
             if env.rng.permille(600) {
                 let (from, to) = (to, from);
@@ -188,8 +190,11 @@ impl World {
             (Point::GoLive, 2),
             (Point::Resume, 2),
             (Point::End, 1),
+            (Point::Operate, 3),
+            (Point::Handover, 1),
         ];
-        let blow = |rng: &mut Rng| match rng.between(0, 9) {
+        let blow = |rng: &mut Rng| match rng.between(0, 10) {
+            10 => Blow::LoseDisk(rng.delay(MS, detection * 8)),
             0..3 => Blow::Kill,
             3..5 => Blow::Crash,
             5..8 => Blow::Pause(rng.delay(MS, detection * 8)),
@@ -203,12 +208,44 @@ impl World {
         }
         for _ in 0..env.rng.between(0, 3) {
             let at = env.rng.between(10 * MS, QUIET);
-            let to = env.rng.index(3);
+            let to = env.rng.index(4);
             let blow = blow(&mut env.rng);
             env.at(at, to, What::Strike(blow));
         }
+        self.plan_operations(plant);
+        let env = &mut self.env;
         if plant == Some(Plant::ReleasedAtSubmission) {
             env.terms.call.1 = 2 * MS;
+        }
+    }
+
+    /// Draws what operators will ask for, and disks that are lost.
+    fn plan_operations(&mut self, plant: Option<Plant>) {
+        let env = &mut self.env;
+        let tilted = match plant {
+            Some(Plant::ReleaseAfterHandover) => Some(Operation::Failover),
+            Some(Plant::ClaimAfterBye) => Some(Operation::RestartBackup),
+            _ => None,
+        };
+        for _ in 0..env.rng.pick(&[0, 0, 1, 3, 6]) {
+            let operation = match env.rng.between(0, 99) {
+                0..30 => Operation::Failover,
+                30..45 => Operation::RestartBackup,
+                45..55 => Operation::SuspendProtection,
+                55..65 => Operation::ResumeProtection,
+                65..75 => Operation::Pause,
+                75..87 => Operation::Resume,
+                87..95 => Operation::Reset,
+                95..98 => Operation::TestFailover,
+                _ => Operation::PowerOff,
+            };
+            let at = env.rng.between(10 * MS, QUIET);
+            env.at(at, 0, What::Operate(tilted.unwrap_or(operation)));
+        }
+        if plant == Some(Plant::FailureTold) || env.rng.permille(150) {
+            let at = env.rng.between(30 * MS, QUIET);
+            let time = env.rng.delay(5 * MS, 200 * MS);
+            env.at(at, 0, What::Strike(Blow::LoseDisk(time)));
         }
     }
 
@@ -222,6 +259,15 @@ impl World {
                 self.env.after(delay, 0, What::Typed);
                 if let Some(leader) = self.processes.iter_mut().find(|p| matches!(p.role, Role::Leading(_))) {
                     leader.on(&mut self.env, What::Typed);
+                }
+            }
+            What::Operate(operation) => {
+                let leading: Vec<ProcId> = (0..self.processes.len())
+                    .filter(|id| matches!(self.processes[*id].role, Role::Leading(_)))
+                    .collect();
+                if !leading.is_empty() {
+                    let id = leading[self.env.rng.index(leading.len())];
+                    self.processes[id].on(&mut self.env, What::Operate(operation));
                 }
             }
             What::Strike(blow) => self.strike(to, blow),
@@ -239,8 +285,9 @@ impl World {
     fn operator(&mut self) {
         let delay = self.env.rng.between(5 * MS, 150 * MS);
         self.env.after(delay, 0, What::Operator);
+        self.let_go_on();
         let busy = |host: usize| self.processes.iter().any(|p| p.common.host == host && p.is_alive());
-        let free = (0..2).find(|host| !busy(*host) && self.env.hosts[*host].up);
+        let free = (0..self.env.hosts.len()).find(|host| !busy(*host) && self.env.hosts[*host].up);
         if let Some(host) = free
             && self.processes.len() < MOST_PROCESSES
             && !self.env.checks.has_ended()
@@ -249,6 +296,16 @@ impl World {
             self.processes.push(Process::new(id, host, incarnation(id)));
             self.env.note(id, || format!("starts on host {host}, to join"));
             self.look_for_primary(id);
+        }
+    }
+
+    /// In the quiet time nobody leaves the guest paused.
+    fn let_go_on(&mut self) {
+        let quiet = self.env.quiet;
+        for process in self.processes.iter_mut().filter(|_| quiet) {
+            if matches!(&process.role, Role::Leading(leader) if leader.core.paused()) {
+                process.on(&mut self.env, What::Operate(Operation::Resume));
+            }
         }
     }
 
@@ -262,9 +319,10 @@ impl World {
         let other = self
             .processes
             .iter()
-            .find(|p| p.common.host != host && matches!(p.role, Role::Leading(_)));
+            .filter(|p| p.common.host != host && matches!(p.role, Role::Leading(_)))
+            .max_by_key(|p| p.common.generation.0);
         if let Some(primary) = other
-            && self.env.net.blocked(host, 1 - host, self.env.now).is_none()
+            && self.env.net.blocked(host, primary.common.host, self.env.now).is_none()
         {
             let delay = self.env.rng.delay(self.env.net.delay.0, self.env.net.delay.1);
             self.env.after(delay, primary.common.id, What::Knock { from: id });
@@ -277,8 +335,9 @@ impl World {
         if !primary.is_open() || primary.common.paused || !matches!(self.processes[from].role, Role::Joining) {
             return;
         }
+        let joiner = self.processes[from].common.host;
         let primary = &self.processes[to].common;
-        let (hosts, generation, owner) = ([1 - primary.host, primary.host], primary.generation, primary.me);
+        let (hosts, generation, owner) = ([joiner, primary.host], primary.generation, primary.me);
         let conn = self.env.net.connect([from, to], hosts);
         self.processes[from].connected(conn, 0);
         self.processes[to].connected(conn, 1);
@@ -328,12 +387,20 @@ impl World {
                 let until = (self.env.now + time).min(QUIET);
                 self.env.at(until, to, What::Resume);
             }
+            Blow::LoseDisk(time) => {
+                self.env.count("lost-disks");
+                let (host, until) = (process.common.host, (self.env.now + time).min(QUIET));
+                self.env.lost_disks.push((host, until));
+            }
             Blow::Cut(time) => {
                 self.env.count("cuts");
                 let ends = (self.env.now + time).min(QUIET);
                 let begins = self.env.now;
-                for (from, to) in [(0, 1), (1, 0)] {
-                    self.env.net.partitions.push(Partition { from, to, begins, ends });
+                let host = self.processes[to].common.host;
+                for other in (0..self.env.hosts.len()).filter(|other| *other != host) {
+                    for (from, to) in [(host, other), (other, host)] {
+                        self.env.net.partitions.push(Partition { from, to, begins, ends });
+                    }
                 }
             }
         }
@@ -372,6 +439,13 @@ impl World {
         }
         self.env.now >= deadline
     }
+}
+
+/// One direction between two hosts.
+fn pair_of(rng: &mut Rng, hosts: usize) -> (usize, usize) {
+    let from = rng.index(hosts);
+    let to = (from + 1 + rng.index(hosts - 1)) % hosts;
+    (from, to)
 }
 
 /// Incarnations differ in more than their number.

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use logging_channel::entry::{ConsolePort, DiskStatus};
+use logging_channel::entry::{ConsolePort, DiskStatus, Intervention};
 use nix::poll::PollTimeout;
 
 pub mod console;
@@ -47,6 +47,12 @@ pub enum Control {
     TakeDirty,
     /// Save the machine, at its next exit, for a joining backup that has all other pages.
     SaveState,
+    /// Pause, resume or reset the guest at its next exit.
+    Intervene(Intervention),
+    /// Stop at the next exit, with everything before it in the log, and take no input any more: the guest is handed over.
+    Stand,
+    /// It is not: go on.
+    Go,
 }
 
 impl HostEvent {
@@ -74,6 +80,8 @@ pub enum StopKind {
     Terminate,
     /// A limit the user set.
     Limit,
+    /// `ftvm power-off`.
+    Operator,
 }
 
 /// What became of something that was to leave.

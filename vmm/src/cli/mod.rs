@@ -1,4 +1,5 @@
-//! The command line: `ftvm run`, `record`, `replay`, `demo`, `doctor`, `guests`, `audit`.
+//! The command line: `ftvm run`, `disown`, `record`, `replay`, `demo`, `doctor`, `guests`, `audit`, and `status`, `failover`
+//! and their like for a guest that runs with `--control`.
 
 pub mod options;
 
@@ -8,6 +9,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 use logging_channel::message::DiskReads;
+use shared_disk::arbiter::Storage;
 
 use crate::backends::console::ConsoleTarget;
 use options::{DiskOption, MemorySize, NetOption};
@@ -28,8 +30,9 @@ Exit codes:
   3   the guest failed, or switched itself off with a status other than 0; `audit` found what a replay would not survive
   4   a replay diverged
   5   a log is truncated or damaged (everything before the damage was replayed)
-  10  another side is live: the test-and-set was lost, or a higher generation was seen
-  11  the backup left the pair without having been entitled to go live (diverged, refused, or incomplete)
+  10  another side is live: the test-and-set was lost, a higher generation was seen, or a disk is fenced off
+  11  the backup left the pair without having been entitled to go live (diverged, refused, dismissed, or incomplete)
+  12  the guest was handed over to its backup (`ftvm failover`, or a path that only this host had lost)
 
 Environment: FTVM_LOG sets what is reported on standard error (error, warn, info, debug).";
 
@@ -37,10 +40,32 @@ Environment: FTVM_LOG sets what is reported on standard error (error, warn, info
 pub enum Command {
     /// Run a guest as one side of a fault-tolerant pair
     Run(RunArgs),
+    /// Free a guest whose owner died without a clean end; only when neither side lives any more
+    Disown(StorageArgs),
     /// Run a guest and record everything that reaches it
     Record(RecordArgs),
     /// Replay a recording and verify it
     Replay(ReplayArgs),
+    /// Say how a guest that runs with --control is, and how protected
+    Status(ControlArgs),
+    /// Have the guest's life end, as with SIGTERM; the backup ends too
+    PowerOff(ControlArgs),
+    /// Have the guest start again from its kernel, on both hosts; its disks stay as they are
+    Reset(ControlArgs),
+    /// Have the guest stand still, and its clock with it
+    Pause(ControlArgs),
+    /// Have a paused guest go on
+    Resume(ControlArgs),
+    /// Dismiss the backup, and let none join until resume-protection
+    SuspendProtection(ControlArgs),
+    /// Let a backup join again
+    ResumeProtection(ControlArgs),
+    /// Hand the guest over to its backup, without a gap to speak of; the old primary ends with code 12
+    Failover(ControlArgs),
+    /// Kill the primary, if it is protected: a real failover, to see one
+    TestFailover(ControlArgs),
+    /// Dismiss the backup; another, or the same host's standby, may join at once
+    RestartBackup(ControlArgs),
     /// Watch a guest survive the death of its host
     Demo(DemoArgs),
     /// Say what this machine's KVM can do for ftvm, and what to do where it cannot
@@ -74,7 +99,8 @@ pub struct GuestArgs {
 /// What a host gives a guest: the backup has its own.
 #[derive(Clone, Debug, Args)]
 pub struct HostArgs {
-    /// A disk: path=FILE[,readonly=on|off][,direct=on|off]
+    /// A disk: path=FILE[,readonly=on|off][,direct=on|off][,reserve=on|off][,private=on|off][,mark=FILE]; private: an image on
+    /// each host
     #[arg(long = "disk", value_name = "OPTIONS")]
     pub disks: Vec<DiskOption>,
     /// A network card: tap=NAME[,mac=MAC] or dgram=SOCKET,remote=SOCKET[,mac=MAC]
@@ -118,15 +144,12 @@ pub struct RunArgs {
     /// Where backups may join (TCP) and heartbeats arrive (UDP, same port)
     #[arg(long, value_name = "ADDR:PORT")]
     pub listen: Option<SocketAddr>,
-    /// The primary to join; for a standby, given as often as there are hosts where the guest may be
+    /// The primary to join; for a standby, given as often as there are hosts where the guest may be. A --primary with
+    /// peers stands by after it has handed its guest over
     #[arg(long, value_name = "ADDR:PORT")]
     pub peer: Vec<SocketAddr>,
-    /// Directory on storage that both hosts share: the test-and-set that decides who may live
-    #[arg(long, value_name = "DIR")]
-    pub shared: PathBuf,
-    /// The guest's name in the shared directory
-    #[arg(long, default_value = "guest", value_name = "NAME")]
-    pub name: String,
+    #[command(flatten)]
+    pub storage: StorageArgs,
     /// Detection time in ms: silence longer than this is a death
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(20..=60_000), value_name = "MS")]
     pub detection: u64,
@@ -136,6 +159,9 @@ pub struct RunArgs {
     /// Where the backup gets what the guest reads from its disks; the primary's choice counts for the pair
     #[arg(long, value_enum, default_value = "log")]
     pub disk_reads: DiskReadsArg,
+    /// Listen at this Unix socket for `ftvm status`, `ftvm failover` and the like (README, "Operating a guest")
+    #[arg(long, value_name = "SOCKET")]
+    pub control: Option<PathBuf>,
     /// Append what happens as JSON lines to this file
     #[arg(long, value_name = "FILE")]
     pub events: Option<PathBuf>,
@@ -148,6 +174,17 @@ pub struct RunArgs {
     pub host: HostArgs,
 }
 
+/// The storage whose test-and-set decides who may live.
+#[derive(Clone, Debug, Args)]
+pub struct StorageArgs {
+    /// What both hosts reach: a directory on a shared file system, scsi:/dev/DEVICE, or etcd:http://HOST:PORT[,http://...]
+    #[arg(long, value_name = "STORAGE")]
+    pub shared: Storage,
+    /// The guest's name there
+    #[arg(long, default_value = "guest", value_name = "NAME")]
+    pub name: String,
+}
+
 /// Where a backup gets what the guest reads from its disks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DiskReadsArg {
@@ -155,6 +192,17 @@ pub enum DiskReadsArg {
     Log,
     /// From the shared disk itself: less to send, but it must read as fast as the primary
     Backup,
+}
+
+impl DiskReadsArg {
+    /// As it is written.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            DiskReadsArg::Log => "log",
+            DiskReadsArg::Backup => "backup",
+        }
+    }
 }
 
 impl From<DiskReadsArg> for DiskReads {
@@ -240,6 +288,17 @@ pub struct DemoArgs {
     /// Lease in ms, at most the detection time
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(10..=60_000), value_name = "MS")]
     pub lease: u64,
+}
+
+/// Which guest an operation is for.
+#[derive(Clone, Debug, Args)]
+pub struct ControlArgs {
+    /// The socket that its `ftvm run` was given
+    #[arg(long, value_name = "SOCKET")]
+    pub control: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Clone, Debug, Args)]

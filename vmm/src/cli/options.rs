@@ -57,13 +57,19 @@ impl FromStr for MemorySize {
     }
 }
 
-/// `path=FILE[,readonly=on|off][,direct=on|off]`
+/// `path=FILE[,readonly=on|off][,direct=on|off][,reserve=on|off][,private=on|off][,mark=FILE]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskOption {
     pub path: PathBuf,
     pub readonly: bool,
     /// O_DIRECT, so that a write is where the other host reads it (PROTOCOL 8). Off only for file systems without it.
     pub direct: bool,
+    /// A SCSI-3 persistent reservation lets only the live side write (PROTOCOL 14).
+    pub reserve: bool,
+    /// Each host has an image of its own, which are kept level (PROTOCOL 8).
+    pub private: bool,
+    /// Where to note how new a private image is, if not in `FILE.ftvm`.
+    pub mark: Option<PathBuf>,
 }
 
 impl DiskOption {
@@ -82,12 +88,31 @@ impl FromStr for DiskOption {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let keys = key_values(text, &["path", "readonly", "direct"])?;
-        Ok(DiskOption {
+        let keys = key_values(text, &["path", "readonly", "direct", "reserve", "private", "mark"])?;
+        let option = DiskOption {
             path: PathBuf::from(keys.get("path").ok_or("path=FILE is missing")?),
             readonly: switch("readonly", keys.get("readonly"), false)?,
             direct: switch("direct", keys.get("direct"), true)?,
-        })
+            reserve: switch("reserve", keys.get("reserve"), false)?,
+            private: switch("private", keys.get("private"), false)?,
+            mark: keys.get("mark").map(PathBuf::from),
+        };
+        if option.private && option.readonly {
+            return Err(
+                "private=on is for disks that the guest writes to; of a readonly=on disk put equal files on both \
+                        hosts"
+                    .to_owned(),
+            );
+        }
+        if option.mark.is_some() && !option.private {
+            return Err("mark= is for private=on".to_owned());
+        }
+        if option.reserve && (option.readonly || option.private || !option.direct) {
+            return Err(
+                "reserve=on fences writes that go straight to the device: not with readonly=on, private=on or direct=off".into(),
+            );
+        }
+        Ok(option)
     }
 }
 
@@ -164,8 +189,18 @@ mod tests {
             DiskOption {
                 path: "/a/b".into(),
                 readonly: true,
-                direct: true
+                direct: true,
+                reserve: false,
+                private: false,
+                mark: None,
             }
+        );
+        let disk: DiskOption = "path=/a/b,private=on,mark=/c".parse().unwrap();
+        assert_eq!((disk.private, disk.mark), (true, Some("/c".into())));
+        assert!(
+            "path=/dev/a,reserve=on"
+                .parse::<DiskOption>()
+                .is_ok_and(|disk| disk.reserve)
         );
         for text in [
             "/a/b",
@@ -173,6 +208,11 @@ mod tests {
             "path=a,size=3",
             "path=a,path=b",
             "path=a,direct=yes",
+            "path=a,private=on,readonly=on",
+            "path=a,mark=b",
+            "path=a,reserve=on,direct=off",
+            "path=a,reserve=on,readonly=on",
+            "path=a,reserve=on,private=on",
         ] {
             assert!(text.parse::<DiskOption>().is_err(), "{text}");
         }

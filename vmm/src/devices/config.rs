@@ -39,6 +39,7 @@ pub struct DiskConfig {
     /// Size in sectors of 512 bytes, 1 to [`MAX_SECTORS`].
     pub sectors: u64,
     pub access: DiskAccess,
+    pub sharing: DiskSharing,
     /// What the guest reads by GET_ID: at most [`MAX_SERIAL`] printable ASCII characters.
     pub serial: String,
 }
@@ -48,6 +49,16 @@ pub struct DiskConfig {
 pub enum DiskAccess {
     ReadOnly,
     ReadWrite,
+}
+
+/// Whether the hosts of a pair have the disk in common.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DiskSharing {
+    /// One image that both reach: what the guest writes is an output.
+    #[default]
+    Shared,
+    /// Each host has a copy of its own: nobody else sees what the guest writes (the paper, section 4.1).
+    Private,
 }
 
 /// Why a platform cannot be built.
@@ -88,6 +99,12 @@ impl std::fmt::Display for MacDisplay<'_> {
 }
 
 impl PlatformConfig {
+    /// Numbers of the disks of which each host has a copy of its own.
+    pub fn private_disks(&self) -> impl Iterator<Item = u8> {
+        let disks = (0u8..).zip(&self.disks);
+        disks.filter_map(|(number, disk)| (disk.sharing == DiskSharing::Private).then_some(number))
+    }
+
     /// Checks every bound; [`Chipset::new`](super::Chipset::new) does so first.
     pub fn validate(&self) -> Result<(), ConfigError> {
         within("network cards", MAX_NICS, self.nics.len())?;
@@ -142,6 +159,7 @@ mod tests {
         DiskConfig {
             sectors,
             access: DiskAccess::ReadWrite,
+            sharing: DiskSharing::default(),
             serial: serial.to_owned(),
         }
     }

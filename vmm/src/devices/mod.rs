@@ -20,13 +20,13 @@ mod pm_timer;
 mod power;
 mod rtc;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod timebase;
 mod uart;
 mod virtio;
 
 pub use chipset::{Access, ApplyError, BadState, Chipset, ChipsetState, Direction, RestoreError};
-pub use config::{ConfigError, DiskAccess, DiskConfig, NicConfig, PlatformConfig};
+pub use config::{ConfigError, DiskAccess, DiskConfig, DiskSharing, NicConfig, PlatformConfig, SECTOR};
 pub use virtio::{Fault, MAX_OUTSTANDING, MAX_OUTSTANDING_DATA};
 
 use logging_channel::entry::ConsolePort;

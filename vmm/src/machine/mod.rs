@@ -10,6 +10,7 @@
 pub mod clock;
 pub mod config;
 mod exit;
+pub mod intervention;
 pub mod linux;
 pub mod pages;
 pub mod state;
@@ -26,6 +27,7 @@ use crate::output::{Emission, Output};
 use clock::VirtualClock;
 use config::{GuestKind, MachineConfig};
 use exit::{fold_exit, terminal_reason};
+use intervention::BootCell;
 use pages::Copies;
 use trail::Trail;
 
@@ -146,6 +148,7 @@ pub struct Machine<C: Cpu> {
     outputs: OutputSeq,
     /// Bytes written to each console so far.
     console: [u64; 2],
+    private_disks: Vec<u8>,
     halted: bool,
     phase: Phase,
     ended: Option<EndReason>,
@@ -153,6 +156,10 @@ pub struct Machine<C: Cpu> {
     emitted: Vec<Output>,
     trail: Option<Trail>,
     copies: Copies,
+    /// The operator has it stand still.
+    paused: bool,
+    /// What a reset starts from.
+    boot: BootCell,
 }
 
 /// Guest RAM of `bytes` bytes from address 0.
@@ -183,6 +190,7 @@ impl<C: Cpu> Machine<C> {
             digest: Digest::default(),
             outputs: OutputSeq::default(),
             console: [0; 2],
+            private_disks: config.platform.private_disks().collect(),
             halted: false,
             phase: Phase::Settled,
             ended: None,
@@ -190,6 +198,8 @@ impl<C: Cpu> Machine<C> {
             emitted: Vec::new(),
             trail: None,
             copies: Copies::default(),
+            paused: false,
+            boot: BootCell::default(),
         })
     }
 
@@ -219,6 +229,12 @@ impl<C: Cpu> Machine<C> {
     #[must_use]
     pub fn outputs(&self) -> OutputSeq {
         self.outputs
+    }
+
+    /// Numbers of the disks of which each host has a copy of its own.
+    #[must_use]
+    pub fn private_disks(&self) -> &[u8] {
+        &self.private_disks
     }
 
     /// Last logged virtual time in nanoseconds.
@@ -310,8 +326,10 @@ impl<C: Cpu> Machine<C> {
             "inputs are applied only at a completed exit"
         );
         self.at.k += 1;
-        if let Input::Clock(time) = input {
-            self.set_clock(*time)?;
+        match input {
+            Input::Clock(time) => self.set_clock(*time)?,
+            Input::Control(intervention) => return self.intervene(*intervention),
+            _ => {}
         }
         let at = self.at;
         let mut env = env(&self.memory, self.clock.now(), &mut self.effects);
@@ -506,6 +524,7 @@ impl<C: Cpu> Machine<C> {
                     *written += bytes.len() as u64;
                     Emission::Console { port, position, bytes }
                 }
+                Effect::Disk(request) if self.private_disks.contains(&request.disk) => Emission::PrivateDisk(request),
                 Effect::Disk(request) => Emission::Disk(request),
                 Effect::WantEntropy { len } => Emission::WantEntropy { len },
                 Effect::PowerOff { status } => {

@@ -61,6 +61,14 @@ impl Pages {
         }
     }
 
+    /// The same in LZ4's block format, as [`copy_pages`] makes it.
+    pub(super) fn compressed(numbers: Vec<u64>, content: Vec<u8>) -> Self {
+        Pages {
+            numbers,
+            content: Content::Compressed(content.into()),
+        }
+    }
+
     /// The same as differences against `copies`, which then hold these pages.
     pub(super) fn differences(numbers: Vec<u64>, mut bytes: Vec<u8>, copies: &mut Copies) -> Self {
         copies.exchange(&numbers, &mut bytes, Given::Pages);

@@ -29,6 +29,7 @@ struct StateRecord<C> {
     console: [u64; 2],
     clock: VirtualClock,
     halted: bool,
+    paused: bool,
     cpu: C,
     chipset: ChipsetState,
     pages: Pages,
@@ -216,7 +217,7 @@ impl<C: Cpu> Machine<C> {
         self.memory.iter().map(|region| region.len()).sum::<u64>() / PAGE as u64
     }
 
-    fn read_page(&self, number: u64, page: &mut [u8; PAGE]) -> Result<(), MachineError> {
+    pub(super) fn read_page(&self, number: u64, page: &mut [u8; PAGE]) -> Result<(), MachineError> {
         self.memory
             .read_slice(page, GuestAddress(number * PAGE as u64))
             .map_err(|e| MachineError::State(format!("page {number}: {e}")))
@@ -235,6 +236,7 @@ impl<C: Cpu> Machine<C> {
             console: self.console,
             clock: self.clock,
             halted: self.halted,
+            paused: self.paused,
             cpu: self.cpu.save()?,
             chipset: self.chipset.save(),
             pages: match form {
@@ -270,6 +272,7 @@ impl<C: Cpu> Machine<C> {
         self.clock = state.clock;
         self.console = state.console;
         self.halted = state.halted;
+        self.paused = state.paused;
         self.phase = Phase::Settled;
         Ok(())
     }

@@ -7,7 +7,8 @@ use fault_detector::detector::{Config, Detector, Role, Verdict};
 use logging_channel::chunk::Assembler;
 use logging_channel::entry::{Chunk, EndReason, ExitSeq, Generation, Incarnation, Input, LogEntry, Position};
 use logging_channel::flow::{Inbox, LeaseWait};
-use logging_channel::message::{Ack, Grant, Heartbeat, Message};
+use logging_channel::message::{Ack, BLOCKS_UNDER_WAY, Grant, Health, Heartbeat, Message};
+use logging_channel::session::presentable;
 use shared_disk::arbiter::Outcome;
 
 use super::event::{EXIT_LOST, EXIT_NOT_ENTITLED, Event, Protection};
@@ -16,9 +17,10 @@ use crate::machine::state::MAX_RECORD;
 /// The grant must follow the state within this time of silence, or the join is given up.
 const JOIN_SILENCE: u64 = 10_000_000_000;
 
-/// How far this side has executed is acked at most this often where no frame is to be acked: the primary measures the
-/// execution lag by it.
-const EXECUTED_ACK: u64 = 10_000_000;
+/// How far this side has executed is acked this often at most within a detection time where no frame is to be acked. The
+/// primary measures the execution lag by it, slows its guest down at a tenth of the detection time and speeds it up again below
+/// half of that: what is added to the lag by waiting for an ack must be small against both.
+const EXECUTED_ACKS: u64 = 50;
 
 /// Most that two hosts' clocks drift apart, in parts per million: 500 is what NTP may slew, each way.
 const DRIFT_PPM: u32 = 1000;
@@ -35,14 +37,28 @@ pub enum Action {
     Load(Vec<u8>),
     /// Give the vCPU thread pages of RAM, ahead of the state.
     LoadPages { numbers: Vec<u64>, content: Vec<u8> },
+    /// Keep the state from which a reset starts.
+    KeepBoot(Vec<u8>),
+    /// Have the vCPU thread write blocks to this host's copy of a private disk, and say so ([`Backup::blocks_written`]).
+    LoadBlocks {
+        disk: u8,
+        numbers: Vec<u64>,
+        content: Vec<u8>,
+    },
+    /// Have it make them stable, and say so likewise.
+    FlushBlocks,
     /// Give the vCPU thread entries to replay.
     Deliver(Vec<LogEntry>),
     /// Ask for the generation after this one, whose owner is the primary (PROTOCOL 10).
     Claim(Generation),
     /// Have the vCPU thread say when everything delivered is executed.
     Drain,
-    /// Go live under this generation.
-    GoLive(Generation),
+    /// Go live under this generation; nanoseconds since this side asked for it, and whether the primary wanted that.
+    GoLive {
+        generation: Generation,
+        took_ns: u64,
+        planned: bool,
+    },
     /// Tell the world.
     Report(Event),
     /// End this process.
@@ -64,6 +80,7 @@ pub struct BackupConfig {
 struct Claim {
     since: u64,
     lease_over: bool,
+    planned: bool,
     won: Option<Generation>,
     drained: bool,
 }
@@ -93,8 +110,21 @@ pub struct Backup {
     lease: LeaseWait,
     /// The last read of a shared disk that is to be executed here.
     read_at: Option<ExitSeq>,
-    /// When an ack last said nothing but how far this side has executed.
+    /// When an ack last said nothing but how far this side has executed, and when the next one is to, if there is more to
+    /// say than the last ack of any kind said.
     executed_acked: u64,
+    executed_owed: Option<u64>,
+    boot: Assembler,
+    /// What this host reaches, and whether the primary knows.
+    health: (Health, Told),
+    /// Messages about blocks of private disks, received and carried out.
+    blocks: (u64, u64),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    No,
+    Yes,
 }
 
 impl Backup {
@@ -117,6 +147,10 @@ impl Backup {
             lease: LeaseWait::new(config.lease_ns, DRIFT_PPM),
             read_at: None,
             executed_acked: now,
+            executed_owed: None,
+            boot: Assembler::new(MAX_RECORD),
+            health: (Health::default(), Told::Yes),
+            blocks: (0, 0),
         }
     }
 
@@ -158,10 +192,54 @@ impl Backup {
         match message {
             Message::State(chunk) => self.state(now, chunk, actions),
             Message::Pages { numbers, content } => self.pages(now, numbers, content, actions),
+            Message::Blocks { disk, numbers, content } => {
+                let order = Action::LoadBlocks { disk, numbers, content };
+                self.blocks(now, order, actions);
+            }
+            Message::FlushBlocks => self.blocks(now, Action::FlushBlocks, actions),
             Message::Grant(grant) => self.grant(now, &grant, actions),
             Message::Log { number, entries } => self.log(now, number, entries, actions),
             Message::Bye if matches!(self.phase, Phase::Ending) => {}
+            Message::Refuse { reason } => {
+                self.give_up(format!("the primary refuses: {}", presentable(&reason)), actions);
+            }
+            // The end is known, and what else there was to say about the pair is void.
+            Message::Dismiss | Message::Handover | Message::Boot(_) if matches!(self.phase, Phase::Ending) => {}
+            Message::Dismiss => self.dismissed(actions),
+            Message::Handover if matches!(self.phase, Phase::Following) => self.handed_over(now, actions),
+            Message::Boot(chunk) if matches!(self.phase, Phase::Following) => self.boot(chunk, actions),
             other => self.give_up(format!("the primary sent what no primary sends: {other:?}"), actions),
+        }
+    }
+
+    /// What this host reaches of what the guest needs.
+    pub fn health(&mut self, health: Health, actions: &mut Vec<Action>) {
+        if self.health.0 != health {
+            self.health = (health, Told::No);
+        }
+        if matches!(self.phase, Phase::Following) && self.health.1 == Told::No {
+            self.health.1 = Told::Yes;
+            actions.push(Action::Send(Message::Health(self.health.0.clone())));
+        }
+    }
+
+    /// The primary wants this backup no more (PROTOCOL 27): from its last word on it never asks for the generation.
+    fn dismissed(&mut self, actions: &mut Vec<Action>) {
+        actions.push(Action::Send(Message::Bye));
+        self.give_up("dismissed by the primary's operator".to_owned(), actions);
+    }
+
+    /// The primary releases nothing more under this generation: there is no lease to outwait (PROTOCOL 28).
+    fn handed_over(&mut self, now: u64, actions: &mut Vec<Action>) {
+        actions.push(Action::Report(Event::HandedOver));
+        self.claim(now, true, actions);
+    }
+
+    fn boot(&mut self, chunk: Chunk, actions: &mut Vec<Action>) {
+        match self.boot.add(chunk) {
+            Ok(Some(record)) => actions.push(Action::KeepBoot(record)),
+            Ok(None) => {}
+            Err(error) => self.give_up(format!("boot record: {error}"), actions),
         }
     }
 
@@ -172,10 +250,33 @@ impl Backup {
             inbox.executed(at);
         }
         let read = self.read_at.take_if(|exit| *exit <= at.exit).is_some();
-        let due = now.saturating_sub(self.executed_acked) >= EXECUTED_ACK;
-        if matches!(self.phase, Phase::Following) && (read || due) {
-            self.executed_acked = now;
-            self.ack(now, actions);
+        if matches!(self.phase, Phase::Following) {
+            let due = self.executed_acked + self.config.detection_ns / EXECUTED_ACKS;
+            self.executed_owed = Some(if read { now } else { due });
+            self.due(now, actions);
+        }
+    }
+
+    /// When there will be something to do that nothing but the time calls for: tell [`Backup::due`] then. Not a tick, which
+    /// judges the primary.
+    #[must_use]
+    pub fn wakes_at(&self) -> Option<u64> {
+        match &self.phase {
+            Phase::Following => self.executed_owed,
+            Phase::Claiming(claim) if !claim.lease_over => Some(self.lease.over_at()),
+            _ => None,
+        }
+    }
+
+    /// The time of [`Backup::wakes_at`] may have come.
+    pub fn due(&mut self, now: u64, actions: &mut Vec<Action>) {
+        match &self.phase {
+            Phase::Following if self.executed_owed.is_some_and(|at| at <= now) => {
+                self.executed_acked = now;
+                self.ack(now, actions);
+            }
+            Phase::Claiming(_) => self.advance(now, actions),
+            _ => {}
         }
     }
 
@@ -257,15 +358,6 @@ impl Backup {
         }
     }
 
-    /// When the lease will have been outwaited, if that is being waited for.
-    #[must_use]
-    pub fn lease_ends(&self) -> Option<u64> {
-        match &self.phase {
-            Phase::Claiming(claim) if !claim.lease_over => Some(self.lease.over_at()),
-            _ => None,
-        }
-    }
-
     /// The storage has answered.
     pub fn claimed(&mut self, now: u64, outcome: &Outcome, actions: &mut Vec<Action>) {
         let Phase::Claiming(claim) = &mut self.phase else {
@@ -314,8 +406,13 @@ impl Backup {
             }));
         }
         if let (true, true, Some(generation)) = (claim.lease_over, claim.drained, claim.won) {
+            let (took_ns, planned) = (now.saturating_sub(claim.since), claim.planned);
             self.phase = Phase::Over;
-            actions.push(Action::GoLive(generation));
+            actions.push(Action::GoLive {
+                generation,
+                took_ns,
+                planned,
+            });
         }
     }
 
@@ -329,6 +426,35 @@ impl Backup {
         *last = now;
         actions.push(Action::LoadPages { numbers, content });
         self.show_life(actions);
+    }
+
+    fn blocks(&mut self, now: u64, order: Action, actions: &mut Vec<Action>) {
+        let Phase::Joining {
+            loaded: false, last, ..
+        } = &mut self.phase
+        else {
+            return self.give_up("blocks of a disk came after the state was complete".to_owned(), actions);
+        };
+        *last = now;
+        self.blocks.0 += 1;
+        if self.blocks.0 - self.blocks.1 > BLOCKS_UNDER_WAY {
+            let why =
+                format!("the primary sent more than {BLOCKS_UNDER_WAY} messages of blocks that are not written yet");
+            return self.give_up(why, actions);
+        }
+        actions.push(order);
+    }
+
+    /// The vCPU thread has carried out the oldest [`Action::LoadBlocks`] or [`Action::FlushBlocks`].
+    pub fn blocks_written(&mut self, now: u64, actions: &mut Vec<Action>) {
+        self.blocks.1 += 1;
+        if let Phase::Joining { last, .. } = &mut self.phase {
+            *last = now;
+            actions.push(Action::Send(Message::BlocksWritten {
+                incarnation: self.config.me,
+                messages: self.blocks.1,
+            }));
+        }
     }
 
     /// While the state comes; nothing is acked, and nothing echoed.
@@ -420,6 +546,7 @@ impl Backup {
     }
 
     fn ack(&mut self, now: u64, actions: &mut Vec<Action>) {
+        self.executed_owed = None;
         if let Some(ack) = self.inbox.as_mut().and_then(Inbox::ack) {
             self.lease.sent(now);
             actions.push(Action::Send(Message::Ack(ack)));
@@ -430,14 +557,21 @@ impl Backup {
         if matches!(self.phase, Phase::Ending) {
             return; // the end is known: there is nothing to take over
         }
+        actions.push(Action::Report(Event::Suspected { reason }));
+        self.claim(now, false, actions);
+    }
+
+    /// Asks for the generation after this one, and drains the log meanwhile; final.
+    fn claim(&mut self, now: u64, planned: bool, actions: &mut Vec<Action>) {
         if let Some(discarded) = self.inbox.as_mut().and_then(Inbox::close) {
             tracing::info!(?discarded, "an incomplete checkpoint is discarded (PROTOCOL 4)");
         }
         self.phase = Phase::Claiming(Claim {
             since: now,
+            lease_over: planned,
+            planned,
             ..Claim::default()
         });
-        actions.push(Action::Report(Event::Suspected { reason }));
         actions.push(Action::Report(Event::ClaimAsked {
             generation: self.config.generation.0 + 1,
         }));
@@ -453,6 +587,17 @@ impl Backup {
             why,
         });
     }
+}
+
+/// What is to be done, without the acks that a later one of it says all of. They are evidence of the same moment
+/// (PROTOCOL 12).
+#[must_use]
+pub fn only_the_last_ack(actions: Vec<Action>) -> Vec<Action> {
+    let is_ack = |action: &Action| matches!(action, Action::Send(Message::Ack(_)));
+    let last = actions.iter().rposition(is_ack);
+    let kept = actions.into_iter().enumerate();
+    let kept = kept.filter(|(at, action)| !is_ack(action) || Some(*at) == last);
+    kept.map(|(_, action)| action).collect()
 }
 
 /// Where an entry has this side read a shared disk.

@@ -15,6 +15,10 @@ const STRIDE: u64 = 75_000_000;
 /// goes on without one is no longer held. With the leap before the tick this stays below a wrap: 1.9 s + 32 * 75 ms = 4.3 s.
 const STRIDES: u8 = 32;
 
+/// Readings are rounded up to this many nanoseconds, as the clocks of a machine tick in steps too (its PM timer every
+/// 279 ns): an exit takes longer, and the log says such a difference in a byte or two.
+pub const GRAIN: u64 = 1 << logging_channel::entry::CLOCK_GRAIN_BITS;
+
 /// Maps the host's monotonic clock to virtual nanoseconds.
 #[derive(Clone, Copy, Debug)]
 pub struct LiveClock {
@@ -25,6 +29,8 @@ pub struct LiveClock {
     last: u64,
     /// Readings that will still be held to [`STRIDE`].
     strides: u8,
+    /// The time at which the guest is paused.
+    stopped: Option<u64>,
 }
 
 impl LiveClock {
@@ -37,6 +43,7 @@ impl LiveClock {
             last_tick: virtual_ns,
             last: virtual_ns,
             strides: 0,
+            stopped: None,
         }
     }
 
@@ -52,13 +59,16 @@ impl LiveClock {
     /// Virtual time at host time `now`, before the limit on leaps.
     #[must_use]
     pub fn at(&self, now: Instant) -> u64 {
+        if let Some(at) = self.stopped {
+            return at;
+        }
         let elapsed = now.saturating_duration_since(self.host).as_nanos();
         self.virtual_ns
             .saturating_add(u64::try_from(elapsed).unwrap_or(u64::MAX))
     }
 
     /// Virtual time at host time `now` to be given to the guest; at least `floor`. A timer that is armed for `deadline`
-    /// must tick before time may leap past it; that tick itself always comes. One that has ticked and is not armed again
+    /// must tick before time may leap past it; that tick itself always comes. A multiple of [`GRAIN`] unless limited. One that has ticked and is not armed again
     /// yet holds time back for a while.
     #[must_use]
     pub fn reading(&mut self, now: Instant, floor: u64, deadline: Option<u64>) -> u64 {
@@ -72,7 +82,8 @@ impl LiveClock {
         } else {
             self.strides.saturating_sub(1)
         };
-        self.last = self.at(now).min(limit).max(floor);
+        let grained = self.at(now).div_ceil(GRAIN).saturating_mul(GRAIN);
+        self.last = grained.min(limit).max(floor);
         self.last
     }
 
@@ -85,6 +96,18 @@ impl LiveClock {
     /// The guest sleeps, and no timer will wake it: it has no use for ticks.
     pub fn sleeps_without_timer(&mut self) {
         self.strides = 0;
+    }
+
+    /// Time stands still at `at`: the guest is paused.
+    pub fn stop(&mut self, at: u64) {
+        self.stopped = Some(at);
+    }
+
+    /// The guest goes on at host time `now`, where its time stood.
+    pub fn go_on(&mut self, now: Instant) {
+        if let Some(at) = self.stopped.take() {
+            (self.host, self.virtual_ns) = (now, at);
+        }
     }
 
     /// Host time at which virtual time reaches `deadline`.
@@ -108,11 +131,14 @@ mod tests {
         assert_eq!(clock.reading(later, 0, Some(9_000)), 5_000 + 2 * LEAP);
         assert_eq!(
             clock.reading(later, 0, None),
-            10_000_005_000,
+            10_000_005_000_u64.next_multiple_of(GRAIN),
             "without a timer there is no tick to wait for"
         );
         assert_eq!(clock.reading(start, 7_777, Some(9_000)), 7_777, "never below the floor");
         assert_eq!(clock.host_time(clock.at(later)), later);
+        let mut clock = LiveClock::starting(0, start);
+        let grained = [0, 1, GRAIN, GRAIN + 1].map(|ns| clock.reading(start + Duration::from_nanos(ns), 0, None));
+        assert_eq!(grained, [0, GRAIN, GRAIN, 2 * GRAIN]);
     }
 
     #[test]
@@ -146,7 +172,7 @@ mod tests {
             assert!(looked - seen < WRAP, "from {seen} to {looked}");
             seen = looked;
         }
-        assert_eq!(seen, clock.at(resumed));
+        assert_eq!(seen, clock.at(resumed).next_multiple_of(GRAIN));
     }
 
     #[test]
@@ -157,18 +183,34 @@ mod tests {
     }
 
     #[test]
+    fn a_pause_is_no_time_at_all() {
+        let start = Instant::now();
+        let mut clock = LiveClock::starting(0, start);
+        let paused = start + Duration::from_millis(100);
+        let at = clock.reading(paused, 0, Some(104_000_000));
+        clock.stop(at);
+        let resumed = paused + Duration::from_secs(60);
+        assert_eq!(clock.at(resumed), at);
+        clock.go_on(resumed);
+        assert_eq!(clock.at(resumed), at, "it does not jump");
+        assert_eq!(clock.host_time(at + 4_000_000), resumed + Duration::from_millis(4));
+        let reading = clock.reading(resumed + Duration::from_millis(3), 0, None);
+        assert_eq!(reading, (at + 3_000_000).next_multiple_of(GRAIN));
+    }
+
+    #[test]
     fn a_guest_without_a_timer_is_not_held_back_for_long() {
         let start = Instant::now();
         let later = start + Duration::from_secs(60);
         let mut clock = LiveClock::resuming(0, start);
         let held = (0..u64::from(STRIDES)).map(|number| (number + 1) * STRIDE);
         assert!(held.eq((0..STRIDES).map(|_| clock.reading(later, 0, None))));
-        assert_eq!(clock.reading(later, 0, None), clock.at(later));
+        assert_eq!(clock.reading(later, 0, None), clock.at(later).next_multiple_of(GRAIN));
         let mut clock = LiveClock::resuming(0, start);
         clock.sleeps_without_timer();
         assert_eq!(
             clock.reading(later, 0, None),
-            clock.at(later),
+            clock.at(later).next_multiple_of(GRAIN),
             "it was woken by something else"
         );
     }

@@ -77,6 +77,8 @@ pub struct Disks<S> {
     plans: Vec<Plan>,
     /// Requests whose turn in the plan has come, waiting for leave to write.
     ready: Vec<DiskRequest>,
+    /// Disks that nobody else reaches: what touches them waits for no ack, no lease and no fence.
+    private: Vec<u8>,
     /// What the fence was last told; while no write has begun since, it need not be told again.
     fence: Option<Writes>,
 }
@@ -89,8 +91,20 @@ impl<S: DiskShell> Disks<S> {
             shell,
             plans: (0..count).map(|_| Plan::new(Limits::default())).collect(),
             ready: Vec::new(),
+            private: Vec::new(),
             fence: None,
         }
+    }
+
+    /// With these disks private.
+    #[must_use]
+    pub fn with_private(mut self, disks: Vec<u8>) -> Self {
+        self.private = disks;
+        self
+    }
+
+    fn is_private(&self, disk: u8) -> bool {
+        self.private.contains(&disk)
     }
 
     /// Its hands.
@@ -105,6 +119,7 @@ impl<S: DiskShell> Disks<S> {
     pub fn accept(&mut self, request: &DiskRequest, gate: Gate) -> Result<(), DisksError<S::Error>> {
         let gate = match request.op {
             DiskOp::Read { .. } => Gate::Open,
+            DiskOp::Write { .. } | DiskOp::Flush if self.is_private(request.disk) => Gate::Open,
             DiskOp::Write { .. } | DiskOp::Flush => gate,
         };
         self.with_plan(request.disk, |plan, ready| plan.submit(request.clone(), gate, ready))
@@ -123,15 +138,33 @@ impl<S: DiskShell> Disks<S> {
     /// # Errors
     /// If no such request was made.
     pub fn finished(&mut self, disk: u8, id: u64) -> Result<(), DisksError<S::Error>> {
-        self.with_plan(disk, |plan, ready| plan.finished(id, ready))
+        self.with_plan(disk, |plan, ready| plan.finished(id, ready))?;
+        if self.is_private(disk) {
+            self.with_plan(disk, |plan, ready| plan.acked(id, ready))?;
+        }
+        Ok(())
     }
 
-    /// The backup knows that the guest has been told.
+    /// The backup knows that the guest has been told. It does not matter where it has a copy of its own.
     ///
     /// # Errors
     /// If no such request was made.
     pub fn acked(&mut self, disk: u8, id: u64) -> Result<(), DisksError<S::Error>> {
+        if self.is_private(disk) {
+            return Ok(());
+        }
         self.with_plan(disk, |plan, ready| plan.acked(id, ready))
+    }
+
+    /// The requests to private disks whose end the guest has not been told, in its order, and the hands that do nothing any
+    /// more.
+    #[must_use]
+    pub fn into_unfinished(self) -> (Vec<DiskRequest>, S) {
+        let private = self
+            .private
+            .iter()
+            .filter_map(|disk| self.plans.get(usize::from(*disk)));
+        (private.flat_map(Plan::pending).cloned().collect(), self.shell)
     }
 
     /// There is no backup any more: nothing waits for acks.
@@ -169,14 +202,20 @@ impl<S: DiskShell> Disks<S> {
     /// If the shell fails.
     pub fn start_ready(&mut self, writes: impl Fn() -> Writes) -> Result<(), DisksError<S::Error>> {
         let mut waiting = Vec::new();
-        for request in self.ready.drain(..) {
-            if matches!(request.op, DiskOp::Write { .. }) {
+        for request in std::mem::take(&mut self.ready) {
+            let is_write = matches!(request.op, DiskOp::Write { .. });
+            if is_write && self.is_private(request.disk) {
+                if writes() == Writes::Settling {
+                    waiting.push(request);
+                    continue;
+                }
+            } else if is_write {
                 self.shell.write_begins();
                 self.fence = None;
                 if let Writes::Until(deadline) = writes() {
                     self.shell.arm(deadline).map_err(DisksError::Shell)?;
                 }
-                if writes() == Writes::NotNow {
+                if matches!(writes(), Writes::NotNow | Writes::Settling) {
                     self.shell.write_given_up().map_err(DisksError::Shell)?;
                     waiting.push(request);
                     continue;
@@ -199,7 +238,7 @@ impl<S: DiskShell> Disks<S> {
         let done = match writes {
             Writes::Until(deadline) => self.shell.arm(deadline),
             Writes::Freely => self.shell.disarm(),
-            Writes::NotNow => return Ok(()),
+            Writes::NotNow | Writes::Settling => return Ok(()),
         };
         self.fence = Some(writes);
         done.map_err(DisksError::Shell)
@@ -222,12 +261,17 @@ mod tests {
 
     /// Hands that do everything at once.
     #[derive(Debug, Default)]
-    struct Hands;
+    struct Hands {
+        fenced: usize,
+        started: Vec<(u8, u64)>,
+    }
 
     impl DiskShell for Hands {
         type Error = std::convert::Infallible;
 
-        fn write_begins(&mut self) {}
+        fn write_begins(&mut self) {
+            self.fenced += 1;
+        }
 
         fn writes(&self) -> usize {
             0
@@ -245,14 +289,15 @@ mod tests {
             Ok(())
         }
 
-        fn start(&mut self, _: DiskRequest) -> Result<(), Self::Error> {
+        fn start(&mut self, request: DiskRequest) -> Result<(), Self::Error> {
+            self.started.push((request.disk, request.id));
             Ok(())
         }
     }
 
     #[test]
     fn a_guest_that_reads_faster_than_the_backup_acks_is_stopped_before_its_plan_is_full() {
-        let mut disks = Disks::new(Hands, 2);
+        let mut disks = Disks::new(Hands::default(), 2);
         let read = |id| DiskRequest {
             disk: 1,
             id,
@@ -275,5 +320,53 @@ mod tests {
             disks.acked(1, id).unwrap();
         }
         assert!(disks.has_room());
+    }
+
+    fn write(disk: u8, id: u64) -> DiskRequest {
+        let op = DiskOp::Write {
+            offset: 0,
+            data: std::sync::Arc::new(vec![0; 512]),
+        };
+        DiskRequest { disk, id, op }
+    }
+
+    fn started(disks: &mut Disks<Hands>, writes: Writes) -> Vec<(u8, u64)> {
+        disks.start_ready(|| writes).unwrap();
+        std::mem::take(&mut disks.shell().started)
+    }
+
+    #[test]
+    fn a_private_write_waits_for_nothing_but_a_state_that_is_settled() {
+        let mut disks = Disks::new(Hands::default(), 2).with_private(vec![1]);
+        for disk in [0, 1] {
+            disks.accept(&write(disk, 0), Gate::Held).unwrap();
+        }
+        assert_eq!(started(&mut disks, Writes::Settling), []);
+        assert_eq!(started(&mut disks, Writes::NotNow), [(1, 0)], "no lease, no ack");
+        assert_eq!(disks.shell().fenced, 0);
+        disks.release(&write(0, 0)).unwrap();
+        assert_eq!(started(&mut disks, Writes::Settling), []);
+        assert_eq!(started(&mut disks, Writes::NotNow), []);
+        assert_eq!(started(&mut disks, Writes::Until(7)), [(0, 0)]);
+        assert!(disks.shell().fenced > 0);
+    }
+
+    #[test]
+    fn an_overlapping_private_write_waits_for_the_end_of_the_first_and_for_no_ack() {
+        let mut disks = Disks::new(Hands::default(), 2).with_private(vec![1]);
+        for disk in [0, 1] {
+            disks.accept(&write(disk, 0), Gate::Open).unwrap();
+            disks.accept(&write(disk, 1), Gate::Open).unwrap();
+        }
+        assert_eq!(started(&mut disks, Writes::Freely), [(0, 0), (1, 0)]);
+        disks.finished(0, 0).unwrap();
+        disks.finished(1, 0).unwrap();
+        assert_eq!(started(&mut disks, Writes::Freely), [(1, 1)]);
+        disks.acked(1, 0).unwrap();
+        disks.acked(0, 0).unwrap();
+        assert_eq!(started(&mut disks, Writes::Freely), [(0, 1)]);
+        let (unfinished, _) = disks.into_unfinished();
+        let unfinished: Vec<_> = unfinished.iter().map(|request| (request.disk, request.id)).collect();
+        assert_eq!(unfinished, [(1, 1)], "those of shared disks are the backup's too");
     }
 }

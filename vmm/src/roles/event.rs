@@ -1,13 +1,17 @@
 //! What happens to a pair, in the words of its users: for the log on standard error, `--events`, and the timeline.
 
 use logging_channel::chunk;
-use logging_channel::entry::LogEntry;
+use logging_channel::entry::{Intervention, LogEntry};
 use serde::{Deserialize, Serialize};
+
+use super::operation::{Operation, Path};
 
 /// Exit code of a side that lost the test-and-set or saw a higher generation (PROTOCOL 11).
 pub const EXIT_LOST: u8 = 10;
 /// Exit code of a backup that left without having been entitled to go live (PROTOCOL 16, 17).
 pub const EXIT_NOT_ENTITLED: u8 = 11;
+/// Exit code of a primary whose guest lives on at its backup because it was wanted so (PROTOCOL 28).
+pub const EXIT_HANDED_OVER: u8 = 12;
 /// Exit code after a guest's own failure.
 pub const EXIT_GUEST_FAILED: u8 = 3;
 
@@ -45,13 +49,19 @@ pub enum Event {
         of: u64,
         left_ms: u64,
     },
-    /// It has all of them, and the state record follows: what was sent in the rounds, how long all of it took, and how long
-    /// the guest was stopped at its end.
+    /// It is getting the blocks of the guest's private disks: so many bytes of a round's are written there, about every
+    /// second; the rest takes `left_ms` at this speed.
+    Mirroring { bytes: u64, of: u64, left_ms: u64 },
+    /// It has all of them, and the state record follows: what was sent in the rounds, how much of private disks that brought
+    /// level, how long all of it took, for how many thousandths of the last rounds the guest stood still because it wrote as
+    /// fast as the link carries, and how long it was stopped at the end.
     Cloned {
         rounds: u32,
         pages: u64,
         bytes: u64,
+        disk_bytes: u64,
         total_ns: u64,
+        slowed_permille: u32,
         stopped_ns: u64,
     },
     /// A state record left or arrived.
@@ -69,6 +79,31 @@ pub enum Event {
         lag_ns: u64,
         idle_permille: u32,
     },
+    /// An operation was asked for, and this came of it.
+    Operated {
+        operation: Operation,
+        done: bool,
+        text: String,
+    },
+    /// The guest was paused, goes on, or starts again.
+    Intervened { what: Intervention },
+    /// The guest stops, to be handed over to the backup.
+    HandingOver { why: String },
+    /// Everything has left, and nothing more will from here; the backup may go live.
+    HandedOver,
+    /// This host has lost the way to something; whether the guest is handed over for it.
+    PathLost { path: Path, what: String, hands_over: bool },
+    /// A disk has not answered for so long; whether a write is among what it was asked, and whether the guest is handed over.
+    DiskSilent {
+        disk: u8,
+        silent_ms: u64,
+        write: bool,
+        hands_over: bool,
+    },
+    /// It has answered.
+    DiskAnswers { disk: u8 },
+    /// The backup is not at the recorded history any more.
+    Diverged { exit: u64, what: String },
     /// The other side is taken for dead; final.
     Suspected { reason: String },
     /// The test-and-set is under way.

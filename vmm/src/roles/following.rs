@@ -8,6 +8,7 @@ use logging_channel::entry::{EndReason, Input, LogEntry, OutputSeq, Position};
 use shared_disk::request::DiskRequest;
 
 use super::clock::LiveClock;
+use super::copies::Copies;
 use super::replay::{DiskReader, ReplayError, Replayer};
 use crate::hypervisor::Cpu;
 use crate::machine::Machine;
@@ -29,6 +30,8 @@ pub struct Horizon {
     pub outputs: Vec<Output>,
     pub entropy: Option<u32>,
     pub outputs_made: OutputSeq,
+    /// Whether the operator has the guest stand still.
+    pub paused: bool,
 }
 
 /// A machine that follows a primary's.
@@ -47,6 +50,36 @@ impl<C: Cpu> Following<C> {
             replayer: Replayer::new(machine),
             last_clock: now,
         }
+    }
+
+    /// With private disks of its own.
+    #[must_use]
+    pub fn with_copies(mut self, copies: Box<dyn Copies + Send>) -> Self {
+        self.replayer = self.replayer.with_copies(copies);
+        self
+    }
+
+    /// Puts blocks on this host's copy of a private disk, ahead of the state.
+    ///
+    /// # Errors
+    /// How far the machine has come, namely no further: it is of no use as a backup.
+    pub fn blocks(&mut self, disk: u8, numbers: &[u64], content: &[u8]) -> Result<(), Progress> {
+        let put = self.replayer.copies().put(disk, numbers, content);
+        self.useless(put)
+    }
+
+    /// Makes them stable.
+    ///
+    /// # Errors
+    /// As [`Following::blocks`].
+    pub fn flush_blocks(&mut self) -> Result<(), Progress> {
+        let flushed = self.replayer.copies().flush();
+        self.useless(flushed)
+    }
+
+    fn useless(&mut self, result: Result<(), String>) -> Result<(), Progress> {
+        let at = self.replayer.machine().at();
+        result.map_err(|what| Progress::Diverged { at, what })
     }
 
     /// Takes pages of RAM, ahead of the state.
@@ -91,8 +124,12 @@ impl<C: Cpu> Following<C> {
             outputs: std::iter::from_fn(|| outputs.pop()).collect(),
             entropy: machine.chipset().entropy_wanted(),
             outputs_made: machine.outputs(),
+            paused: machine.paused(),
         };
-        let clock = LiveClock::resuming(machine.now(), self.last_clock);
+        let mut clock = LiveClock::resuming(machine.now(), self.last_clock);
+        if machine.paused() {
+            clock.stop(machine.now());
+        }
         (machine, horizon, clock)
     }
 

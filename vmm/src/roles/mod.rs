@@ -6,10 +6,14 @@
 pub mod backup;
 pub mod clock;
 pub mod clone;
+pub mod copies;
 pub mod disks;
 pub mod event;
 pub mod following;
 pub mod live;
+#[cfg(test)]
+mod mirror_tests;
+pub mod operation;
 pub mod patience;
 pub mod primary;
 pub mod replay;

@@ -13,10 +13,11 @@ use logging_channel::entry::{
 use serde::Serialize;
 use shared_disk::request::DiskRequest;
 
+use super::copies::{Copies, NoCopies};
 use crate::hypervisor::Cpu;
 use crate::machine::state::MAX_RECORD;
 use crate::machine::{Machine, MachineError, Step, TimeSource};
-use crate::output::OutputQueue;
+use crate::output::{Emission, OutputQueue};
 
 /// A guest that makes no exit for this long, though the log says it made one, is elsewhere than the recorded guest. A
 /// recorded stretch without an exit ends after the patience, except where a kernel that starts has its interrupts off:
@@ -113,6 +114,7 @@ pub struct Replayer<C: Cpu> {
     checkpoint: Assembler,
     /// Outputs made here and not yet known to be released by the primary.
     unreleased: OutputQueue,
+    copies: Box<dyn Copies + Send>,
     last_good: ExitSeq,
     last_exit: Instant,
     ended: Option<EndReason>,
@@ -157,11 +159,24 @@ impl<C: Cpu> Replayer<C> {
             pending: VecDeque::new(),
             checkpoint: Assembler::new(MAX_RECORD),
             unreleased: OutputQueue::default(),
+            copies: Box::new(NoCopies),
             last_exit: Instant::now(),
             ended: None,
             inputs: 0,
             checkpoints: 0,
         }
+    }
+
+    /// With private disks of its own.
+    #[must_use]
+    pub fn with_copies(mut self, copies: Box<dyn Copies + Send>) -> Self {
+        self.copies = copies;
+        self
+    }
+
+    /// This host's copies of the private disks.
+    pub fn copies(&mut self) -> &mut dyn Copies {
+        &mut *self.copies
     }
 
     /// Takes the next entry; [`Replayer::catch_up`] executes it.
@@ -207,7 +222,19 @@ impl<C: Cpu> Replayer<C> {
     pub fn load(&mut self, record: &[u8]) -> Result<(), ReplayError> {
         self.machine.load(record).map_err(ReplayError::Machine)?;
         self.last_good = self.machine.at().exit;
-        Ok(())
+        self.level_copies()
+            .map_err(|what| ReplayError::Machine(MachineError::Disk(what)))
+    }
+
+    /// The copies have what had landed before the state was saved; what the guest had asked for and had not been told of
+    /// comes on top, whether it had landed or not.
+    fn level_copies(&mut self) -> Result<(), String> {
+        for request in self.machine.chipset().outstanding_requests() {
+            if self.machine.private_disks().contains(&request.disk) {
+                self.copies.request(&request)?;
+            }
+        }
+        self.copies.level()
     }
 
     /// How the recorded life ended, once that entry has been executed.
@@ -264,17 +291,26 @@ impl<C: Cpu> Replayer<C> {
         self.settle_at(at, &input)?;
         let input = match input {
             Input::DiskRead { disk, id, digest } => self.read_disk(disk, id, digest, disks)?,
+            Input::DiskDone { disk, id, .. } => {
+                self.copies.brought(disk, id); // the primary's read failed: what this one brought is of no use
+                input
+            }
             other => other,
         };
         self.machine.apply(&input)?;
         self.inputs += 1;
-        self.collect();
-        Ok(())
+        self.collect()
     }
 
     /// The completion of a read whose data the log leaves to the shared disk. No write to these blocks starts before this
     /// side has said that it is past here (PROTOCOL 8, `Primary::executed`).
-    fn read_disk(&self, disk: u8, id: u64, digest: Digest, disks: &mut dyn DiskReader) -> Result<Input, MachineError> {
+    fn read_disk(
+        &mut self,
+        disk: u8,
+        id: u64,
+        digest: Digest,
+        disks: &mut dyn DiskReader,
+    ) -> Result<Input, MachineError> {
         let outstanding = self.machine.chipset().outstanding_requests();
         let request = outstanding
             .into_iter()
@@ -284,7 +320,10 @@ impl<C: Cpu> Replayer<C> {
                 "the log ends request {id} of disk {disk}, which this guest has not made"
             ))
         })?;
-        let data = disks.read(&request).map_err(MachineError::Disk)?;
+        let data = match self.copies.brought(disk, id) {
+            Some(data) => data,
+            None => disks.read(&request).map_err(MachineError::Disk)?,
+        };
         let found = Digest::of(&data);
         if found != digest {
             return Err(MachineError::Disk(format!(
@@ -347,6 +386,7 @@ impl<C: Cpu> Replayer<C> {
             LogEntry::End { at, reason } => {
                 self.run_to(at.exit)?;
                 self.compare_end(at, &reason)?;
+                self.copies.ended().map_err(MachineError::Disk)?;
                 self.ended = Some(reason);
                 Ok(())
             }
@@ -369,7 +409,7 @@ impl<C: Cpu> Replayer<C> {
                 inputs: &mut self.inputs,
             };
             let step = self.machine.run_to_exit(&mut time)?;
-            self.collect();
+            self.collect()?;
             match step {
                 Step::Exit => self.last_exit = Instant::now(),
                 Step::Interrupted if self.last_exit.elapsed() < NO_EXIT => {}
@@ -392,12 +432,15 @@ impl<C: Cpu> Replayer<C> {
         Ok(())
     }
 
-    fn collect(&mut self) {
+    fn collect(&mut self) -> Result<(), MachineError> {
         for output in self.machine.drain_outputs() {
-            if output.emission.is_output() {
+            if let Emission::PrivateDisk(request) = &output.emission {
+                self.copies.request(request).map_err(MachineError::Disk)?;
+            } else if output.emission.is_output() {
                 self.unreleased.push(output);
             }
         }
+        Ok(())
     }
 
     fn compare_mark(&mut self, mark: &Mark) -> Result<(), MachineError> {
@@ -434,7 +477,7 @@ impl<C: Cpu> Replayer<C> {
             inputs: &mut self.inputs,
         };
         let step = self.machine.run_to_exit(&mut time)?;
-        self.collect();
+        self.collect()?;
         match step {
             Step::Ended(found) if found == *reason => Ok(()),
             other => Err(MachineError::Divergence(format!(
@@ -481,6 +524,7 @@ fn describe(entry: &LogEntry) -> String {
             }
             Input::ConsoleRx { bytes, .. } => format!("{} console bytes at exit {}", bytes.len(), at.0),
             Input::Entropy { bytes } => format!("{} bytes of entropy at exit {}", bytes.len(), at.0),
+            Input::Control(intervention) => format!("the operator's {intervention:?} at exit {}", at.0),
         },
         LogEntry::Mark(mark) => format!("a mark at exit {}.{}", mark.at.exit.0, mark.at.k),
         LogEntry::Released { through } => format!("a release of outputs up to {}", through.0),

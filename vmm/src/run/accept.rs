@@ -7,7 +7,7 @@ use logging_channel::entry::{Generation, Incarnation};
 use logging_channel::message::{DiskReads, Message, PROTOCOL_VERSION, Welcome};
 use logging_channel::session::{HANDSHAKE_TIMEOUT, Offer, accept_backup};
 use logging_channel::transport::TcpFrames;
-use shared_disk::arbiter::SharedDirectory;
+use shared_disk::arbiter::Arbiter;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
@@ -21,7 +21,7 @@ const REFUSAL: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub struct Offers {
     pub listener: TcpListener,
-    pub arbiter: Arc<SharedDirectory>,
+    pub arbiter: Arc<dyn Arbiter>,
     pub guest: u128,
     pub generation: watch::Receiver<Generation>,
     pub owner: Incarnation,
@@ -107,7 +107,9 @@ impl Offers {
 }
 
 async fn refuse(mut frames: TcpFrames) {
-    let reason = "the guest has a backup, or is just getting one; it takes one at a time".to_owned();
+    let reason =
+        "the guest has a backup or is just getting one (it takes one at a time), or its operator has suspended protection"
+            .to_owned();
     frames.writer.set_timeout(REFUSAL);
     // A peer that does not listen is not told.
     let _ = frames.send(Generation(0), &Message::Refuse { reason }).await;

@@ -4,6 +4,8 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 
+use logging_channel::entry::Intervention;
+
 use super::Failure;
 use crate::backends::fence::boottime_ns;
 use crate::roles::event::{Event, Stamped};
@@ -43,7 +45,12 @@ impl Reporter {
             event,
         };
         match &stamped.event {
-            Event::Suspected { .. } | Event::StorageUnreachable { .. } | Event::Ending { .. } => {
+            Event::Suspected { .. }
+            | Event::PathLost { .. }
+            | Event::DiskSilent { .. }
+            | Event::Diverged { .. }
+            | Event::StorageUnreachable { .. }
+            | Event::Ending { .. } => {
                 tracing::warn!("{}: {}", self.role, in_words(&stamped.event));
             }
             Event::Traffic { .. } | Event::Cloning { .. } => {
@@ -84,16 +91,27 @@ fn in_words(event: &Event) -> String {
                 ms(*left_ms * 1000)
             )
         }
+        Event::Mirroring { bytes, of, left_ms } => format!(
+            "private disks: {} of {} MiB sent, {:.1} s left",
+            bytes >> 20,
+            of >> 20,
+            ms(*left_ms * 1000)
+        ),
         Event::Cloned {
             rounds,
             pages,
             bytes,
+            disk_bytes,
             total_ns,
+            slowed_permille,
             stopped_ns,
         } => format!(
-            "cloned in {:.1} s: {pages} pages in {rounds} rounds, {:.1} MiB; the guest stopped for {:.1} ms",
+            "cloned in {:.1} s: {pages} pages in {rounds} rounds, {:.1} MiB, and {} MiB of private disks; the guest was slowed by \
+             {} % for it, and stopped for {:.1} ms",
             ms(*total_ns) / 1e3,
             ms(*bytes) * 1e6 / f64::from(1 << 20),
+            disk_bytes >> 20,
+            slowed_permille / 10,
             ms(*stopped_ns)
         ),
         Event::Traffic {
@@ -110,6 +128,46 @@ fn in_words(event: &Event) -> String {
             idle_permille / 10,
             idle_permille % 10
         ),
+        Event::Operated { operation, done, text } => {
+            let how = if *done { "done" } else { "refused" };
+            format!("{} {how}: {text}", operation.name())
+        }
+        Event::Intervened { what } => match what {
+            Intervention::Pause => "the guest is paused".to_owned(),
+            Intervention::Resume => "the guest goes on".to_owned(),
+            Intervention::Reset => "the guest starts again".to_owned(),
+        },
+        Event::HandingOver { why } => format!("handing the guest over: {why}"),
+        Event::HandedOver => "handed over: the backup may go live, nothing more leaves the old primary".to_owned(),
+        Event::PathLost { path, what, hands_over } => {
+            let then = if *hands_over {
+                "the backup takes over"
+            } else {
+                "the guest is told"
+            };
+            format!("{path} is lost here ({what}); {then}")
+        }
+        Event::DiskSilent {
+            disk,
+            silent_ms,
+            write,
+            hands_over,
+        } => {
+            let then = match (hands_over, write) {
+                (true, _) => "the backup takes over",
+                (false, true) => {
+                    "a write may land at any time, so the guest stays and waits; to give this host up, end it by its power \
+                     or cut it off the disk, and the backup goes live"
+                }
+                (false, false) => "the guest waits",
+            };
+            format!(
+                "disk {disk} has not answered for {:.1} s; {then}",
+                ms(*silent_ms * 1000)
+            )
+        }
+        Event::DiskAnswers { disk } => format!("disk {disk} answers again"),
+        Event::Diverged { exit, what } => format!("the backup diverged at exit {exit}: {what}"),
         Event::Suspected { reason } => format!("the other side is taken for dead: {reason}"),
         Event::ClaimAsked { generation } => format!("asking for generation {generation}"),
         Event::ClaimWon { generation, took_ns } => format!("won generation {generation} in {:.1} ms", ms(*took_ns)),

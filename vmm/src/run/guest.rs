@@ -7,14 +7,17 @@ use rand::TryRngCore;
 use rand::rngs::OsRng;
 
 use super::Failure;
+use super::say::answer;
 use crate::audit::modules::{Uncaught, uncaught};
 use crate::boot::Kernel;
 use crate::cli::{GuestArgs, HostArgs};
-use crate::devices::{DiskAccess, DiskConfig, NicConfig, PlatformConfig};
+use crate::devices::{DiskAccess, DiskConfig, DiskSharing, NicConfig, PlatformConfig};
 use crate::hypervisor::DeliveryMode;
 use crate::hypervisor::kvm::{CpuProfile, KvmCpu};
 use crate::hypervisor::selftest::{Capabilities, Verdict};
 use crate::machine::config::{MACHINE_VERSION, MachineConfig};
+use crate::machine::intervention::{BootCell, boot_record};
+use crate::machine::state::PAGE;
 use crate::machine::{Machine, allocate_memory};
 
 /// First bytes of a MAC address drawn for a card that was given none: locally administered, as QEMU's.
@@ -112,6 +115,11 @@ pub fn configure(
             } else {
                 DiskAccess::ReadWrite
             },
+            sharing: if option.private {
+                DiskSharing::Private
+            } else {
+                DiskSharing::Shared
+            },
             serial: format!("ftvm{index}"),
         });
     let config = MachineConfig {
@@ -165,6 +173,30 @@ pub fn boot(config: &MachineConfig, kernel: &Kernel, host: &Capabilities) -> Res
     Machine::new(config, memory, cpu).map_err(Failure::new)
 }
 
+/// Makes the record from which a reset starts, on a thread of its own: the kernel is loaded once more for it.
+///
+/// # Errors
+/// If KVM refuses, or the host has no thread to give.
+pub fn keep_boot(
+    machine: &mut Machine<KvmCpu>,
+    config: MachineConfig,
+    kernel: Kernel,
+    boot: BootCell,
+) -> Result<(), Failure> {
+    let cpu = machine.boot_cpu().map_err(Failure::new)?;
+    let make = move || {
+        let memory = allocate_memory(config.memory).map_err(|e| e.to_string())?;
+        kernel.load(&config, &memory).map_err(|e| e.to_string())?;
+        boot_record(cpu, &memory, config.memory / PAGE as u64).map_err(|e| e.to_string())
+    };
+    let thread = std::thread::Builder::new().name("boot-record".to_owned());
+    let thread = thread.spawn(move || match make() {
+        Ok(record) => boot.set(record).unwrap_or_default(),
+        Err(error) => tracing::warn!("the guest cannot be reset: {error}"),
+    });
+    thread.map(|_| ()).map_err(Failure::new)
+}
+
 /// A machine for a state record to be loaded into.
 ///
 /// # Errors
@@ -187,15 +219,11 @@ pub fn list(json: bool) -> Result<u8, Failure> {
             .iter()
             .map(|guest| serde_json::json!({ "name": guest.name, "about": guest.about, "bytes": guest.image.len() }))
             .collect();
-        println!("{}", serde_json::Value::Array(list));
+        answer(serde_json::Value::Array(list))?;
     } else {
         for guest in guests {
-            println!(
-                "builtin:{:<8} {:>8} bytes  {}",
-                guest.name,
-                guest.image.len(),
-                guest.about
-            );
+            let (name, bytes) = (guest.name, guest.image.len());
+            answer(format_args!("builtin:{name:<8} {bytes:>8} bytes  {}", guest.about))?;
         }
     }
     Ok(0)

@@ -1,30 +1,35 @@
 //! The primary's shell: one task that hears the vCPU thread, the backup, the storage and the clock, asks the pure core
 //! (`roles::primary`) what to do, and does it. A backup that has gone live runs the same loop.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use logging_channel::clock::boottime_ns;
-use logging_channel::entry::{ExitSeq, Generation, Incarnation, LogEntry, Position};
-use logging_channel::message::Heartbeat;
-use shared_disk::arbiter::SharedDirectory;
+use logging_channel::entry::{ExitSeq, LogEntry, Position};
+use logging_channel::message::Message;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use shared_disk::arbiter::{Arbiter, Outcome};
 use shared_disk::plan::Gate;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
-use super::accept::{Offers, nanos};
+use super::accept::nanos;
 use super::clone::PageSource;
+use super::control::{Desk, Order, Role};
+use super::door::{Door, Terms};
 use super::events::Reporter;
-use super::heartbeat::Heartbeats;
-use super::link::{Connection, LinkEvent, OUTBOUND_BYTES, claim};
-use super::outside::{Outside, OutsideError};
+use super::health::Probe;
+use super::link::{Connection, LinkEvent, OUTBOUND_BYTES, at_once, claim};
+use super::outside::{DiskLost, Outside, OutsideError};
 use super::vcpu::{FromGuest, GuestStream};
 use crate::backends::queue::EventSender;
-use crate::backends::{Control, HostEvent};
+use crate::backends::{Control, HostEvent, StopKind};
 use crate::roles::disks::DiskEnd;
-use crate::roles::event::{Event, Protection};
-use crate::roles::primary::{Action, Primary};
+use crate::roles::event::{EXIT_HANDED_OVER, EXIT_LOST, Event, Protection};
+use crate::roles::operation::{Answer, Operation, Path};
+use crate::roles::primary::{Action, Failure, Primary};
 
 /// How long the last messages to a backup may take to leave.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -35,32 +40,31 @@ const ANNOUNCEMENTS: (u32, Duration) = (5, Duration::from_millis(200));
 /// Time between two reports of what the log costs.
 const TRAFFIC_EVERY: Duration = Duration::from_secs(1);
 
+/// How long an answer may take to its client before this process kills itself, or ends.
+const LAST_ANSWER: Duration = Duration::from_millis(50);
+
 /// Exit code when this host, not the guest, failed.
 const EXIT_HOST_FAILED: u8 = 1;
 
 /// Everything a primary has.
 #[derive(Debug)]
-pub struct Lead {
+pub(super) struct Lead {
     pub core: Primary,
-    pub me: Incarnation,
-    pub detection: Duration,
+    pub terms: Terms,
     pub outside: Outside,
     pub reporter: Reporter,
-    pub arbiter: Arc<SharedDirectory>,
+    pub arbiter: Arc<dyn Arbiter>,
     pub events: EventSender,
-    pub offers: Option<Offers>,
-    /// At the door, and, after going live, towards the old primary: a revenant must hear of the new generation.
-    pub heartbeats: Vec<Heartbeats>,
-    pub heard: mpsc::Receiver<Heartbeat>,
-    /// What joining backups are told.
-    pub generation: watch::Sender<Generation>,
+    pub door: Door,
     pub macs: Vec<[u8; 6]>,
     pub pages: PageSource,
+    pub desk: Desk,
+    pub probe: Probe,
 }
 
 /// A backup's first moments of life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Beginning {
+pub(super) enum Beginning {
     /// The guest was started here.
     Started,
     /// It went live here: switches are to be told, and the first output is to be reported unless one of the old life's
@@ -83,6 +87,13 @@ struct Leading {
     logged_to: ExitSeq,
     /// Whether the vCPU thread still has something to say.
     listening: bool,
+    /// Operators who wait for an answer.
+    tickets: BTreeMap<u64, (Operation, oneshot::Sender<Answer>)>,
+    next_ticket: u64,
+    /// Failures that the guest is not told of while it is being handed over. As many as it has requests under way.
+    withheld: Vec<HostEvent>,
+    /// Bytes of log when the traffic was last reported.
+    logged: u64,
 }
 
 impl Lead {
@@ -90,15 +101,15 @@ impl Lead {
     ///
     /// # Errors
     /// If this host's devices fail.
-    pub async fn run(mut self, guest: GuestStream, beginning: Beginning) -> Result<u8, OutsideError> {
+    pub(super) async fn run(mut self, guest: GuestStream, beginning: Beginning) -> Result<u8, OutsideError> {
         let (link, mut events) = super::link::link_events();
         let allowed = watch::Sender::new(true);
-        let accepting = self
-            .offers
-            .take()
-            .map(|offers| tokio::spawn(offers.serve(link.clone(), allowed.subscribe())));
-        let mut heartbeats = std::mem::take(&mut self.heartbeats);
-        let mut tick = tokio::time::interval(self.detection / 8);
+        let offers = self.door.offers.take();
+        let accepting = offers.map(|offers| tokio::spawn(offers.serve(link.clone(), allowed.subscribe())));
+        let mut heartbeats = std::mem::take(&mut self.door.heartbeats);
+        let mut lost = self.outside.losses();
+        let mut orders = self.desk.operated();
+        let mut tick = tokio::time::interval(self.terms.detection / 8);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut traffic = tokio::time::interval(TRAFFIC_EVERY);
         traffic.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -108,6 +119,7 @@ impl Lead {
         } else {
             ANNOUNCEMENTS.0
         };
+        let superseded = self.outside.superseded();
         let mut leading = Leading {
             protection: self.core.protection(),
             lead: self,
@@ -119,22 +131,41 @@ impl Lead {
             over: None,
             logged_to: ExitSeq(0),
             listening: true,
+            tickets: BTreeMap::new(),
+            next_ticket: 0,
+            withheld: Vec::new(),
+            logged: 0,
         };
+        leading.show();
         while leading.over.is_none() {
             let mut actions = Vec::new();
             let takes_more = leading.takes_more();
             tokio::select! {
-                event = events.recv() => if let Some(event) = event { leading.link_event(event, &mut actions) },
-                batch = leading.guest.batches.recv(), if takes_more => leading.guest_says(batch, &mut actions)?,
-                Some(heartbeat) = leading.lead.heard.recv() => {
+                event = events.recv() => for event in at_once(event, &mut events) {
+                    leading.link_event(event, &mut actions);
+                    leading.act(std::mem::take(&mut actions)).await?;
+                },
+                batch = leading.guest.next(), if takes_more => leading.guest_says(batch, &mut actions)?,
+                Some(heartbeat) = leading.lead.door.heard.recv() => {
                     leading.lead.core.heartbeat(boottime_ns(), &heartbeat, &mut actions);
+                }
+                Some(order) = orders.recv() => leading.operate(order, &mut actions),
+                Some(lost) = lost.recv() => leading.disk_lost(lost, &mut actions)?,
+                Some(health) = leading.lead.probe.next() => {
+                    for (nic, _) in (0u8..).zip(&health.nics).filter(|(_, reached)| !**reached) {
+                        let what = "its interface is gone or down";
+                        leading.lead.core.path_lost(boottime_ns(), Path::Nic(nic), what, &mut actions);
+                    }
                 }
                 _ = tick.tick() => {
                     // Whatever arrived while this process slept is evidence, and comes before the verdict (PROTOCOL 15).
                     while let Ok(event) = events.try_recv() {
                         leading.link_event(event, &mut actions);
+                        leading.act(std::mem::take(&mut actions)).await?;
                     }
                     leading.lead.core.tick(boottime_ns(), &mut actions);
+                    let under_way = leading.lead.outside.under_way();
+                    leading.lead.core.disks_under_way(boottime_ns(), &under_way, &mut actions);
                     for heartbeats in &mut heartbeats {
                         heartbeats.set_generation(leading.lead.core.generation());
                         if let Some(sent_ns) = heartbeats.send().await {
@@ -142,7 +173,15 @@ impl Lead {
                         }
                     }
                 }
-                _ = traffic.tick() => leading.report_progress(),
+                _ = traffic.tick() => {
+                    leading.report_progress();
+                    leading.show();
+                }
+                () = superseded.noticed() => {
+                    let why = "another side has fenced this one off a disk: it is live, and nothing more is written here";
+                    leading.over = Some((EXIT_LOST, why.to_owned()));
+                    break;
+                }
                 _ = announce.tick(), if announcements > 0 => {
                     announcements -= 1;
                     leading.lead.outside.announce(&leading.lead.macs);
@@ -175,6 +214,9 @@ impl Leading {
         let now = boottime_ns();
         match event {
             LinkEvent::Message(generation, message) => {
+                if let Message::BlocksWritten { incarnation, messages } = message {
+                    self.lead.outside.blocks().confirmed(incarnation, messages);
+                }
                 self.lead.core.message(now, generation, message, actions);
             }
             LinkEvent::Closed(why) => {
@@ -192,9 +234,15 @@ impl Leading {
             LinkEvent::PagesSent { to, pages, bytes } => {
                 self.lead.core.pages_sent(now, to, pages, bytes, actions);
             }
+            LinkEvent::BlocksSent { to, bytes } => {
+                self.lead.core.blocks_sent(now, to, bytes, actions);
+            }
             LinkEvent::Claimed(outcome) => {
                 self.lead.core.claimed(now, &outcome, actions);
-                self.lead.generation.send_replace(self.lead.core.generation());
+                self.lead.door.generation.send_replace(self.lead.core.generation());
+                if matches!(outcome, Outcome::Won { .. }) {
+                    self.mark_current();
+                }
                 if self.lead.core.covered(Position::default()) {
                     self.lead.outside.release_all();
                 }
@@ -230,6 +278,7 @@ impl Leading {
                 self.release_due()?;
                 self.lead.core.state_saved(now, &record, mark, nanos(stopped), actions);
             }
+            Some(FromGuest::Obeyed(order)) => self.lead.core.obeyed(order, actions),
             Some(FromGuest::Ended(Ok(reason))) => {
                 self.listening = false;
                 self.lead.core.guest_ended(now, reason, actions);
@@ -240,7 +289,67 @@ impl Leading {
         Ok(())
     }
 
+    /// An operator wants something.
+    fn operate(&mut self, order: Order, actions: &mut Vec<Action>) {
+        self.next_ticket += 1;
+        self.tickets.insert(self.next_ticket, (order.operation, order.answer));
+        let now = boottime_ns();
+        self.lead.core.operate(now, self.next_ticket, order.operation, actions);
+    }
+
+    fn answer(&mut self, ticket: u64, answer: Answer) {
+        // What a client asks next must show what has come of this.
+        self.show();
+        if let Some((operation, client)) = self.tickets.remove(&ticket) {
+            let (done, text) = match &answer {
+                Ok(text) => (true, text.clone()),
+                Err(text) => (false, text.clone()),
+            };
+            self.lead.reporter.report(Event::Operated { operation, done, text });
+            // A client that has gone does not want to know.
+            let _ = client.send(answer);
+        }
+    }
+
+    /// The way to a disk is lost, and a request with it.
+    fn disk_lost(&mut self, lost: DiskLost, actions: &mut Vec<Action>) -> Result<(), OutsideError> {
+        let path = Path::Disk(lost.disk);
+        match self.lead.core.path_lost(boottime_ns(), path, &lost.what, actions) {
+            Failure::Withheld => {
+                self.withheld.push(lost.failure);
+                Ok(())
+            }
+            Failure::Told => self.tell(lost.failure),
+        }
+    }
+
+    fn tell(&self, event: HostEvent) -> Result<(), OutsideError> {
+        self.lead.events.answer(event).map_err(|_| OutsideError::gone())
+    }
+
+    /// What clients see.
+    fn show(&mut self) {
+        let core = &self.lead.core;
+        let cost = core.cost(boottime_ns()).unwrap_or_default();
+        self.lead.desk.update(|status| {
+            status.role = Role::Primary;
+            status.generation = core.generation().0;
+            status.why = core.unprotected();
+            status.protected = status.why.is_none();
+            status.paused = core.paused();
+            status.execution_lag_ns = cost.lag_ns;
+            status.slowed_permille = cost.idle_permille;
+            status.exits = self.logged_to.0;
+            status.checkpoints = cost.checkpoints;
+            status.divergences = core.divergences();
+            status.silent_disks = core.silent_disks().collect();
+        });
+    }
+
     fn report_progress(&mut self) {
+        let logged = self.connection.as_ref().map_or(0, Connection::logged);
+        let bytes = logged.saturating_sub(std::mem::replace(&mut self.logged, logged));
+        self.lead.desk.update(|status| status.log_bytes_per_second = bytes);
         let event = match (&self.connection, self.protection) {
             (Some(connection), Protection::Protected) => {
                 let cost = self.lead.core.cost(boottime_ns());
@@ -254,7 +363,10 @@ impl Leading {
                     idle_permille: cost.idle_permille,
                 })
             }
-            (Some(_), Protection::Starting) => self.lead.pages.progress(),
+            (Some(_), Protection::Starting) => {
+                let blocks = self.lead.outside.blocks().progress();
+                blocks.or_else(|| self.lead.pages.progress())
+            }
             _ => None,
         };
         if let Some(event) = event {
@@ -282,31 +394,55 @@ impl Leading {
                         self.lead.pages.send(pages, to, generation, outbox, self.link.clone());
                     }
                 }
+                Action::SendBlocks { to, blocks } => {
+                    if let Some(connection) = &self.connection {
+                        let (generation, outbox) = (self.lead.core.generation(), connection.outbox());
+                        let source = self.lead.outside.blocks();
+                        source.send(blocks, to, generation, outbox, self.link.clone());
+                    }
+                }
                 Action::SaveState => self.order(Control::SaveState)?,
                 Action::Pace(idle) => self.guest.idle.store(idle, Ordering::Relaxed),
                 Action::StopLogging => self.guest.logging.store(false, Ordering::Release),
                 Action::Claim(generation) => {
-                    claim(
-                        &self.lead.arbiter,
-                        generation,
-                        self.lead.me,
-                        self.lead.me,
-                        self.link.clone(),
-                    );
+                    let me = self.lead.terms.me;
+                    claim(&self.lead.arbiter, generation, me, me, self.link.clone());
+                }
+                Action::Order(order) => self.order(order)?,
+                Action::PowerOff => self.tell(HostEvent::Stop(StopKind::Operator))?,
+                Action::TellFailures => {
+                    for failure in std::mem::take(&mut self.withheld) {
+                        self.tell(failure)?;
+                    }
+                }
+                Action::Answer { ticket, answer } => self.answer(ticket, answer),
+                Action::Die => {
+                    std::thread::spawn(|| {
+                        std::thread::sleep(LAST_ANSWER);
+                        let _ = kill(Pid::this(), Signal::SIGKILL);
+                    });
                 }
                 Action::Report(event) => self.lead.reporter.report(event),
                 Action::End { code, why } => self.over = Some((code, why)),
             }
         }
-        self.protection = self.lead.core.protection();
+        if self.protection != self.lead.core.protection() {
+            self.protection = self.lead.core.protection();
+            self.show();
+        }
         Ok(())
     }
 
     fn order(&self, control: Control) -> Result<(), OutsideError> {
-        self.lead
-            .events
-            .answer(HostEvent::Control(control))
-            .map_err(|_| OutsideError::gone())
+        self.tell(HostEvent::Control(control))
+    }
+
+    /// A failure does not matter as long as the guest lives: its clean end writes the marks again.
+    fn mark_current(&self) {
+        let (generation, me) = (self.lead.core.generation(), self.lead.terms.me);
+        if let Err(error) = self.lead.outside.mark_current(generation.0, me.0) {
+            tracing::warn!("{error}");
+        }
     }
 
     /// Lets out what may leave, and sees whether that was the last thing waited for.
@@ -348,8 +484,17 @@ impl Leading {
         if let Some(connection) = self.connection.take() {
             connection.close(LAST_WORDS).await;
         }
-        if self.lead.core.guest_end().is_some() && code != crate::roles::event::EXIT_LOST {
-            let (arbiter, me) = (Arc::clone(&self.lead.arbiter), self.lead.me);
+        if code == EXIT_HANDED_OVER {
+            // The vCPU thread stands still, and is of no use any more: this process may go on as a standby.
+            let _ = self.tell(HostEvent::Stop(StopKind::Operator));
+        }
+        if self.lead.core.guest_end().is_some() && !matches!(code, EXIT_LOST | EXIT_HANDED_OVER) {
+            if let Err(error) = self.lead.outside.finish_private() {
+                tracing::error!("this host's private disks may differ from the backup's: {error}");
+            }
+            self.mark_current();
+            self.lead.outside.give_disks_back();
+            let (arbiter, me) = (Arc::clone(&self.lead.arbiter), self.lead.terms.me);
             let ended = tokio::time::timeout(
                 Duration::from_secs(2),
                 tokio::task::spawn_blocking(move || arbiter.end(me.0)),
@@ -357,10 +502,11 @@ impl Leading {
             match ended.await {
                 Ok(Ok(Ok(()))) => {}
                 Ok(Ok(Err(error))) => tracing::warn!("the guest's end could not be noted: {error}"),
-                _ => tracing::warn!("the guest's end could not be noted: the shared directory does not answer"),
+                _ => tracing::warn!("the guest's end could not be noted: the shared storage does not answer"),
             }
         }
         self.lead.reporter.report(Event::Ending { code, why });
+        tokio::time::sleep(LAST_ANSWER).await;
         Ok(code)
     }
 }

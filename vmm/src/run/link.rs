@@ -9,7 +9,7 @@ use logging_channel::entry::{Generation, Incarnation};
 use logging_channel::message::Message;
 use logging_channel::session::Candidate;
 use logging_channel::transport::{FrameReader, FrameWriter, TcpFrames};
-use shared_disk::arbiter::{ArbiterError, Claimant, Outcome, SharedDirectory};
+use shared_disk::arbiter::{Arbiter, ArbiterError, Claimant, Outcome};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -38,6 +38,8 @@ pub enum LinkEvent {
     Joined(Box<(TcpFrames, Candidate)>),
     /// Pages for a joining backup are on their way.
     PagesSent { to: Incarnation, pages: u64, bytes: u64 },
+    /// Blocks of private disks have been written by a joining backup: so many bytes of its disks.
+    BlocksSent { to: Incarnation, bytes: u64 },
     /// The storage has answered.
     Claimed(Outcome),
     /// The storage does not answer, or not usefully; it is asked again.
@@ -159,10 +161,16 @@ pub fn link_events() -> (mpsc::Sender<LinkEvent>, mpsc::Receiver<LinkEvent>) {
     mpsc::channel(INBOUND)
 }
 
+/// An event and those that wait behind it, as many as were read ahead: what they have in common is done once, such as an ack.
+pub fn at_once<T>(first: Option<T>, queue: &mut mpsc::Receiver<T>) -> impl Iterator<Item = T> {
+    let others = std::iter::from_fn(|| queue.try_recv().ok());
+    first.into_iter().chain(others).take(INBOUND)
+}
+
 fn weight(message: &Message) -> usize {
     let payload = match message {
-        Message::State(chunk) => chunk.bytes.len(),
-        Message::Pages { content, .. } => content.len(),
+        Message::State(chunk) | Message::Boot(chunk) => chunk.bytes.len(),
+        Message::Pages { content, .. } | Message::Blocks { content, .. } => content.len(),
         Message::Log { entries, .. } => entries.iter().map(data_bytes).sum(),
         _ => 0,
     };
@@ -213,7 +221,7 @@ async fn write(
 
 /// Asks for the generation after `generation` until there is an answer (PROTOCOL 19: storage unreachable means wait).
 pub fn claim(
-    arbiter: &Arc<SharedDirectory>,
+    arbiter: &Arc<dyn Arbiter>,
     generation: Generation,
     owner: Incarnation,
     me: Incarnation,

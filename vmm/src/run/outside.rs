@@ -7,12 +7,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use logging_channel::entry::{ConsolePort, DiskStatus};
-use shared_disk::image::{Access, Image};
+use shared_disk::arbiter::Record;
+use shared_disk::image::{Access, Image, ImageError};
+use shared_disk::mark::Held;
+use shared_disk::mirror::Written;
 use shared_disk::plan::Gate;
 use shared_disk::request::{DiskOp, DiskRequest};
+use tokio::sync::mpsc;
 
+use super::fence::{Fences, Superseded};
+use super::marks::Marks;
+use super::mirror::{BlockSource, lock};
 use crate::backends::console::{Console, ConsoleTarget, Life};
-use crate::backends::disk::{Disk, DiskPool};
+use crate::backends::disk::{Disk, DiskPool, Ended, Losses};
 use crate::backends::entropy::host_entropy;
 use crate::backends::fence::{FenceError, LeaseGuard};
 use crate::backends::net::rarp::rarp_frame;
@@ -23,7 +30,7 @@ use crate::cli::HostArgs;
 use crate::cli::options::{DiskOption, NetTarget};
 use crate::output::{Emission, Output};
 use crate::roles::disks::{DiskShell, Disks, DisksError};
-use crate::roles::primary::Writes;
+use crate::roles::primary::{UnderWay, Writes};
 
 /// What of a host's devices fails.
 #[derive(Debug, thiserror::Error)]
@@ -49,31 +56,76 @@ struct Fence {
     writes: usize,
 }
 
+/// A disk request that failed because this host has lost the way to the disk.
+#[derive(Debug)]
+pub struct DiskLost {
+    pub disk: u8,
+    /// What the host said.
+    pub what: String,
+    /// What the guest is to be told, if it is.
+    pub failure: HostEvent,
+}
+
 /// A disk whose writes are known to the fence.
 #[derive(Debug)]
 struct FencedDisk {
-    image: Image,
+    image: Arc<Image>,
     fence: Arc<Mutex<Fence>>,
+    superseded: Superseded,
 }
 
 impl Disk for FencedDisk {
-    fn execute(&self, request: &DiskRequest) -> (DiskStatus, Vec<u8>) {
-        let (status, data) = self.image.execute(request);
+    fn execute(&self, request: &DiskRequest) -> Ended {
+        let result = self.image.perform(request);
         if matches!(request.op, DiskOp::Write { .. }) {
             let mut fence = self.fence.lock().unwrap_or_else(PoisonError::into_inner);
             if let Err(error) = fence.write_over() {
                 tracing::error!("{error}");
             }
         }
-        let status = match status {
-            shared_disk::image::IoStatus::Ok => DiskStatus::Ok,
-            shared_disk::image::IoStatus::IoError => DiskStatus::IoError,
-        };
-        (status, data)
+        if result.as_ref().is_err_and(ImageError::is_fenced) {
+            self.superseded.notice();
+        }
+        ended(result)
+    }
+
+    fn is_superseded(&self) -> bool {
+        self.superseded.is_noticed()
     }
 
     fn size(&self) -> u64 {
         self.image.size()
+    }
+}
+
+/// A disk that nobody else reaches: its writes are noted for a backup that is to get a copy.
+#[derive(Debug)]
+struct PrivateDisk {
+    image: Arc<Image>,
+    written: Arc<Mutex<Written>>,
+}
+
+impl Disk for PrivateDisk {
+    fn execute(&self, request: &DiskRequest) -> Ended {
+        let result = self.image.perform(request);
+        if let DiskOp::Write { offset, data } = &request.op {
+            lock(&self.written).over(request.disk, *offset, data.len() as u64);
+        }
+        ended(result)
+    }
+
+    fn size(&self) -> u64 {
+        self.image.size()
+    }
+}
+
+fn ended(result: Result<Vec<u8>, ImageError>) -> Ended {
+    match result {
+        Ok(data) => (DiskStatus::Ok, data).into(),
+        Err(error) => Ended {
+            lost: error.is_path_loss().then(|| error.to_string()),
+            ..(DiskStatus::IoError, Vec::new()).into()
+        },
     }
 }
 
@@ -88,6 +140,8 @@ struct Nic {
 struct DiskThreads {
     pool: DiskPool,
     fence: Arc<Mutex<Fence>>,
+    /// To private disks; they need no fence.
+    written: Arc<Mutex<Written>>,
 }
 
 impl DiskThreads {
@@ -111,7 +165,7 @@ impl DiskShell for DiskThreads {
     }
 
     fn writes(&self) -> usize {
-        self.fence().writes
+        self.fence().writes + lock(&self.written).under_way()
     }
 
     fn write_given_up(&mut self) -> Result<(), OutsideError> {
@@ -131,6 +185,12 @@ impl DiskShell for DiskThreads {
     }
 
     fn start(&mut self, request: DiskRequest) -> Result<(), OutsideError> {
+        if matches!(request.op, DiskOp::Write { .. }) {
+            let mut written = lock(&self.written);
+            if written.has(request.disk) {
+                written.begins();
+            }
+        }
         self.pool.submit(request).map_err(OutsideError::from)
     }
 }
@@ -142,7 +202,12 @@ pub struct Outside {
     consoles: BTreeMap<ConsolePort, Console>,
     disk_options: Vec<DiskOption>,
     disks: Option<Disks<DiskThreads>>,
+    blocks: BlockSource,
+    marks: Marks,
+    fences: Fences,
+    superseded: Superseded,
     events: EventSender,
+    losses: Arc<Mutex<Option<mpsc::UnboundedSender<DiskLost>>>>,
 }
 
 impl Outside {
@@ -193,7 +258,12 @@ impl Outside {
             consoles,
             disk_options: host.disks.clone(),
             disks: None,
+            blocks: BlockSource::new(BTreeMap::new()),
+            marks: Marks::of(&host.disks).map_err(OutsideError::from)?,
+            fences: Fences::default(),
+            superseded: Superseded::default(),
             events: events.clone(),
+            losses: Arc::default(),
         })
     }
 
@@ -204,7 +274,7 @@ impl Outside {
     pub fn open_disks(&mut self) -> Result<Vec<u64>, OutsideError> {
         let guard = LeaseGuard::new().map_err(OutsideError::from)?;
         let fence = Arc::new(Mutex::new(Fence { guard, writes: 0 }));
-        let mut disks: Vec<Arc<dyn Disk>> = Vec::new();
+        let mut images = Vec::new();
         for option in &self.disk_options {
             let access = if option.readonly {
                 Access::ReadOnly
@@ -212,15 +282,133 @@ impl Outside {
                 Access::ReadWrite
             };
             let image = Image::open(&option.path, access, option.caching()).map_err(OutsideError::from)?;
-            disks.push(Arc::new(FencedDisk {
-                image,
-                fence: Arc::clone(&fence),
-            }));
+            if option.reserve {
+                self.fences.add(&option.path).map_err(OutsideError::from)?;
+            }
+            if option.private {
+                image.lock().map_err(OutsideError::from)?;
+            }
+            images.push((option.private, Arc::new(image)));
         }
+        let private = (0u8..).zip(&images).filter(|(_, (private, _))| *private);
+        let private: BTreeMap<u8, Arc<Image>> = private.map(|(disk, (_, image))| (disk, Arc::clone(image))).collect();
+        let numbers = private.keys().copied().collect();
+        self.blocks = BlockSource::new(private);
+        let written = self.blocks.written();
+        let superseded = self.superseded.clone();
+        let disks: Vec<Arc<dyn Disk>> = images
+            .into_iter()
+            .map(|(private, image)| -> Arc<dyn Disk> {
+                if private {
+                    let written = Arc::clone(&written);
+                    Arc::new(PrivateDisk { image, written })
+                } else {
+                    let fence = Arc::clone(&fence);
+                    Arc::new(FencedDisk {
+                        image,
+                        fence,
+                        superseded: superseded.clone(),
+                    })
+                }
+            })
+            .collect();
         let sizes = disks.iter().map(|disk| disk.size()).collect();
-        let pool = DiskPool::start(&disks, &self.events).map_err(OutsideError::from)?;
-        self.disks = Some(Disks::new(DiskThreads { pool, fence }, disks.len()));
+        let losses = Arc::clone(&self.losses);
+        let losses: Losses = Arc::new(move |disk, what, failure| {
+            let losses = losses.lock().unwrap_or_else(PoisonError::into_inner);
+            let lost = DiskLost { disk, what, failure };
+            match &*losses {
+                Some(told) => told.send(lost).map_err(|unsent| unsent.0.failure),
+                None => Err(lost.failure),
+            }
+        });
+        let pool = DiskPool::start(&disks, &self.events, &losses).map_err(OutsideError::from)?;
+        let threads = DiskThreads { pool, fence, written };
+        self.disks = Some(Disks::new(threads, disks.len()).with_private(numbers));
         Ok(sizes)
+    }
+
+    /// Where disk requests end that failed because the way to the disk is lost. Until this is called, the guest is
+    /// told of them like of any other.
+    #[must_use]
+    pub fn losses(&mut self) -> mpsc::UnboundedReceiver<DiskLost> {
+        // Unbounded here, bounded by the requests in flight.
+        let (told, losses) = mpsc::unbounded_channel();
+        *self.losses.lock().unwrap_or_else(PoisonError::into_inner) = Some(told);
+        losses
+    }
+
+    /// The private disks, for a backup that is to get copies.
+    pub fn blocks(&mut self) -> &mut BlockSource {
+        &mut self.blocks
+    }
+
+    /// Whether the guest, whose last life the arbiter knows as `last`, may be started with these private disks.
+    ///
+    /// # Errors
+    /// If another host may have a newer copy of one.
+    pub fn may_start(&self, last: Option<&Record>) -> Result<(), OutsideError> {
+        self.marks.check(last).map_err(OutsideError::from)
+    }
+
+    /// From now on the private disks are those of this generation, which `owner` owns.
+    ///
+    /// # Errors
+    /// If that cannot be noted beside them.
+    pub fn mark_current(&self, generation: u64, owner: u128) -> Result<(), OutsideError> {
+        let stored = self.marks.store(Held::Current, generation, owner);
+        stored.map_err(OutsideError::from)
+    }
+
+    /// The guest has ended: what it had asked of private disks and was not told of is carried out here as on the backup,
+    /// so that both copies stay level. No request is taken after this.
+    ///
+    /// # Errors
+    /// If a disk fails; the copies may differ then.
+    pub fn finish_private(&mut self) -> Result<(), OutsideError> {
+        if self.marks.is_empty() {
+            return Ok(());
+        }
+        let Some(disks) = self.disks.take() else { return Ok(()) };
+        let (unfinished, threads) = disks.into_unfinished();
+        drop(threads); // what is in flight has landed
+        for request in unfinished {
+            if let (DiskOp::Write { offset, data }, Some(image)) = (&request.op, self.blocks.image(request.disk)) {
+                image.write_at(*offset, data).map_err(OutsideError::from)?;
+            }
+        }
+        self.blocks
+            .images()
+            .try_for_each(Image::flush)
+            .map_err(OutsideError::from)
+    }
+
+    /// Keeps every other host from writing to the disks with `reserve=on`, as incarnation `me`, which has just won the right
+    /// to live. Before the first write. A device may keep this waiting for a minute, on a thread of its own.
+    ///
+    /// # Errors
+    /// As [`Outside::open`].
+    pub async fn fence_disks(&mut self, me: u128) -> Result<(), OutsideError> {
+        let refused = |why| OutsideError(format!("a disk is not fenced, so the guest does not run here: {why}"));
+        let mut fences = std::mem::take(&mut self.fences);
+        let taking = tokio::task::spawn_blocking(move || {
+            let taken = fences.take(me);
+            (fences, taken)
+        });
+        let (fences, taken) = taking.await.map_err(|e| refused(e.to_string()))?;
+        self.fences = fences;
+        taken.map_err(|e| refused(e.to_string()))
+    }
+
+    /// The guest has ended here: its disks are free. What fails is only told, for the next owner takes them anyway.
+    pub fn give_disks_back(&mut self) {
+        self.fences.release();
+    }
+
+    /// Notices that another host has fenced this one off.
+    #[must_use]
+    pub fn superseded(&self) -> Superseded {
+        self.superseded.clone()
     }
 
     /// Starts to read the consoles' input.
@@ -257,7 +445,7 @@ impl Outside {
     /// If a plan refuses the request, which the device's own bounds should prevent, or the host has no entropy.
     pub fn accept(&mut self, emission: &Emission, gate: Gate) -> Result<(), OutsideError> {
         match emission {
-            Emission::Disk(request) => self
+            Emission::Disk(request) | Emission::PrivateDisk(request) => self
                 .disks(request.disk)?
                 .accept(request, gate)
                 .map_err(OutsideError::from),
@@ -278,14 +466,18 @@ impl Outside {
     pub fn release(&mut self, output: &Output) -> Result<Sent, OutsideError> {
         match &output.emission {
             Emission::Frame { nic, bytes } => match self.nics.get(usize::from(*nic)) {
-                Some(nic) => nic.backend.send(bytes).map_err(OutsideError::from),
+                // A TAP that is gone is an unplugged cable to the guest; `run::health` sees it.
+                Some(nic) => Ok(nic.backend.send(bytes).unwrap_or_else(|error| {
+                    tracing::debug!("a frame is lost: {error}");
+                    Sent::Dropped
+                })),
                 None => Ok(Sent::Dropped),
             },
             Emission::Console { port, position, bytes } => match self.consoles.get_mut(port) {
                 Some(console) => console.write(*position, bytes).map_err(OutsideError::from),
                 None => Ok(Sent::Dropped),
             },
-            Emission::Disk(request) => {
+            Emission::Disk(request) | Emission::PrivateDisk(request) => {
                 let released = self.disks(request.disk)?.release(request);
                 released.map(|()| Sent::Done).map_err(OutsideError::from)
             }
@@ -322,10 +514,17 @@ impl Outside {
         self.disks.as_ref().is_none_or(Disks::has_room)
     }
 
-    /// Writes to shared disks that have begun and are not over.
+    /// Writes to disks that have begun and are not over.
     #[must_use]
     pub fn writes(&self) -> usize {
         self.disks.as_ref().map_or(0, Disks::writes)
+    }
+
+    /// Disk requests that this host's threads are at.
+    #[must_use]
+    pub fn under_way(&mut self) -> Vec<UnderWay> {
+        let disks = self.disks.as_mut();
+        disks.map_or_else(Vec::new, |disks| disks.shell().pool.under_way())
     }
 
     /// Whether disk requests wait for leave to start.

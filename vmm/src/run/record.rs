@@ -9,6 +9,7 @@ use logging_channel::message::PROTOCOL_VERSION;
 use shared_disk::plan::Gate;
 
 use super::outside::Outside;
+use super::say::{answer, tell};
 use super::{Failure, guest};
 use crate::backends::console::{ConsoleTarget, Life};
 use crate::backends::net::Inbound;
@@ -84,6 +85,10 @@ impl Sink for FileSink {
 /// # Errors
 /// A sentence for the user.
 pub fn run(args: &RecordArgs) -> Result<u8, Failure> {
+    if args.host.disks.iter().any(|disk| disk.private) {
+        let text = "private=on is for `ftvm run`: a recording has no backup with a copy of the disk".to_owned();
+        return Err(Failure { code: 2, text });
+    }
     let kernel = guest::kernel(&args.guest)?;
     let capabilities = guest::capabilities()?;
     let (sender, queue) = event_queue();
@@ -143,7 +148,7 @@ pub fn run(args: &RecordArgs) -> Result<u8, Failure> {
             seconds,
             memory_hash: memory_hash.unwrap_or_default(),
         },
-    );
+    )?;
     Ok(code)
 }
 
@@ -215,7 +220,7 @@ struct Recorded {
     memory_hash: u64,
 }
 
-fn report(args: &RecordArgs, recorded: &Recorded) {
+fn report(args: &RecordArgs, recorded: &Recorded) -> Result<(), Failure> {
     let Recorded {
         exits,
         log_bytes,
@@ -236,9 +241,9 @@ fn report(args: &RecordArgs, recorded: &Recorded) {
             "memory_hash": hash,
             "outcome": describe_end(&recorded.reason),
         });
-        println!("{object}");
+        answer(object)?;
     } else {
-        eprintln!(
+        tell(format_args!(
             "recorded {exits} exits, {} inputs, {} checkpoints ({} pages, {} bytes) in {log_bytes} bytes and {:.1} s; {}; \
              memory {hash}",
             totals.inputs,
@@ -247,6 +252,7 @@ fn report(args: &RecordArgs, recorded: &Recorded) {
             recorded.checkpoint_bytes,
             recorded.seconds,
             clean_end(&recorded.reason).1
-        );
+        ));
     }
+    Ok(())
 }

@@ -8,6 +8,7 @@ use logging_channel::codec;
 use logging_channel::entry::{ConsolePort, LogEntry};
 use logging_channel::file::{LogError, LogReader, Verify};
 
+use super::say::{answer, tell};
 use super::{Failure, guest};
 use crate::boot::Kernel;
 use crate::cli::ReplayArgs;
@@ -67,7 +68,7 @@ pub fn run(args: &ReplayArgs) -> Result<u8, Failure> {
     if outcome.divergence.is_none() {
         compare_ending(&log, &mut replayer, hash, &mut outcome);
     }
-    Ok(report(args, &log, &mut replayer, hash, &outcome, begun.elapsed()))
+    report(args, &log, &mut replayer, hash, &outcome, begun.elapsed())
 }
 
 /// A diverged guest may loop without an exit: kicked, it lets the replayer look at the time. Ends with the process.
@@ -202,7 +203,7 @@ fn report(
     hash: u64,
     outcome: &Outcome,
     took: Duration,
-) -> u8 {
+) -> Result<u8, Failure> {
     let exits = replayer.machine().at().exit.0;
     let (inputs, checkpoints) = replayer.totals();
     let diverged = outcome.divergence.is_some() || !outcome.differences.is_empty();
@@ -239,13 +240,13 @@ fn report(
             "damaged": outcome.damage.as_ref().map(ToString::to_string),
             "seconds": took.as_secs_f64(),
         });
-        println!("{object}");
+        answer(object)?;
     } else {
-        eprintln!(
+        tell(format_args!(
             "replayed {exits} exits, {inputs} inputs, {checkpoints} checkpoints in {:.2} s; {}; memory {hash:016x}",
             took.as_secs_f64(),
             end.trim_end()
-        );
+        ));
     }
-    code
+    Ok(code)
 }

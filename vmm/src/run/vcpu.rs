@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use logging_channel::codec::data_bytes;
 use logging_channel::entry::{Digest, EndReason, Input, LogEntry, Mark, Position};
 use logging_channel::message::DiskReads;
 use tokio::sync::mpsc;
 
+use crate::backends::Control;
 use crate::backends::queue::{EventQueue, EventSender};
 use crate::hypervisor::Cpu;
 use crate::machine::{Machine, MachineError};
@@ -19,6 +21,10 @@ use crate::roles::live::{Live, LiveConfig, Marks, Sink};
 /// Batches that may wait for the link; a full queue stops the vCPU (PROTOCOL 9). A batch is one exit's worth, or a
 /// checkpoint.
 const BATCHES: usize = 256;
+
+/// Entries, and bytes of data in them, that are taken as one batch at most. The backup says how far it has executed once it
+/// has executed a frame: this is about sixty exits' worth.
+const TOGETHER: (usize, usize) = (256, 64 << 10);
 
 /// From the vCPU thread.
 #[derive(Debug)]
@@ -38,6 +44,8 @@ pub enum FromGuest {
         mark: Mark,
         stopped: Duration,
     },
+    /// An order other than those answered above is carried out, at this point of the stream.
+    Obeyed(Control),
     /// The guest's life is over, or this host cannot go on with it.
     Ended(Result<EndReason, String>),
 }
@@ -57,7 +65,9 @@ pub struct PairSink {
 /// The link's end.
 #[derive(Debug)]
 pub struct GuestStream {
-    pub batches: mpsc::Receiver<FromGuest>,
+    batches: mpsc::Receiver<FromGuest>,
+    /// Taken out of the queue, and the next to be said.
+    ahead: Option<FromGuest>,
     /// Cleared by the link when nobody reads the log any more.
     pub logging: Arc<AtomicBool>,
     /// Set by the link: thousandths of the time that the guest stands still.
@@ -79,8 +89,63 @@ pub fn pair_sink(disk_reads: DiskReads) -> (PairSink, GuestStream) {
         done: Vec::new(),
         disk_reads,
     };
-    let stream = GuestStream { batches, logging, idle };
+    let stream = GuestStream {
+        batches,
+        ahead: None,
+        logging,
+        idle,
+    };
     (sink, stream)
+}
+
+impl GuestStream {
+    /// What the vCPU thread says next; nothing once it has ended. May be cancelled (in `select!`) without loss.
+    ///
+    /// Batches that wait are taken as one, of at most [`TOGETHER`] entries and bytes unless it is a single one: a link that is late
+    /// catches up by fewer frames and acks.
+    pub async fn next(&mut self) -> Option<FromGuest> {
+        if self.ahead.is_none() {
+            self.ahead = Some(self.batches.recv().await?);
+        }
+        self.try_next()
+    }
+
+    /// The same if there is something.
+    pub fn try_next(&mut self) -> Option<FromGuest> {
+        let mut taken = self.ahead.take().or_else(|| self.batches.try_recv().ok())?;
+        if let FromGuest::Batch { entries, outputs, done } = &mut taken {
+            let mut bytes = payload(entries);
+            while let Ok(next) = self.batches.try_recv() {
+                match next {
+                    FromGuest::Batch {
+                        entries: more,
+                        outputs: further,
+                        done: ended,
+                    } if entries.len() + more.len() <= TOGETHER.0 && bytes + payload(&more) <= TOGETHER.1 => {
+                        bytes += payload(&more);
+                        entries.extend(more);
+                        outputs.extend(further);
+                        done.extend(ended);
+                    }
+                    other => {
+                        self.ahead = Some(other);
+                        break;
+                    }
+                }
+            }
+        }
+        Some(taken)
+    }
+
+    /// How much waits to be taken.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.batches.len() + usize::from(self.ahead.is_some())
+    }
+}
+
+fn payload(entries: &[LogEntry]) -> usize {
+    entries.iter().map(data_bytes).sum()
 }
 
 impl PairSink {
@@ -171,6 +236,10 @@ impl Sink for PairSink {
         self.logging.store(true, Ordering::Release);
         Ok(())
     }
+
+    fn obeyed(&mut self, order: Control) -> Result<(), MachineError> {
+        self.send(FromGuest::Obeyed(order))
+    }
 }
 
 /// Everything a machine needs to live in a pair.
@@ -225,13 +294,68 @@ mod tests {
         sink.log(LogEntry::Input { at: at.exit, input }).unwrap();
         sink.disk_done(1, 5, at);
         sink.flush().unwrap();
-        let Ok(FromGuest::Batch { mut entries, done, .. }) = stream.batches.try_recv() else {
+        let Some(FromGuest::Batch { mut entries, done, .. }) = stream.try_next() else {
             panic!("no batch")
         };
         let Some(LogEntry::Input { input, .. }) = entries.pop() else {
             panic!("no input")
         };
         (input, done[0].known)
+    }
+
+    fn clock(exit: u64) -> LogEntry {
+        LogEntry::Input {
+            at: ExitSeq(exit),
+            input: Input::Clock(exit),
+        }
+    }
+
+    fn frame(len: usize) -> LogEntry {
+        LogEntry::Input {
+            at: ExitSeq(0),
+            input: Input::NetRx {
+                nic: 0,
+                frame: vec![0; len],
+            },
+        }
+    }
+
+    #[test]
+    fn batches_that_wait_are_one_up_to_a_bound_and_in_order() {
+        let (mut sink, mut stream) = pair_sink(DiskReads::Log);
+        let mut say = |entries: Vec<LogEntry>| {
+            for entry in entries {
+                sink.log(entry).unwrap();
+            }
+            sink.flush().unwrap();
+        };
+        let taken = |stream: &mut GuestStream| match stream.try_next() {
+            Some(FromGuest::Batch { entries, .. }) => entries.len(),
+            Some(_) => 0,
+            None => usize::MAX,
+        };
+        let most = TOGETHER.0 as u64;
+        for exit in 0..most / 2 {
+            say(vec![clock(2 * exit), clock(2 * exit + 1)]);
+        }
+        say(vec![clock(most)]);
+        assert_eq!(stream.waiting(), TOGETHER.0 / 2 + 1);
+        let Some(FromGuest::Batch { entries, .. }) = stream.try_next() else {
+            panic!("no batch")
+        };
+        assert_eq!(entries, (0..most).map(clock).collect::<Vec<_>>());
+        assert_eq!(
+            (stream.waiting(), taken(&mut stream), taken(&mut stream)),
+            (1, 1, usize::MAX)
+        );
+
+        let half = TOGETHER.1 / 2;
+        for bytes in [half, half, 1, 3 * half, 1] {
+            say(vec![frame(bytes)]);
+        }
+        sink.dirty(vec![1]).unwrap();
+        let lengths: Vec<_> = std::iter::repeat_with(|| taken(&mut stream)).take(6).collect();
+        assert_eq!(lengths, [2, 1, 1, 1, 0, usize::MAX]);
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod memory;
 pub mod mmio;
 pub mod pic;
 pub mod power;
+mod pvh;
 mod segments;
 mod start;
 pub mod timer;

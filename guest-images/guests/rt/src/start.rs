@@ -19,7 +19,7 @@ unsafe extern "C" fn _start() -> ! {
     naked_asm!("cld", "xor ebp, ebp", "call {run}", "ud2", run = sym run)
 }
 
-extern "C" fn run(info: &'static BootInfo) -> ! {
+pub(crate) extern "C" fn run(info: &'static BootInfo) -> ! {
     console::init();
     interrupts::init();
     if let Err(error) = info.check() {

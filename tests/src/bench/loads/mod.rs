@@ -1,19 +1,23 @@
 //! What protection costs a Linux guest under one load after another, and how fast each load is with it and without.
 //!
 //! A pair of two emulated hosts, each a QEMU of its own, as in `failover`. First the primary is alone, and every load is
-//! measured (*solo*: nothing is logged, but the machine makes the same exits); then the backup joins, and every load is
-//! measured again (*FT*). A load repeats a fixed piece of work for a given time; the ratio is that of the rates. Times
-//! of work inside are the guest's own; those of network loads are the client's, which is in this process.
-//! The two hosts and the client share this machine's processors: with fewer than three free ones the ratio also has in
-//! it that the backup computes at the primary's expense, as it would not on a machine of its own.
+//! measured (*solo*: nothing is logged, but the machine makes the same exits); then once more while a second guest, solo
+//! too, does the same on another host of this machine (*beside*); then the backup joins, and every load is measured
+//! again (*FT*). A load repeats a fixed piece of work for a given time; ratios are those of the rates. Times of work inside
+//! are the guest's own; those of network loads are the client's, which is in this process.
+//!
+//! FT/solo is the paper's ratio. The paper's hosts had processors of their own; here both hosts and the client share
+//! one machine's, so that a backup computes at the primary's expense. A neighbour does so too: FT/beside is what
+//! protection costs without that.
 
-mod host;
+mod console;
 mod report;
 mod tcp;
 
 use std::fs;
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
@@ -22,9 +26,10 @@ use vmm::demo::hub::{Hub, HubPort};
 use vmm::roles::event::{Event, Stamped};
 
 use super::stats::number;
-use crate::linux::{self, lock::Set};
-use crate::nested::{Host, cache, take_turn};
-use host::{Common, LoadHost, Side};
+use crate::ft_host::{Common, FtHost, Terms, protected};
+use crate::linux::{self, Built, lock::Set};
+use crate::nested::{Host, Turn, cache, take_turn};
+use console::{Keyboard, TYPIST, wait_line};
 pub use report::{Aim, Cost, Measured, json, table};
 use tcp::{Place, Tcp, Way};
 
@@ -49,8 +54,8 @@ const START_LIMIT: Duration = Duration::from_secs(400);
 const SETTLED: Duration = Duration::from_millis(500);
 /// For what a load does before and after its time.
 const SLACK: Duration = Duration::from_secs(120);
-/// A host lives no longer than its start and this many times its loads.
-const LOADS: u32 = 16;
+/// A host lives no longer than its start, those of its neighbours, and this many times a load.
+const LOADS: u32 = 24;
 
 /// One load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -96,11 +101,7 @@ pub struct Settings {
     pub loads: Vec<Load>,
     /// How long each load runs, solo and FT each.
     pub time: Duration,
-    /// Detection and lease of the pair. An emulated host stands still for seconds now and then.
-    pub detection: Duration,
-    pub lease: Duration,
-    /// RAM of the guest in MiB.
-    pub memory_mib: u32,
+    pub terms: Terms,
 }
 
 /// Measures; `each` hears of every figure as it comes: load, whether protected, rate.
@@ -116,45 +117,9 @@ pub fn measure(settings: &Settings, mut each: impl FnMut(&str)) -> Result<Vec<Me
     })
     .map_err(|e| e.to_string())?;
     let folder = tempfile::tempdir().map_err(|e| format!("no temporary directory: {e}"))?;
-    let (disk, shared) = (folder.path().join("disk"), folder.path().join("shared"));
-    let image = built.disk.ok_or("the guest was built without a disk")?;
-    fs::create_dir_all(&shared)
-        .and_then(|()| fs::copy(&image, &disk))
-        .map_err(|e| format!("{}: {e}", disk.display()))?;
-    let common = Common {
-        kernel: built.kernel,
-        initrd: built.initrd,
-        disk,
-        shared,
-        cmdline: format!("ftvm.root=/dev/vda ftvm.ip={GUEST_IP}/{PREFIX}"),
-        memory_mib: settings.memory_mib,
-        detection: settings.detection,
-        lease: settings.lease,
-        limit: START_LIMIT * 2 + (settings.time + SLACK) * LOADS,
-    };
-    let _turn = take_turn().map_err(|e| e.to_string())?;
+    let _turn = take_turn(Turn::Alone).map_err(|e| e.to_string())?;
     let machine = Host::locate().map_err(|e| e.to_string())?;
-    let hub = Hub::start().map_err(|e| e.to_string())?;
-    let plug = |name: &str| {
-        let port = HubPort {
-            hub: folder.path().join(format!("hub-{name}")),
-            peer: folder.path().join(name),
-        };
-        hub.add(&port).map(|_| port).map_err(|e| e.to_string())
-    };
-    let (client, first, second) = (plug("client")?, plug("primary")?, plug("backup")?);
-    let mut bench = Bench {
-        settings,
-        primary: LoadHost::start(&machine, Side::Primary, &common, &first.hub, &first.peer)?,
-        place: Place {
-            port: client,
-            mac: CLIENT_MAC,
-            ip: CLIENT_IP,
-            prefix: PREFIX,
-        },
-        asked: 0,
-    };
-    bench.primary.wait_line("load 0 ready", START_LIMIT)?;
+    let mut bench = Bench::start(settings, &machine, &built, &folder.path().join("pair"))?;
     each("the guest is up, alone");
     let mut solo = Vec::new();
     for load in &settings.loads {
@@ -162,36 +127,69 @@ pub fn measure(settings: &Settings, mut each: impl FnMut(&str)) -> Result<Vec<Me
         each(&format!("{} solo: {:?}", load.name(), outcome.rate));
         solo.push(outcome.rate);
     }
-    let backup = LoadHost::start(&machine, Side::Backup, &common, &second.hub, &second.peer)?;
-    let protected = bench.primary.wait_protected(START_LIMIT);
-    protected.map_err(|wrong| wrong + &backup.last_words())?;
-    let settled = bench.primary.wait_settled(SETTLED, START_LIMIT);
-    settled.map_err(|wrong| wrong + &backup.last_words())?;
+    let beside = beside(
+        &mut bench,
+        &machine,
+        &built,
+        &folder.path().join("neighbour"),
+        &mut each,
+    )?;
+    let backup = bench.protect(&machine)?;
     each("the guest is protected");
     let mut measured = Vec::new();
-    for (load, solo) in settings.loads.iter().zip(solo) {
+    for ((load, solo), beside) in settings.loads.iter().zip(solo).zip(beside) {
         let outcome = bench.perform(*load).map_err(|wrong| wrong + &backup.last_words())?;
-        if !bench.primary.is_protected() {
+        if protected(&bench.primary.events()).is_none() {
             let (primary, backup) = (bench.primary.last_words(), backup.last_words());
             return Err(format!("protection was lost under {}{primary}{backup}", load.name()));
         }
         let done = Measured {
             load: *load,
             solo,
+            beside,
             protected: outcome.rate,
             cost: Cost::between(&outcome.reports),
         };
         each(&format!("{} FT: {done:?}", load.name()));
         measured.push(done);
     }
-    bench.primary.type_line("0 off 0")?;
+    bench.keyboard.type_line("0 off 0")?;
     Ok(measured)
 }
 
-/// What is up.
+/// Every load with a second guest under the same load on a host of its own, which has nothing to do with the first but that
+/// it computes on the same machine, as a backup would.
+fn beside(
+    bench: &mut Bench,
+    machine: &Host,
+    built: &Built,
+    folder: &Path,
+    each: &mut impl FnMut(&str),
+) -> Result<Vec<Option<f64>>, String> {
+    let mut neighbour = Bench::start(bench.settings, machine, built, folder)?;
+    each("a neighbour is up");
+    let mut rates = Vec::new();
+    for load in &bench.settings.loads {
+        let (outcome, other) = thread::scope(|scope| {
+            let other = scope.spawn(|| neighbour.perform(*load));
+            (bench.perform(*load), other.join())
+        });
+        other.map_err(|_| "the neighbour's thread panicked".to_owned())??;
+        let rate = outcome?.rate;
+        each(&format!("{} beside a neighbour: {rate:?}", load.name()));
+        rates.push(rate);
+    }
+    Ok(rates)
+}
+
+/// A guest that is up, on a host whose network and disk it has for itself.
 struct Bench<'a> {
     settings: &'a Settings,
-    primary: LoadHost,
+    common: Common,
+    hub: Hub,
+    folder: PathBuf,
+    primary: FtHost,
+    keyboard: Keyboard,
     place: Place,
     asked: u16,
 }
@@ -204,13 +202,67 @@ struct Outcome {
     reports: Vec<Stamped>,
 }
 
-impl Bench<'_> {
+impl<'a> Bench<'a> {
+    /// Boots a host, and the guest on it.
+    fn start(settings: &'a Settings, machine: &Host, built: &Built, folder: &Path) -> Result<Self, String> {
+        let (disk, shared) = (folder.join("disk"), folder.join("shared"));
+        let image = built.disk.as_ref().ok_or("the guest was built without a disk")?;
+        fs::create_dir_all(&shared)
+            .and_then(|()| fs::copy(image, &disk))
+            .map_err(|e| format!("{}: {e}", disk.display()))?;
+        let common = Common {
+            kernel: built.kernel.clone(),
+            initrd: built.initrd.clone(),
+            disk,
+            shared,
+            cmdline: format!("ftvm.root=/dev/vda ftvm.ip={GUEST_IP}/{PREFIX}"),
+            arguments: "",
+            typist: TYPIST.to_owned(),
+            terms: settings.terms,
+            limit: START_LIMIT * 3 + (settings.time + SLACK) * LOADS,
+        };
+        let hub = Hub::start().map_err(|e| e.to_string())?;
+        let (client, port) = (plug(&hub, folder, "client")?, plug(&hub, folder, "primary")?);
+        let bench = Bench {
+            settings,
+            keyboard: Keyboard::new(&common.shared),
+            primary: FtHost::start(machine, &port, 1, None, &common)?,
+            place: Place {
+                port: client,
+                mac: CLIENT_MAC,
+                ip: CLIENT_IP,
+                prefix: PREFIX,
+            },
+            asked: 0,
+            common,
+            hub,
+            folder: folder.to_owned(),
+        };
+        wait_line(&bench.primary, "load 0 ready", START_LIMIT)?;
+        Ok(bench)
+    }
+
+    /// Starts a backup, and waits until it follows closely.
+    fn protect(&self, machine: &Host) -> Result<FtHost, String> {
+        let port = plug(&self.hub, &self.folder, "backup")?;
+        let unheard = Common {
+            typist: ":".to_owned(),
+            ..self.common.clone()
+        };
+        let backup = FtHost::start(machine, &port, 2, Some(1), &unheard)?;
+        let joined = self.primary.wait_for("protection", START_LIMIT, protected);
+        joined.map_err(|wrong| wrong + &backup.last_words())?;
+        let settled = self.primary.wait_for("level backup", START_LIMIT, settled);
+        settled.map_err(|wrong| wrong + &backup.last_words())?;
+        Ok(backup)
+    }
+
     fn perform(&mut self, load: Load) -> Result<Outcome, String> {
         self.asked += 1;
         let (id, time) = (self.asked, self.settings.time);
-        self.primary
+        self.keyboard
             .type_line(&format!("{id} {} {}", load.name(), time.as_secs()))?;
-        self.primary.wait_line(&format!("load {id} ready"), SLACK)?;
+        wait_line(&self.primary, &format!("load {id} ready"), SLACK)?;
         let before = self.traffic().len();
         let by_client = match load {
             Load::NetReceive => Some(self.stream(Way::ToGuest, RECEIVE_PORT)?),
@@ -220,9 +272,9 @@ impl Bench<'_> {
         };
         let during = by_client.map(|_| self.traffic());
         if load == Load::Redis {
-            self.primary.type_line("stop")?;
+            self.keyboard.type_line("stop")?;
         }
-        let done = self.primary.wait_line(&format!("load {id} done"), time + SLACK)?;
+        let done = wait_line(&self.primary, &format!("load {id} done"), time + SLACK)?;
         let mut reports = during.unwrap_or_else(|| self.traffic());
         reports.drain(..before.min(reports.len()));
         let rate = match (by_client, load) {
@@ -261,10 +313,10 @@ impl Bench<'_> {
             if begun.elapsed() > SLACK || client.progress().ended {
                 return Err(format!("Redis does not answer{}", self.primary.last_words()));
             }
-            std::thread::sleep(Duration::from_millis(10));
+            thread::sleep(Duration::from_millis(10));
         }
         let (begun, before) = (Instant::now(), client.progress().acked_writes);
-        std::thread::sleep(self.settings.time);
+        thread::sleep(self.settings.time);
         let progress = client.progress();
         if progress.ended {
             return Err(format!("Redis hung up{}", self.primary.last_words()));
@@ -278,6 +330,23 @@ impl Bench<'_> {
             .filter(|seen| matches!(seen.event, Event::Traffic { .. }))
             .collect()
     }
+}
+
+fn plug(hub: &Hub, folder: &Path, name: &str) -> Result<HubPort, String> {
+    let port = HubPort {
+        hub: folder.join(format!("hub-{name}")),
+        peer: folder.join(name),
+    };
+    hub.add(&port).map(|_| port).map_err(|e| e.to_string())
+}
+
+/// The backup's execution is hardly behind.
+fn settled(events: &[Stamped]) -> Option<()> {
+    let last = events.iter().rev().find_map(|seen| match seen.event {
+        Event::Traffic { lag_ns, .. } => Some(Duration::from_nanos(lag_ns)),
+        _ => None,
+    });
+    last.is_some_and(|behind| behind < SETTLED).then_some(())
 }
 
 /// Of `ROUNDS HUNDREDTHS`, as the guest says them.

@@ -67,8 +67,10 @@ impl Cost {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Measured {
     pub load: Load,
-    /// Its unit per second, without a backup and with one; none of an idle guest.
+    /// Its unit per second, without a backup, without one but beside another guest's load, and with a backup; none of an
+    /// idle guest.
     pub solo: Option<f64>,
+    pub beside: Option<f64>,
     pub protected: Option<f64>,
     /// With a backup; `None` if it was over before two reports.
     pub cost: Option<Cost>,
@@ -79,6 +81,12 @@ impl Measured {
     #[must_use]
     pub fn ratio(&self) -> Option<f64> {
         Some(self.protected? / self.solo.filter(|solo| *solo > 0.0)?)
+    }
+
+    /// FT / beside.
+    #[must_use]
+    pub fn ratio_beside(&self) -> Option<f64> {
+        Some(self.protected? / self.beside.filter(|beside| *beside > 0.0)?)
     }
 
     /// Whether its aim is met; `None` without the figures.
@@ -157,6 +165,8 @@ pub fn json(measured: &[Measured]) -> Vec<Value> {
             "solo_rate": one.solo,
             "ft_rate": one.protected,
             "ratio": one.ratio(),
+            "beside_rate": one.beside,
+            "ratio_beside": one.ratio_beside(),
             "exits_per_s": cost.map(|cost| cost.exits_per_s),
             "log_bytes_per_s": cost.map(|cost| cost.log_bytes_per_s),
             "frames_per_s": cost.map(|cost| cost.frames_per_s),
@@ -180,8 +190,20 @@ pub fn json(measured: &[Measured]) -> Vec<Value> {
 #[must_use]
 pub fn table(measured: &[Measured]) -> String {
     let mut text = format!(
-        "{:<13}{:>9}{:>12}{:>10}{:>8}{:>10}{:>9}{:>12}{:>12}{:>10}  {}\n",
-        "load", "exits/s", "log bytes/s", "frames/s", "ckpt/s", "bytes/ckpt", "lag ms", "solo", "FT", "FT/solo", "aim"
+        "{:<13}{:>9}{:>12}{:>10}{:>8}{:>10}{:>9}{:>12}{:>12}{:>12}{:>9}{:>11}  {}\n",
+        "load",
+        "exits/s",
+        "log bytes/s",
+        "frames/s",
+        "ckpt/s",
+        "bytes/ckpt",
+        "lag ms",
+        "solo",
+        "beside",
+        "FT",
+        "FT/solo",
+        "FT/beside",
+        "aim"
     );
     for one in measured {
         let cell = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), short);
@@ -192,12 +214,10 @@ pub fn table(measured: &[Measured]) -> String {
             Some(false) => "MISSED",
             None => "not measured",
         };
-        let ratio = one
-            .ratio()
-            .map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
+        let hundredths = |ratio: Option<f64>| ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
         let _ = writeln!(
             text,
-            "{:<13}{:>9}{:>12}{:>10}{:>8}{:>10}{:>9}{:>12}{:>12}{ratio:>10}  {}: {verdict}",
+            "{:<13}{:>9}{:>12}{:>10}{:>8}{:>10}{:>9}{:>12}{:>12}{:>12}{:>9}{:>11}  {}: {verdict}",
             one.load.name(),
             of(|cost| cost.exits_per_s),
             of(|cost| cost.log_bytes_per_s),
@@ -206,7 +226,10 @@ pub fn table(measured: &[Measured]) -> String {
             of(|cost| cost.bytes_per_checkpoint),
             of(|cost| cost.lag_ms),
             cell(one.solo),
+            cell(one.beside),
             cell(one.protected),
+            hundredths(one.ratio()),
+            hundredths(one.ratio_beside()),
             in_words(&aim),
         );
     }
@@ -266,6 +289,7 @@ mod tests {
         Measured {
             load,
             solo: Some(solo),
+            beside: None,
             protected: Some(protected),
             cost: Some(cost),
         }

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde_json::{Value, json};
+use tests::ft_host::Terms;
 use tests::linux::lock::Set;
 use tests::linux::{self, Built};
-use tests::nested::{Host, Run, Streams, cache};
+use tests::nested::{Host, Run, Streams, Turn, cache, take_turn};
 use tests::{failover, kvm, soak};
 
 /// Exit code when something was found wrong.
@@ -61,15 +62,8 @@ pub struct FailoverArguments {
     /// Chooses the moments.
     #[arg(long, value_name = "SEED", default_value_t = 0)]
     seed: u64,
-    /// Detection time in ms: emulated hosts stand still for seconds now and then.
-    #[arg(long, value_name = "MS", default_value_t = 6000)]
-    detection: u64,
-    /// Lease in ms.
-    #[arg(long, value_name = "MS", default_value_t = 4000)]
-    lease: u64,
-    /// RAM of the guest in MiB.
-    #[arg(long, value_name = "MIB", default_value_t = 160)]
-    memory: u32,
+    #[command(flatten)]
+    terms: Terms,
     /// Print one JSON object at the end, and nothing else on standard output.
     #[arg(long)]
     json: bool,
@@ -202,7 +196,7 @@ fn soak_nested(arguments: &SoakArguments, built: &Built) -> Result<Value, String
         stdout: Box::new(stdout.clone()),
         stderr: Box::new(std::io::stderr()),
     };
-    let _turn = tests::nested::take_turn().map_err(|e| e.to_string())?;
+    let _turn = take_turn(Turn::Shared).map_err(|e| e.to_string())?;
     let host = Host::locate().map_err(|e| e.to_string())?;
     host.start(&run, streams)
         .and_then(tests::nested::Running::wait)
@@ -222,12 +216,10 @@ pub fn failover(arguments: &FailoverArguments) -> ExitCode {
             disk: built.disk.ok_or("the guest was built without a disk")?,
             kills: arguments.kills,
             seed: arguments.seed,
-            detection: Duration::from_millis(arguments.detection),
-            lease: Duration::from_millis(arguments.lease),
-            memory_mib: arguments.memory,
+            terms: arguments.terms,
             folder: folder.path().to_owned(),
         };
-        let _turn = tests::nested::take_turn().map_err(|e| e.to_string())?;
+        let _turn = take_turn(Turn::Alone).map_err(|e| e.to_string())?;
         failover::run(&settings, &mut |line| eprintln!("{line}"))
     });
     conclude(result)

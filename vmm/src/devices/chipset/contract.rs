@@ -6,7 +6,7 @@
 use shared_disk::request::DiskOp;
 
 use super::*;
-use crate::devices::config::{DiskAccess, DiskConfig, NicConfig};
+use crate::devices::config::{DiskAccess, DiskConfig, DiskSharing, NicConfig};
 use crate::devices::testing::contract::{self, Subject};
 use crate::devices::testing::driver::{Bar, Piece, Ring};
 use crate::devices::testing::{Seeded, Surroundings};
@@ -32,6 +32,7 @@ pub(super) fn config() -> PlatformConfig {
     let disk = |access| DiskConfig {
         sectors: 64,
         access,
+        sharing: DiskSharing::Shared,
         serial: "contract".to_owned(),
     };
     PlatformConfig {

@@ -111,6 +111,19 @@ impl Chipset {
         })
     }
 
+    /// The platform as firmware would leave it, at the time it is. Requests that disks have taken stay outstanding; nobody is
+    /// told when they end.
+    ///
+    /// # Errors
+    /// None in practice: the configuration was accepted before.
+    pub fn reset(&mut self) -> Result<(), ConfigError> {
+        let mut fresh = Chipset::new(&self.config)?;
+        fresh.clock = self.clock;
+        fresh.pci.inherit(&self.pci);
+        *self = fresh;
+        Ok(())
+    }
+
     /// Whether the access shows or depends on the time as it passes, so that the machine must log a fresh clock first.
     #[must_use]
     pub fn access_needs_clock(&self, access: Access) -> bool {
@@ -217,6 +230,8 @@ impl Chipset {
                 let completion = disk.model_mut().complete(*id, *status, data)?;
                 disk.serve(env, |disk, queues, env| disk.answer(completion, queues, env));
             }
+            // The machine itself takes these.
+            Input::Control(_) => {}
             Input::DiskRead { disk, id, .. } => return Err(ApplyError::WithoutData { disk: *disk, id: *id }),
             Input::Entropy { bytes } => {
                 let rng = self.pci.rng.as_mut().ok_or(no_device("entropy source", 0))?;

@@ -89,6 +89,13 @@ impl Pci {
         }
     }
 
+    /// Takes over the requests that the disks of the bus before a reset have taken.
+    pub(super) fn inherit(&mut self, before: &Pci) {
+        for (disk, before) in self.disks.iter_mut().zip(&before.disks) {
+            disk.model_mut().inherit(before.model());
+        }
+    }
+
     /// Whether a port belongs to configuration mechanism 1.
     pub(super) fn claims(port: u16) -> bool {
         (ADDRESS..=LAST).contains(&port)

@@ -1,5 +1,5 @@
 use super::*;
-use crate::devices::config::{DiskAccess, DiskConfig, NicConfig};
+use crate::devices::config::{DiskAccess, DiskConfig, DiskSharing, NicConfig};
 use crate::devices::testing::Surroundings;
 
 fn config() -> PlatformConfig {
@@ -10,6 +10,7 @@ fn config() -> PlatformConfig {
         disks: vec![DiskConfig {
             sectors: 8,
             access: DiskAccess::ReadWrite,
+            sharing: DiskSharing::Shared,
             serial: String::new(),
         }],
         virtio_console: true,

@@ -62,16 +62,12 @@ impl Watched {
             .store(limits.rest_until.map_or(0, |at| self.nanos(at)), Ordering::Relaxed);
     }
 
-    /// The guest is about to run; its next timer is due at `deadline`, and `unflushed` entries wait. `now` is asked only
-    /// if it matters.
-    pub fn enter(&self, deadline: Option<Instant>, unflushed: usize, now: &dyn Fn() -> Instant) {
-        self.deadline
-            .store(deadline.map_or(0, |at| self.nanos(at)), Ordering::Relaxed);
-        if unflushed == 0 {
-            self.unflushed_since.store(0, Ordering::Relaxed);
-        } else if self.unflushed_since.load(Ordering::Relaxed) == 0 {
-            self.unflushed_since.store(self.nanos(now()), Ordering::Relaxed);
-        }
+    /// The guest is about to run; its next timer is due at `deadline`, and entries have been waiting to leave since
+    /// `unflushed_since`.
+    pub fn enter(&self, deadline: Option<Instant>, unflushed_since: Option<Instant>) {
+        let nanos = |at: Option<Instant>| at.map_or(0, |at| self.nanos(at));
+        self.deadline.store(nanos(deadline), Ordering::Relaxed);
+        self.unflushed_since.store(nanos(unflushed_since), Ordering::Relaxed);
         self.in_guest.store(true, Ordering::Release);
     }
 
@@ -172,17 +168,17 @@ mod tests {
             event: Duration::from_millis(7),
             rest_until: None,
         });
-        watched.enter(Some(start), 0, &|| start);
+        watched.enter(Some(start), None);
         assert!(!watched.due(after(29), None) && watched.due(after(30), None));
-        watched.enter(None, 0, &|| start);
+        watched.enter(None, None);
         assert!(!watched.due(after(9000), None));
         assert!(!watched.due(after(6), Some(start)) && watched.due(after(7), Some(start)));
         watched.kick_again(start);
         assert!(watched.due(start, None));
         assert!(!watched.due(start, None), "one kick only");
-        watched.enter(None, 1, &|| start);
+        watched.enter(None, Some(start));
         assert!(
-            !watched.due(after(39), None) && watched.due(after(40), None),
+            !watched.due(after(59), None) && watched.due(after(60), None),
             "entries leave"
         );
     }

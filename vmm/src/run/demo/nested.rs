@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::super::Failure;
+use super::super::say::tell;
 use crate::cli::DemoArgs;
 
 /// Seconds for a nested host's own start and one kill: emulated processors are 10 to 30 times slower.
@@ -35,10 +36,10 @@ pub fn check_kvm(args: &DemoArgs) -> Result<(), Failure> {
             nested.display()
         )));
     }
-    eprintln!(
+    tell(format_args!(
         "ftvm: /dev/kvm cannot be opened ({error}); running in the nested host {} (slow)",
         nested.display()
-    );
+    ));
     let failed = Command::new(&nested).args(arguments(args, &own)).exec();
     Err(Failure::new(format!("cannot start {}: {failed}", nested.display())))
 }

@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, Write};
 
 use super::super::Failure;
+use super::super::say::tell;
 use super::figures::Summary;
 use super::picture::figure_line;
 use crate::demo::timeline::{Live, Style, Timeline, render};
@@ -39,7 +40,7 @@ impl Screen {
     /// The demo has come this far.
     pub fn stage(&self, text: &str) {
         match self.mode {
-            Mode::Json => eprintln!("ftvm demo: {text}"),
+            Mode::Json => tell(format_args!("ftvm demo: {text}")),
             Mode::Terminal(_) => show(&format!("\r  {text}\x1b[K\n")),
             Mode::Pipe => show(&format!("  {text}\n")),
         }

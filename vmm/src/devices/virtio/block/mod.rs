@@ -85,6 +85,13 @@ impl Block {
         }
     }
 
+    /// Goes on with the requests and numbers of the disk that this was before a reset of the machine.
+    pub(in crate::devices) fn inherit(&mut self, before: &Block) {
+        self.next_id = before.next_id;
+        self.outstanding.clone_from(&before.outstanding);
+        self.reset();
+    }
+
     /// What the driver has asked for and no input has completed, in order.
     pub(in crate::devices) fn outstanding(&self) -> impl Iterator<Item = &DiskRequest> {
         self.outstanding.iter().map(|outstanding| &outstanding.request)

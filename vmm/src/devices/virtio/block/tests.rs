@@ -1,4 +1,5 @@
 use super::*;
+use crate::devices::DiskSharing;
 use crate::devices::testing::driver::{Bar, CONFIG, Piece};
 use crate::devices::testing::{Seeded, Surroundings, contract, forgetting};
 use crate::devices::virtio::VirtioPci;
@@ -17,6 +18,7 @@ fn config(access: DiskAccess) -> DiskConfig {
     DiskConfig {
         sectors: SECTORS,
         access,
+        sharing: DiskSharing::Shared,
         serial: "ft-disk-0".to_owned(),
     }
 }
@@ -364,6 +366,7 @@ fn every_field_matters() {
         "/transport/model/config/access",
         "/transport/model/config/sectors",
         "/transport/model/config/serial",
+        "/transport/model/config/sharing",
         "/transport/model/number",
         "/transport/model/stalled",
         "/transport/queues/0/max_size",

@@ -1,0 +1,205 @@
+//! Requests to etcd's JSON gateway and its answers, as bytes (etcd, `api/etcdserverpb/rpc.proto`; the gateway's JSON is
+//! protobuf's: bytes in base64, 64-bit numbers in quotes, fields with their zero value left out).
+//!
+//! Since zero values are left out, `{}` would say "no such key", and something that is not etcd might answer so. Every answer
+//! must therefore have a header with a cluster and a revision, which etcd's always has.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+use serde_json::json;
+
+/// A key's value, and the revision of the whole store at which it was last written: no two writes have the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Held {
+    pub(super) value: Vec<u8>,
+    pub(super) revision: u64,
+}
+
+/// An answer, and the cluster it came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct From<T> {
+    pub(super) cluster: u64,
+    pub(super) content: T,
+}
+
+/// Reads `key`, through a majority (`serializable` stays false).
+pub(super) fn range(key: &str) -> String {
+    json!({ "key": base64(key.as_bytes()) }).to_string()
+}
+
+/// Writes `value` to `key` if that was last written at `revision`; 0 is that of a key that does not exist.
+pub(super) fn put_if(key: &str, revision: u64, value: &[u8]) -> String {
+    let key = base64(key.as_bytes());
+    json!({
+        "compare": [{ "key": key, "target": "MOD", "result": "EQUAL", "mod_revision": revision.to_string() }],
+        "success": [{ "request_put": { "key": key, "value": base64(value) } }],
+    })
+    .to_string()
+}
+
+/// Writes `value` to `key`.
+pub(super) fn put(key: &str, value: &[u8]) -> String {
+    json!({ "key": base64(key.as_bytes()), "value": base64(value) }).to_string()
+}
+
+/// Removes `key`.
+pub(super) fn delete(key: &str) -> String {
+    range(key)
+}
+
+/// Removes every key that begins with `prefix`, which ends with a slash.
+pub(super) fn delete_below(prefix: &str) -> String {
+    // The first key behind them: '0' follows '/'.
+    let end = format!("{}0", prefix.trim_end_matches('/'));
+    json!({ "key": base64(prefix.as_bytes()), "range_end": base64(end.as_bytes()) }).to_string()
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    header: Header,
+    #[serde(default)]
+    kvs: Vec<KeyValue>,
+}
+
+#[derive(Deserialize)]
+struct Header {
+    cluster_id: String,
+    revision: String,
+}
+
+#[derive(Deserialize)]
+struct KeyValue {
+    key: String,
+    mod_revision: String,
+    #[serde(default)]
+    value: String,
+}
+
+/// The answer to [`range`]; the error ends a sentence.
+pub(super) fn parse_range(key: &str, answer: &[u8]) -> Result<From<Option<Held>>, String> {
+    let answer: Answer = serde_json::from_slice(answer).map_err(|error| error.to_string())?;
+    let cluster = cluster(&answer.header)?;
+    let content = match &answer.kvs[..] {
+        [] => None,
+        [found] if found.key == base64(key.as_bytes()) => Some(Held {
+            value: STANDARD
+                .decode(&found.value)
+                .map_err(|error| format!("a value: {error}"))?,
+            revision: positive("mod_revision", &found.mod_revision)?,
+        }),
+        others => return Err(format!("{} keys, none of which was asked for", others.len())),
+    };
+    Ok(From { cluster, content })
+}
+
+/// The answer to any request that changes something. What it changed is read afterwards.
+pub(super) fn parse_done(answer: &[u8]) -> Result<From<()>, String> {
+    let answer: Answer = serde_json::from_slice(answer).map_err(|error| error.to_string())?;
+    let cluster = cluster(&answer.header)?;
+    Ok(From { cluster, content: () })
+}
+
+/// What etcd says of a request it refuses.
+pub(super) fn parse_refusal(answer: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Refusal {
+        error: String,
+    }
+    let refusal: Refusal = serde_json::from_slice(answer).ok()?;
+    // It is shown on a terminal.
+    Some(refusal.error.chars().filter(|c| !c.is_control()).take(200).collect())
+}
+
+fn cluster(header: &Header) -> Result<u64, String> {
+    positive("revision", &header.revision)?;
+    positive("cluster_id", &header.cluster_id)
+}
+
+fn positive(name: &str, text: &str) -> Result<u64, String> {
+    let number = text.parse().ok().filter(|number| *number > 0);
+    number.ok_or_else(|| format!("{name} is {:?}", text.chars().take(32).collect::<String>()))
+}
+
+fn base64(bytes: &[u8]) -> String {
+    STANDARD.encode(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// As etcd 3.4 answered.
+    const HELD: &str = r#"{"header":{"cluster_id":"14841639068965178418","member_id":"10276657743932975437","revision":"5","raft_term":"2"},"kvs":[{"key":"Zm9v","create_revision":"2","mod_revision":"4","version":"3","value":"YmFy"}],"count":"1"}"#;
+    const NONE: &str = r#"{"header":{"cluster_id":"14841639068965178418","member_id":"10276657743932975437","revision":"5","raft_term":"2"}}"#;
+
+    #[test]
+    fn requests_have_the_gateways_form() {
+        assert_eq!(range("foo"), r#"{"key":"Zm9v"}"#);
+        assert_eq!(put("foo", b"bar"), r#"{"key":"Zm9v","value":"YmFy"}"#);
+        assert_eq!(delete_below("foo/"), r#"{"key":"Zm9vLw==","range_end":"Zm9vMA=="}"#);
+        let put: serde_json::Value = serde_json::from_str(&put_if("foo", 4, b"bar")).unwrap();
+        assert_eq!(put["compare"][0]["mod_revision"], "4");
+        assert_eq!(put["compare"][0]["target"], "MOD");
+        assert_eq!(put["compare"][0]["result"], "EQUAL");
+        assert_eq!(put["compare"][0]["key"], "Zm9v");
+        assert_eq!(
+            put["success"][0]["request_put"],
+            serde_json::json!({"key": "Zm9v", "value": "YmFy"})
+        );
+    }
+
+    #[test]
+    fn answers_are_understood() {
+        let cluster = 14_841_639_068_965_178_418;
+        let (value, revision) = (b"bar".to_vec(), 4);
+        let content = Some(Held { value, revision });
+        assert_eq!(parse_range("foo", HELD.as_bytes()), Ok(From { cluster, content }));
+        let content = None;
+        assert_eq!(parse_range("foo", NONE.as_bytes()), Ok(From { cluster, content }));
+        assert_eq!(parse_done(NONE.as_bytes()), Ok(From { cluster, content: () }));
+    }
+
+    #[test]
+    fn what_is_no_answer_of_etcds_is_no_absent_key() {
+        for (from, to) in [
+            ("14841639068965178418", "0"),
+            ("14841639068965178418", "x"),
+            (r#""revision":"5""#, r#""revision":"0""#),
+            ("header", "footer"),
+            (r#""mod_revision":"4""#, r#""mod_revision":"0""#),
+            ("Zm9v", "Zm9w"),
+            ("YmFy", "YmF"),
+            (r#""kvs":["#, r#""kvs":[{"key":"Zm9v","mod_revision":"1"},"#),
+        ] {
+            let broken = HELD.replacen(from, to, 1);
+            assert_ne!(broken, HELD);
+            assert!(parse_range("foo", broken.as_bytes()).is_err(), "{broken}");
+        }
+        for text in ["{}", "", "null", "[]", "<html>", r#"{"header":{}}"#] {
+            assert!(
+                parse_range("foo", text.as_bytes()).is_err() && parse_done(text.as_bytes()).is_err(),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn refusals_are_shown_without_control_characters() {
+        let refusal = parse_refusal(b"{\"error\":\"etcdserver: no\\u001b[2J leader\",\"code\":14}");
+        assert_eq!(refusal.as_deref(), Some("etcdserver: no[2J leader"));
+        assert_eq!(parse_refusal(b"no"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_answers_never_panic(cut in 0..HELD.len(), junk in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let mut answer = HELD.as_bytes()[..cut].to_vec();
+            answer.extend(junk);
+            let _ = parse_range("foo", &answer);
+            let _ = parse_done(&answer);
+            let _ = parse_refusal(&answer);
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! What a device's status, its sense data and the host adapter's words come to: SAM-5 (5.3 status codes), SPC-4 (4.5 sense
+//! data, 4.5.6 sense keys), and the kernel's `scsi_status.h` for the adapter.
+
+use std::fmt;
+
+/// A command that did not end with GOOD.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// The block is not as COMPARE AND WRITE expected; nothing was written.
+    Miscompare,
+    /// A persistent reservation of someone else stands in the way; nothing was done.
+    ReservationConflict,
+    /// Something has happened to the device since the last command (a reset, another's preemption); nothing was done.
+    UnitAttention { asc: u8, ascq: u8 },
+    /// The device has no time, or is not ready; nothing was done.
+    Busy { status: u8 },
+    /// The device does not know the command, or not this form of it.
+    Unsupported { asc: u8, ascq: u8 },
+    /// The device is write-protected.
+    WriteProtected,
+    /// No clear answer, be it from the device or from the way to it: the command may have been executed, or still be.
+    Unclear {
+        status: u8,
+        host: u16,
+        key: u8,
+        asc: u8,
+        ascq: u8,
+    },
+}
+
+impl Trouble {
+    /// Whether waiting may mend it.
+    #[must_use]
+    pub fn is_passing(self) -> bool {
+        matches!(
+            self,
+            Trouble::UnitAttention { .. } | Trouble::Busy { .. } | Trouble::Unclear { .. }
+        )
+    }
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Trouble::Miscompare => write!(f, "the block has another content"),
+            Trouble::ReservationConflict => write!(f, "reservation conflict: another host has reserved the device"),
+            Trouble::UnitAttention { asc, ascq } => {
+                write!(f, "unit attention ({asc:02x}h/{ascq:02x}h), again and again")
+            }
+            Trouble::Busy { status } => write!(f, "the device is busy or not ready (status {status:02x}h)"),
+            Trouble::Unsupported { asc, ascq } => {
+                write!(f, "the device does not support this command ({asc:02x}h/{ascq:02x}h)")
+            }
+            Trouble::WriteProtected => write!(f, "the device is write-protected"),
+            Trouble::Unclear {
+                status,
+                host,
+                key,
+                asc,
+                ascq,
+            } => write!(
+                f,
+                "no clear answer (device status {status:02x}h, adapter status {host:02x}h, sense {key:x}h/{asc:02x}h/{ascq:02x}h)"
+            ),
+        }
+    }
+}
+
+/// What the kernel's SG_IO brought back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Answer<'a> {
+    pub(super) status: u8,
+    /// The kernel's `DID_…` code: 0 if the command reached the device.
+    pub(super) host: u16,
+    pub(super) sense: &'a [u8],
+}
+
+const CHECK_CONDITION: u8 = 0x02;
+const BUSY: u8 = 0x08;
+const RESERVATION_CONFLICT: u8 = 0x18;
+const TASK_SET_FULL: u8 = 0x28;
+
+/// Whether the command was executed, and if not, why.
+pub(super) fn judge(answer: Answer<'_>) -> Result<(), Trouble> {
+    let Answer { status, host, sense } = answer;
+    let (key, asc, ascq) = sense_codes(sense).unwrap_or_default();
+    let unclear = Trouble::Unclear {
+        status,
+        host,
+        key,
+        asc,
+        ascq,
+    };
+    match (status, host) {
+        // The kernel says DID_NEXUS_FAILURE, or in later versions nothing, beside the conflict.
+        (RESERVATION_CONFLICT, _) => Err(Trouble::ReservationConflict),
+        (_, 1..) => Err(unclear),
+        (0, 0) => Ok(()),
+        (BUSY | TASK_SET_FULL, 0) => Err(Trouble::Busy { status }),
+        (CHECK_CONDITION, 0) => match key {
+            // RECOVERED ERROR: done, with an effort.
+            0x1 if sense_codes(sense).is_some() => Ok(()),
+            0x2 => Err(Trouble::Busy { status }),
+            0x5 => Err(Trouble::Unsupported { asc, ascq }),
+            0x6 => Err(Trouble::UnitAttention { asc, ascq }),
+            0x7 => Err(Trouble::WriteProtected),
+            0xe => Err(Trouble::Miscompare),
+            _ => Err(unclear),
+        },
+        _ => Err(unclear),
+    }
+}
+
+/// Sense key, additional code and its qualifier. Deferred errors (71h, 73h) belong to an earlier command, and say nothing
+/// of this one.
+fn sense_codes(sense: &[u8]) -> Option<(u8, u8, u8)> {
+    let at = |index: usize| sense.get(index).copied();
+    match at(0)? & 0x7f {
+        0x70 => Some((at(2)? & 0x0f, at(12).unwrap_or(0), at(13).unwrap_or(0))),
+        0x72 => Some((at(1)? & 0x0f, at(2).unwrap_or(0), at(3).unwrap_or(0))),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn fixed(key: u8) -> [u8; 18] {
+        let mut sense = [0; 18];
+        (sense[0], sense[2], sense[12], sense[13]) = (0xf0, 0x40 | key, 0x1d, 0x03);
+        sense
+    }
+
+    fn answer(status: u8, host: u16, sense: &[u8]) -> Result<(), Trouble> {
+        judge(Answer { status, host, sense })
+    }
+
+    #[test]
+    fn each_status_has_its_meaning() {
+        assert_eq!(answer(0, 0, &[]), Ok(()));
+        assert_eq!(answer(0x18, 0, &[]), Err(Trouble::ReservationConflict));
+        assert_eq!(answer(0x18, 0x11, &[]), Err(Trouble::ReservationConflict));
+        for status in [0x08, 0x28] {
+            assert_eq!(answer(status, 0, &[]), Err(Trouble::Busy { status }));
+        }
+        // DID_NO_CONNECT, DID_TIME_OUT, ...: nobody knows; also beside a status of GOOD.
+        for host in [1, 3, 7, 0x0e] {
+            for status in [0, 2, 8] {
+                let trouble = answer(status, host, &[]).unwrap_err();
+                assert!(
+                    matches!(trouble, Trouble::Unclear { .. }) && trouble.is_passing(),
+                    "{trouble:?}"
+                );
+            }
+        }
+        // TASK ABORTED, and what no standard knows.
+        for status in [0x04, 0x40, 0x33] {
+            assert!(
+                matches!(answer(status, 0, &[]), Err(Trouble::Unclear { .. })),
+                "{status:02x}h"
+            );
+        }
+    }
+
+    #[test]
+    fn each_sense_key_has_its_meaning_in_both_formats() {
+        for (key, expected) in [
+            (0x1, Ok(())),
+            (0x2, Err(Trouble::Busy { status: 2 })),
+            (0x5, Err(Trouble::Unsupported { asc: 0x1d, ascq: 3 })),
+            (0x6, Err(Trouble::UnitAttention { asc: 0x1d, ascq: 3 })),
+            (0x7, Err(Trouble::WriteProtected)),
+            (0xe, Err(Trouble::Miscompare)),
+        ] {
+            assert_eq!(answer(2, 0, &fixed(key)), expected);
+            assert_eq!(answer(2, 0, &[0x72, key, 0x1d, 3, 0, 0, 0, 0]), expected);
+        }
+        for key in [0x0, 0x3, 0x4, 0xb, 0xd] {
+            assert!(
+                matches!(answer(2, 0, &fixed(key)), Err(Trouble::Unclear { .. })),
+                "{key:x}h"
+            );
+        }
+    }
+
+    #[test]
+    fn a_deferred_or_missing_sense_is_no_miscompare() {
+        let mut deferred = fixed(0xe);
+        deferred[0] = 0x71;
+        for sense in [&deferred[..], &[0x73, 0xe, 0, 0], &[0x70, 0], &[0x72], &[]] {
+            assert!(matches!(answer(2, 0, sense), Err(Trouble::Unclear { .. })), "{sense:?}");
+        }
+        assert_eq!(
+            answer(2, 0, &[0x70, 0, 0xe]),
+            Err(Trouble::Miscompare),
+            "as short as it may be"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn only_good_and_recovered_are_success(status: u8, host: u16, sense in proptest::collection::vec(any::<u8>(), 0..32)) {
+            let recovered = status == 2 && sense_codes(&sense).is_some_and(|codes| codes.0 == 1);
+            prop_assert_eq!(answer(status, host, &sense).is_ok(), host == 0 && (status == 0 || recovered));
+        }
+    }
+}
