@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use logging_channel::entry::Generation;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -192,11 +193,18 @@ impl Desk {
         change(&mut self.state().status);
     }
 
-    /// From now on operations come here.
+    /// This process leads a guest: from now on clients see so, and their operations come here. Before the first event that
+    /// says so is reported, as whoever hears of it may ask.
     #[must_use]
-    pub fn operated(&self) -> mpsc::Receiver<Order> {
+    pub fn leads(&self, generation: Generation, paused: bool) -> mpsc::Receiver<Order> {
         let (operator, orders) = mpsc::channel(WAITING);
-        self.state().operator = Some(operator);
+        let mut state = self.state();
+        state.operator = Some(operator);
+        state.status.role = Role::Primary;
+        state.status.generation = generation.0;
+        state.status.why = Some(Unprotected::NeedBackup);
+        state.status.protected = false;
+        state.status.paused = paused;
         orders
     }
 
@@ -356,9 +364,32 @@ mod tests {
         assert!(answer(&desk).contains("stands by"));
         desk.update(|status| status.role = Role::Backup);
         assert!(answer(&desk).contains("ask the primary"));
-        drop(desk.operated());
-        assert!(answer(&desk).contains("ask the primary"));
-        desk.update(|status| status.role = Role::Primary);
+        drop(desk.leads(Generation(1), false));
         assert!(answer(&desk).contains("ending"));
+        desk.update(|status| status.role = Role::Backup);
+        assert!(answer(&desk).contains("ask the primary"));
+    }
+
+    #[test]
+    fn who_leads_is_seen_to_and_takes_orders() {
+        let desk = Desk::default();
+        let mut orders = desk.leads(Generation(3), true);
+        let status = reply(&desk, br#"{"request":"status"}"#).status.unwrap();
+        assert_eq!(
+            (status.role, status.generation, status.paused),
+            (Role::Primary, 3, true)
+        );
+        assert_eq!((status.protected, status.why), (false, Some(Unprotected::NeedBackup)));
+        assert!(orders.try_recv().is_err());
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let asked = desk.operate(Operation::Resume);
+            let led = async {
+                let order = orders.recv().await.unwrap();
+                assert_eq!(order.operation, Operation::Resume);
+                order.answer.send(Ok("done".to_owned())).unwrap();
+            };
+            assert_eq!(tokio::join!(asked, led).0, Ok("done".to_owned()));
+        });
     }
 }

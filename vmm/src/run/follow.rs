@@ -174,7 +174,7 @@ impl Follow {
         let mut generation = self.core.generation();
         let mut claimed = false;
         self.heartbeats.set_generation(generation);
-        self.reporter.report(Event::Following {
+        self.say(Event::Following {
             generation: generation.0,
         });
         loop {
@@ -230,7 +230,7 @@ impl Follow {
                         claimed = true;
                         claim(&self.arbiter, of, self.owner, self.me, link.clone());
                     }
-                    Action::Report(event) => self.reporter.report(event),
+                    Action::Report(event) => self.say(event),
                     Action::KeepBoot(record) => {
                         tracing::debug!("holds the state that a reset starts from");
                         // A second one would be the same.
@@ -259,6 +259,12 @@ impl Follow {
                 }
             }
         }
+    }
+
+    /// Says what has happened. Whoever hears of it and asks for the status must see it there.
+    fn say(&mut self, event: Event) {
+        self.show();
+        self.reporter.report(event);
     }
 
     /// What clients of the control socket see.

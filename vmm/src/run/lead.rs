@@ -59,6 +59,8 @@ pub(super) struct Lead {
     pub macs: Vec<[u8; 6]>,
     pub pages: PageSource,
     pub desk: Desk,
+    /// Operators' orders, which come in as soon as the desk names this role.
+    pub orders: mpsc::Receiver<Order>,
     pub probe: Probe,
 }
 
@@ -108,7 +110,6 @@ impl Lead {
         let accepting = offers.map(|offers| tokio::spawn(offers.serve(link.clone(), allowed.subscribe())));
         let mut heartbeats = std::mem::take(&mut self.door.heartbeats);
         let mut lost = self.outside.losses();
-        let mut orders = self.desk.operated();
         let mut tick = tokio::time::interval(self.terms.detection / 8);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut traffic = tokio::time::interval(TRAFFIC_EVERY);
@@ -149,7 +150,7 @@ impl Lead {
                 Some(heartbeat) = leading.lead.door.heard.recv() => {
                     leading.lead.core.heartbeat(boottime_ns(), &heartbeat, &mut actions);
                 }
-                Some(order) = orders.recv() => leading.operate(order, &mut actions),
+                Some(order) = leading.lead.orders.recv() => leading.operate(order, &mut actions),
                 Some(lost) = lost.recv() => leading.disk_lost(lost, &mut actions)?,
                 Some(health) = leading.lead.probe.next() => {
                     for (nic, _) in (0u8..).zip(&health.nics).filter(|(_, reached)| !**reached) {
@@ -174,8 +175,8 @@ impl Lead {
                     }
                 }
                 _ = traffic.tick() => {
-                    leading.report_progress();
                     leading.show();
+                    leading.report_progress();
                 }
                 () = superseded.noticed() => {
                     let why = "another side has fenced this one off a disk: it is live, and nothing more is written here";
@@ -297,15 +298,19 @@ impl Leading {
         self.lead.core.operate(now, self.next_ticket, order.operation, actions);
     }
 
-    fn answer(&mut self, ticket: u64, answer: Answer) {
-        // What a client asks next must show what has come of this.
+    /// Says what has happened. Whoever hears of it and asks for the status must see it there.
+    fn report(&mut self, event: Event) {
         self.show();
+        self.lead.reporter.report(event);
+    }
+
+    fn answer(&mut self, ticket: u64, answer: Answer) {
         if let Some((operation, client)) = self.tickets.remove(&ticket) {
             let (done, text) = match &answer {
                 Ok(text) => (true, text.clone()),
                 Err(text) => (false, text.clone()),
             };
-            self.lead.reporter.report(Event::Operated { operation, done, text });
+            self.report(Event::Operated { operation, done, text });
             // A client that has gone does not want to know.
             let _ = client.send(answer);
         }
@@ -422,7 +427,7 @@ impl Leading {
                         let _ = kill(Pid::this(), Signal::SIGKILL);
                     });
                 }
-                Action::Report(event) => self.lead.reporter.report(event),
+                Action::Report(event) => self.report(event),
                 Action::End { code, why } => self.over = Some((code, why)),
             }
         }

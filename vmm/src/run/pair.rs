@@ -101,6 +101,7 @@ async fn primary(args: &RunArgs, desk: Desk) -> Result<u8, Failure> {
     let generation = Generation(arbiter.start(me.0).map_err(Failure::new)?);
     outside.fence_disks(me.0).await.map_err(Failure::new)?;
     outside.mark_current(generation.0, me.0).map_err(Failure::new)?;
+    let orders = desk.leads(generation, false);
     reporter.report(Event::Leading {
         generation: generation.0,
     });
@@ -141,6 +142,7 @@ async fn primary(args: &RunArgs, desk: Desk) -> Result<u8, Failure> {
         macs: config.platform.nics.iter().map(|nic| nic.mac).collect(),
         pages,
         desk,
+        orders,
         probe: Probe::start(&args.host),
     };
     lead.run(stream, Beginning::Started).await.map_err(Failure::new)

@@ -179,6 +179,7 @@ async fn go_live(
     if let Err(error) = outside.mark_current(terms.generation.0, terms.me.0) {
         tracing::warn!("{error}");
     }
+    let orders = desk.leads(terms.generation, paused);
     let (reissued, reemitted) = resume(&mut outside, *horizon, &mut reporter, terms.generation)?;
     outside.forward_frames();
     outside.listen().map_err(Failure::new)?;
@@ -208,6 +209,7 @@ async fn go_live(
         macs: config.platform.nics.iter().map(|nic| nic.mac).collect(),
         pages: follower.pages,
         desk,
+        orders,
         probe,
     };
     let beginning = Beginning::WentLive { reemitted };
