@@ -1,9 +1,11 @@
 //! Starting `ftvm run` processes and waiting, within bounds, for what they report.
 
 use std::fs::File;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -185,16 +187,16 @@ impl Side {
 
     /// Waits until this side says that it is protected, or protects.
     pub fn wait_protected(&self) -> Stamped {
-        use vmm::roles::event::Protection;
-        self.wait_event("protection", 1, scaled(Duration::from_secs(10)), |event| {
-            matches!(
-                event,
-                Event::State {
-                    protection: Protection::Protected,
-                    ..
-                }
-            )
-        })
+        self.wait_event("protection", 1, limit(10), is_protected)
+    }
+
+    /// Waits until this side, which was a backup, has gone live and has a backup of its own.
+    pub fn wait_protected_again(&self, limit: Duration) {
+        wait("protection of its own", limit, || {
+            let events = self.events();
+            let mut since = events.iter().skip_while(|stamped| !is_live(&stamped.event));
+            since.any(|stamped| is_protected(&stamped.event)).then_some(())
+        });
     }
 
     /// Sends a signal by name (`KILL`, `STOP`, `CONT`, `TERM`).
@@ -260,11 +262,24 @@ pub fn wait<T>(what: &str, limit: Duration, mut found: impl FnMut() -> Option<T>
     }
 }
 
-/// A TCP address of this host that is free now.
+/// An address of this host that is free now, for TCP and UDP. No process gets it by chance, as ports that the kernel chooses are
+/// higher, and no other call in this process does.
+///
+/// # Panics
+/// If none of them all is free.
 #[must_use]
 pub fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("an address")
+    /// What Linux leaves to those who ask for a port by its number (`ip_local_port_range`), but for the well-known ones.
+    const PORTS: Range<u32> = 10_000..32_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let process = std::process::id().wrapping_mul(37);
+    let free = (0..PORTS.len()).find_map(|_| {
+        let place = process.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % (PORTS.end - PORTS.start);
+        let address = SocketAddr::from(([127, 0, 0, 1], u16::try_from(PORTS.start + place).ok()?));
+        let both = TcpListener::bind(address).and(UdpSocket::bind(address));
+        both.is_ok().then_some(address)
+    });
+    free.expect("a free port")
 }
 
 /// Runs `ftvm` with `arguments` to its end; exit code, stdout, stderr.

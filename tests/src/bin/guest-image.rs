@@ -36,6 +36,9 @@ struct BuildArguments {
     /// Put this on the disk (which is of 256 MiB then, unless --disk says otherwise): redis, nginx, sqlite.
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = package_set)]
     with: Vec<Set>,
+    /// Fail where Debian's archive has replaced a version of packages.lock, instead of building with what it has now.
+    #[arg(long)]
+    locked: bool,
 }
 
 /// Room for all packages and for as much data again.
@@ -72,6 +75,7 @@ fn build(arguments: BuildArguments) -> Result<(), Error> {
         run: arguments.run,
         disk_mib: arguments.disk.or(default),
         sets: arguments.with,
+        locked: arguments.locked,
     })?;
     for file in [Some(built.kernel), Some(built.initrd), built.disk]
         .into_iter()

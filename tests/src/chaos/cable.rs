@@ -130,14 +130,6 @@ impl Cable {
     }
 }
 
-/// An address of this machine that is free for TCP and UDP now.
-///
-/// # Errors
-/// If there is none.
-pub fn free_address() -> io::Result<SocketAddr> {
-    bind_both()?.0.local_addr()
-}
-
 fn bind_both() -> io::Result<(std::net::TcpListener, std::net::UdpSocket)> {
     let mut last = io::Error::other("not tried");
     for _ in 0..TRIES {

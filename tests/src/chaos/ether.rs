@@ -120,8 +120,10 @@ impl Wire {
             // Whatever poll says, the sockets are read without waiting.
             let _ = poll(&mut waits, PollTimeout::from(LOOK_MS));
             moment += 1;
+            let arrived = self.arrived();
+            // Not before they were sent: whoever spoke must have been allowed to at some moment since.
             let at_ns = boottime_ns();
-            for (port, frame) in self.arrived() {
+            for (port, frame) in arrived {
                 if frame.get(6..12) == Some(&self.guest) {
                     self.keep(Frame {
                         at_ns,

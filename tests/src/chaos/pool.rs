@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use vmm::roles::event::{Event, Protection};
 
-use super::cable::{Cabinet, Cable, free_address};
+use super::cable::{Cabinet, Cable};
 use super::lives::{Judge, Life};
 use super::process::{Part, Process};
 use crate::kv;
+use crate::pair::free_address;
 
 /// Hosts of the pool.
 pub const HOSTS: usize = 3;
@@ -84,10 +85,7 @@ impl Pool {
     pub fn start(common: Common) -> Result<Self, String> {
         let host = |e: std::io::Error| format!("no cables: {e}");
         let cabinet = Cabinet::new().map_err(host)?;
-        let addresses: Vec<SocketAddr> = (0..HOSTS)
-            .map(|_| free_address())
-            .collect::<Result<_, _>>()
-            .map_err(host)?;
+        let addresses: Vec<SocketAddr> = (0..HOSTS).map(|_| free_address()).collect();
         let mut cables = Vec::new();
         for from in 0..HOSTS {
             let cable = |to: usize| (to != from).then(|| cabinet.cable(addresses[to])).transpose();

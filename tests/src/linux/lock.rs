@@ -10,6 +10,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest, Sha256};
+
 /// Largest lock file that is read, in bytes: twenty times what is needed.
 const MAX_SIZE: u64 = 256 * 1024;
 
@@ -133,6 +135,11 @@ impl Lock {
             });
         }
         Self::parse(&fs::read_to_string(path).map_err(failed)?)
+    }
+
+    /// SHA-256 of its text, in hexadecimal.
+    pub fn fingerprint(&self) -> String {
+        format!("{:x}", Sha256::digest(self.to_string()))
     }
 
     fn parse(text: &str) -> Result<Self, Error> {

@@ -81,9 +81,11 @@ pub struct Settings {
     pub disk_mib: Option<u32>,
     /// Services and programs on the disk.
     pub sets: Vec<Set>,
+    /// Fail where Debian's archive does not have a locked version any more, instead of building with what it has now.
+    pub locked: bool,
 }
 
-/// What was built.
+/// What was built, from the packages that the file `packages.lock` beside it lists.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Built {
     /// The bzImage, `vmlinuz`.
@@ -97,7 +99,7 @@ pub struct Built {
 /// Builds the guest. The files appear in the folder one by one, each only when it is complete.
 ///
 /// # Errors
-/// Fails when a setting is out of range, a package is not available as the lock file says, a program of
+/// Fails when a setting is out of range, a package is not available (as the lock file says, if `locked`), a program of
 /// `tests/install-deps` is missing, or the folder or the cache cannot be written.
 pub fn build(settings: &Settings) -> Result<Built, Error> {
     if let Some(mib) = settings.disk_mib.filter(|mib| !DISK_MIB.contains(mib)) {
@@ -111,7 +113,14 @@ pub fn build(settings: &Settings) -> Result<Built, Error> {
     }
     let lock = Lock::read(&sources().join("packages.lock"))?;
     let store = Store::open(&cache().join("linux"))?;
+    let lock = if settings.locked {
+        lock
+    } else {
+        store.available(lock, &[&[Set::Base], &settings.sets[..]].concat())?
+    };
     fs::create_dir_all(&settings.out).map_err(Error::io(&settings.out))?;
+    let list = settings.out.join("packages.lock");
+    complete(&list, |file| fs::write(file, lock.to_string()).map_err(Error::io(file)))?;
     let base = store.unpack(&lock, &[Set::Base])?;
     let kernel = settings.out.join("vmlinuz");
     complete(&kernel, |file| {

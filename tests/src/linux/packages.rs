@@ -46,10 +46,10 @@ pub enum Error {
         /// The failure itself.
         source: io::Error,
     },
-    /// The archive does not have the locked version (any more), or is out of reach.
+    /// The archive does not have the version (any more), or is out of reach.
     #[error(
-        "Debian's archive did not give {package} of guest-images/linux/packages.lock: {reason}. If the archive has a \
-         newer version by now, take it with `cargo run --release -p tests --bin guest-image -- update-lock`"
+        "Debian's archive did not give {package}: {reason}. If guest-images/linux/packages.lock names it and the archive has a \
+         newer version by now, take that with `cargo run --release -p tests --bin guest-image -- update-lock`"
     )]
     Unavailable {
         /// Name and version.
@@ -166,6 +166,32 @@ impl Store {
         Ok(Unpacked { folders })
     }
 
+    /// The lock to build `sets` by: this one or, where the archive has replaced a version of it, what the archive has now. A
+    /// guest with Debian's newest updates is better than none, and tests have to run a year from now.
+    pub(super) fn available(&self, lock: Lock, sets: &[Set]) -> Result<Lock, Error> {
+        let path = self.dir.join(format!("instead-of-{:.16}.lock", lock.fingerprint()));
+        // Where this has been found out before, the archive need not be asked again.
+        if let Some(instead) = Lock::read(&path).ok()
+            && self.unpack(&instead, sets).is_ok()
+        {
+            eprintln!("{}", replaced(&path.display()));
+            return Ok(instead);
+        }
+        let unavailable = match self.unpack(&lock, sets) {
+            Ok(_) => return Ok(lock),
+            Err(error @ Error::Unavailable { .. }) => error,
+            Err(other) => return Err(other),
+        };
+        // If the archive is out of reach, or has what it does not give, that is what is wrong.
+        let Some(instead) = self.resolve().ok().filter(|now| *now != lock) else {
+            return Err(unavailable);
+        };
+        eprintln!("{}", replaced(&unavailable));
+        self.unpack(&instead, sets)?;
+        fs::write(&path, instead.to_string()).map_err(cache_error(&path))?;
+        Ok(instead)
+    }
+
     fn unpack_one(&self, package: &Package) -> Result<PathBuf, Error> {
         let title = format!("{} {}", package.name, package.version);
         // The name says everything that the contents depend on, and the folder appears only when it is complete.
@@ -204,6 +230,13 @@ impl Store {
         fs::remove_dir_all(&work).map_err(cache_error(&work))?;
         Ok(Lock::new(sets))
     }
+}
+
+fn replaced(why: &impl std::fmt::Display) -> String {
+    format!(
+        "guest-image: WARNING: this guest is built with what Debian's archive has now, not as guest-images/linux/packages.lock \
+         says, so that it differs from others ({why})"
+    )
 }
 
 /// Fetches a package into `work` and verifies it.
@@ -339,5 +372,29 @@ mod tests {
         fs::write(&file, "abd").unwrap();
         let error = verify(&file, &package).unwrap_err().to_string();
         assert!(error.contains("a 1") && error.contains(&package.sha256), "{error}");
+    }
+
+    #[test]
+    fn what_replaced_a_locked_version_is_remembered() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let lock = |name: &str| {
+            let sha256 = format!("{:x}", Sha256::digest(name));
+            let text = format!("Package: {name}\nVersion: 1\nArchitecture: all\nSHA256: {sha256}\n");
+            Lock::new(BTreeMap::from([(Set::Base, vec![description(&text).unwrap().0])]))
+        };
+        let (old, new) = (lock("old"), lock("new"));
+        let unpacked = |lock: &Lock| {
+            let package = lock.packages(&[Set::Base]).unwrap()[0].clone();
+            dir.path().join(format!("{}-{}", package.name, &package.sha256[..16]))
+        };
+        // Both are in the cache, so that nothing is asked of the archive.
+        fs::create_dir(unpacked(&old)).unwrap();
+        assert_eq!(store.available(old.clone(), &[Set::Base]).unwrap(), old);
+        fs::create_dir(unpacked(&new)).unwrap();
+        let instead = dir.path().join(format!("instead-of-{:.16}.lock", old.fingerprint()));
+        fs::write(instead, new.to_string()).unwrap();
+        assert_eq!(store.available(old, &[Set::Base]).unwrap(), new);
+        assert_eq!(store.available(new.clone(), &[Set::Base]).unwrap(), new);
     }
 }

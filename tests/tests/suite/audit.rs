@@ -22,6 +22,7 @@ fn the_linux_guest_is_audited() {
         run: None,
         disk_mib: None,
         sets: Vec::new(),
+        locked: false,
     };
     linux::build(&settings).unwrap_or_else(|error| panic!("{error}"));
     let (code, kernel) = audit(dir.path(), "vmlinuz");

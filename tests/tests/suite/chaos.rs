@@ -12,7 +12,7 @@ const FAULTS: u32 = 6;
 const SEED: u64 = 1;
 
 kvm_test! {
-    timeout = 600;
+    timeout = 1000;
     /// A pool of three under load and six faults: nothing lost, never two live sides, protected again each time.
     fn kvm_chaos() {
         let folder = tempfile::tempdir().expect("a folder");

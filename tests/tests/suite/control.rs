@@ -101,7 +101,6 @@ fn check_console(site: &Site, lives: usize) {
 }
 
 kvm_test! {
-    timeout = 300;
     /// Everything an operator can ask for, in one life of a guest that ends on its third host.
     fn kvm_control() {
         let site = Site::new();
@@ -131,7 +130,12 @@ kvm_test! {
         // A pause is a standstill, which nobody takes for a death, and which the guest does not notice.
         refused("resume", &a, "not paused");
         done("pause", &a);
-        std::thread::sleep(tests::pair::detection() / 4);
+        // What the guest said before may still wait for the backup.
+        wait("standstill", limit(10), || {
+            let before = lines(&site);
+            std::thread::sleep(tests::pair::detection());
+            (lines(&site) == before).then_some(())
+        });
         let still = lines(&site);
         std::thread::sleep(2 * tests::pair::detection());
         assert_eq!(lines(&site), still);
@@ -194,7 +198,7 @@ kvm_test! {
 }
 
 kvm_test! {
-    programs = ["ip"], timeout = 200;
+    programs = ["ip"];
     /// A primary whose network interface goes down hands its guest over to a backup whose is up, and to no other.
     fn kvm_control_lost_interface() {
         let site = Site::new();

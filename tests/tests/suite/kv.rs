@@ -110,7 +110,7 @@ fn assert_replays(dir: &Path, recorded: &Value) {
 }
 
 kvm_test! {
-    turn = Turn::Shared, timeout = 400;
+    turn = Turn::Shared;
     /// A client writes, reads everything back, and the recording is ended from outside; once for each kind of check.
     fn kvm_kv_under_load_replays_exactly() {
         for verify in ["marks", "exit"] {
@@ -153,7 +153,7 @@ kvm_test! {
 }
 
 kvm_test! {
-    turn = Turn::Shared, programs = ["ip", "redis-cli", "redis-benchmark"], timeout = 400;
+    turn = Turn::Shared, programs = ["ip", "redis-cli", "redis-benchmark"];
     /// The same with a TAP, stock tools and a clean end from inside. Needs root.
     fn kvm_kv_under_redis_benchmark_replays_exactly() {
         let dir = tempfile::tempdir().unwrap();

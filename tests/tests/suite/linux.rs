@@ -31,7 +31,17 @@ fn nested_linux_replays_exactly() {
 /// figures come from (`tests::failover`); here, that they are about something.
 #[test]
 fn nested_linux_outlives_its_host() {
-    let object = nested_host(&["failover", "--kills", "1", "--seed", "1"]);
+    let object = nested_host(&[
+        "failover",
+        "--kills",
+        "1",
+        "--seed",
+        "1",
+        "--detection",
+        "12000",
+        "--lease",
+        "8000",
+    ]);
     assert_eq!((&object["kills"], &object["wrong"]), (&1.into(), &0.into()), "{object}");
     let [acked, read_back, on_disk, lost] =
         ["acked_writes", "read_back", "on_disk", "lost_writes"].map(|name| object[name].as_u64());

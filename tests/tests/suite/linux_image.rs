@@ -11,7 +11,7 @@ use tests::linux::{self, Built, Settings};
 use tests::nested::{self, Turn, programs};
 
 /// A boot with services and a power-off takes ten seconds when nothing else runs.
-const BOOT_LIMIT: Duration = Duration::from_secs(180);
+const BOOT_LIMIT: Duration = Duration::from_secs(240);
 /// Interrupt controllers and clocks as ftvm has them; `vectors=0` and `disable-legacy` likewise.
 const MACHINE: &str = "-M pc,acpi=off -cpu qemu64,-tsc,-apic -m 256 -nodefaults -no-user-config -no-reboot -display none \
      -serial file:console -device isa-debug-exit,iobase=0xf4,iosize=1 -kernel vmlinuz -initrd initrd \
@@ -26,6 +26,7 @@ fn build(out: &Path, disk_mib: Option<u32>, sets: &[Set]) -> Built {
         run: None,
         disk_mib,
         sets: sets.to_vec(),
+        locked: false,
     };
     linux::build(&settings).unwrap_or_else(|error| panic!("{error}"))
 }

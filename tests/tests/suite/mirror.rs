@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tests::kv::{GUEST_IP, GUEST_MAC, Network, PORT};
 use tests::kvm_test;
-use tests::pair::{Side, Site, free_address, is_live, is_protected, limit, wait};
+use tests::pair::{Side, Site, free_address, is_live, limit, wait};
 use vmm::demo::client::Client;
 use vmm::roles::event::Event;
 
@@ -94,7 +94,6 @@ fn fill(image: &Path, byte: u8) {
 }
 
 kvm_test! {
-    timeout = 400;
     /// Primary with a blank image, backup with one full of garbage. The primary dies, comes back with its stale image, is
     /// brought level, and takes over when the other dies. After a clean end the images are equal, and only they start.
     fn kvm_mirror_survives_two_failures() {
@@ -118,11 +117,11 @@ kvm_test! {
         more_writes(&client);
         fail_over(&mut first, &second, &client);
         let mut third = hosts.standby("third", 0, &hosts.disk(0));
-        second.wait_event("protection of its own", 2, limit(20), is_protected);
+        second.wait_protected_again(limit(20));
         more_writes(&client);
         fail_over(&mut second, &third, &client);
         let mut fourth = hosts.standby("fourth", 1, &hosts.disk(1));
-        third.wait_event("protection of its own", 2, limit(20), is_protected);
+        third.wait_protected_again(limit(20));
         more_writes(&client);
         // The client's writes go on until the end.
         let report = client.finish().unwrap();

@@ -86,7 +86,7 @@ fn check(client: Client) {
 }
 
 kvm_test! {
-    modules = MODULES, programs = [PROGRAM], timeout = 300;
+    modules = MODULES, programs = [PROGRAM];
     /// A primary that loses the way to its disk in the middle of its guest's writes hands over to a backup that has it still,
     /// and the guest is told of no error. Where the backup has lost its own before, the guest is told at once.
     fn kvm_paths_lost_disk() {
@@ -129,7 +129,7 @@ kvm_test! {
 }
 
 kvm_test! {
-    modules = MODULES, programs = [PROGRAM], timeout = 300;
+    modules = MODULES, programs = [PROGRAM];
     /// A disk that does not answer a read: the guest goes to the backup, whose way to the disk works, and the old primary ends as
     /// soon as it can.
     fn kvm_paths_silent_read() {
@@ -157,7 +157,7 @@ kvm_test! {
 }
 
 kvm_test! {
-    modules = MODULES, programs = [PROGRAM], timeout = 300;
+    modules = MODULES, programs = [PROGRAM];
     /// A disk that does not answer a write: the write may land at any time, so the primary says so, keeps its guest, and goes on
     /// when it has landed.
     fn kvm_paths_silent_write() {

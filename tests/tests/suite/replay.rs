@@ -52,7 +52,7 @@ fn assert_same(recorded: &Value, replayed: &(i32, Value)) {
 }
 
 kvm_test! {
-    turn = Turn::Shared, timeout = 300;
+    turn = Turn::Shared;
     /// Timer interrupts, CPL0 and CPL3 work, and a guest that moves only by micro-checkpoints.
     fn kvm_guests_replay_exactly() {
         let dir = tempfile::tempdir().unwrap();
@@ -91,14 +91,18 @@ kvm_test! {
 }
 
 kvm_test! {
-    turn = Turn::Shared, timeout = 600;
+    turn = Turn::Shared;
     /// One input changed by decoding and encoding anew, so that no checksum helps: replay names the exit. A clock reading
     /// that no guest instruction asked for (a tick) shows nowhere, so several readings are tried, each alone.
     fn kvm_a_changed_input_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let _ = record(dir.path(), "good", "mix", "rounds=10 pages=8 stretch=500", &["--verify", "exit"]);
         let mut named = 0;
-        for chosen in 20..28 {
+        // Eight, and more if none of them was asked for.
+        for chosen in 20..60 {
+            if chosen >= 28 && named > 0 {
+                break;
+            }
             let (mut clocks, mut changed) = (0, 0);
             rewrite(&dir.path().join("good"), &dir.path().join("bad"), Existing::Replace, |entry| {
                 let LogEntry::Input { at, input: Input::Clock(time) } = entry else { return Some(entry) };
@@ -128,7 +132,7 @@ kvm_test! {
 }
 
 kvm_test! {
-    turn = Turn::Shared, timeout = 300;
+    turn = Turn::Shared;
     /// A flipped bit, a missing end, a missing or foreign file: an error that says so, and everything before it replayed.
     fn kvm_damage_is_named() {
         let dir = tempfile::tempdir().unwrap();

@@ -7,6 +7,9 @@ use tests::kvm_test;
 use tests::pair::{Side, Site, free_address, is_live, is_protected, limit};
 use vmm::roles::event::Event;
 
+/// More than any guest here lives for.
+const TICKS: u32 = 100_000;
+
 /// Kills, one after the other.
 const KILLS: usize = 4;
 
@@ -22,20 +25,19 @@ fn standby(site: &Site, name: &str, pool: &[SocketAddr], own: SocketAddr, more: 
     site.start(name, &[&arguments, more].concat())
 }
 
-fn started(site: &Site, ticks: u32) -> Side {
-    let cmdline = format!("ticks={ticks}");
+fn started(site: &Site) -> Side {
+    let cmdline = format!("ticks={TICKS}");
     site.primary("host-0", &["--kernel", "builtin:pulse", "--cmdline", &cmdline], &[])
 }
 
 kvm_test! {
-    timeout = 600;
     /// A pool of three: whoever lives is killed, a standby takes the backup's place with no hand on it, and the dead host comes
     /// back as a standby.
     fn kvm_standby_chain() {
         let site = Site::new();
         let pool = [site.address, free_address(), free_address()];
         let here = ["--allow-same-host"];
-        let mut sides = vec![started(&site, 4000)];
+        let mut sides = vec![started(&site)];
         sides.push(standby(&site, "host-1", &pool, pool[1], &here));
         sides[0].wait_protected();
         sides.push(standby(&site, "host-2", &pool, pool[2], &here));
@@ -46,26 +48,24 @@ kvm_test! {
             sides[kill].wait(limit(5));
             let survivor = &sides[kill + 1];
             survivor.wait_event("go-live", 1, limit(10), is_live);
-            // Once as a backup, once as the primary of the standby that has joined.
-            survivor.wait_event("protection of its own", 2, limit(20), is_protected);
+            survivor.wait_protected_again(limit(20));
             let name = format!("host-{}", kill + 3);
             sides.push(standby(&site, &name, &pool, pool[kill % pool.len()], &here));
         }
         let live = &mut sides[KILLS];
         live.signal("TERM");
         assert_eq!(live.code(limit(20)), 0, "{}", live.stderr());
-        let expected: String = (1..=4000).map(|n| format!("pulse {n}\n")).collect();
+        let expected: String = (1..=TICKS).map(|n| format!("pulse {n}\n")).collect();
         assert!(expected.starts_with(&site.console()), "{}", site.console());
     }
 }
 
 kvm_test! {
-    timeout = 300;
     /// A backup that sleeps loses its place, and takes it again by itself; a standby keeps away from its own host and site.
     fn kvm_standby_comes_back() {
         let site = Site::new();
         let pool = [site.address, free_address()];
-        let primary = started(&site, 100_000);
+        let primary = started(&site);
         let refused = standby(&site, "near", &pool, pool[1], &[]);
         refused.wait_event("refusal", 1, limit(10), |event| {
             matches!(event, Event::StandingBy { why } if why.contains("--allow-same-host"))

@@ -32,7 +32,7 @@ const FENCED: i32 = 10;
 const BROKEN: i32 = 11;
 
 kvm_test! {
-    modules = MODULES, timeout = 300;
+    modules = MODULES;
     /// The contract on disks of both block sizes, each side by its own way; a foreign disk is refused.
     fn kvm_scsi_arbiter_keeps_the_contract() {
         for (number, block_bytes, generations) in [(0, 512, 10), (1, 4096, 2)] {
@@ -156,7 +156,7 @@ enum Fate {
 }
 
 kvm_test! {
-    modules = ISCSI_MODULES, programs = ISCSI_PROGRAMS, timeout = 120;
+    modules = ISCSI_MODULES, programs = ISCSI_PROGRAMS;
     /// Another host takes the disk of a process that writes, be it stopped or not: from then on not one write of it lands, and
     /// each is refused as fenced.
     fn kvm_scsi_fence_keeps_late_writes_out() {
@@ -200,7 +200,7 @@ kvm_test! {
 }
 
 kvm_test! {
-    modules = ISCSI_MODULES.into_iter().chain(dm::MODULES), programs = [ISCSI_PROGRAMS[0], dm::PROGRAM], timeout = 120;
+    modules = ISCSI_MODULES.into_iter().chain(dm::MODULES), programs = [ISCSI_PROGRAMS[0], dm::PROGRAM];
     /// Writes that the device has begun and not ended are over when another host has its disk: it does not have it before.
     fn kvm_scsi_fence_waits_for_writes_under_way() {
         let stages = Stages::new();
@@ -230,7 +230,7 @@ kvm_test! {
 }
 
 kvm_test! {
-    modules = ISCSI_MODULES, programs = ISCSI_PROGRAMS, timeout = 300;
+    modules = ISCSI_MODULES, programs = ISCSI_PROGRAMS;
     /// A pair with its test-and-set on one SCSI disk and its guest's data on another, which is reserved. The primary is stopped
     /// while its guest writes: the backup takes the disk, and the client loses nothing. When the disk is then taken from the new
     /// primary too, that ends as a loser, and its guest sees no error.
@@ -304,7 +304,7 @@ kvm_test! {
 fn fails_over(first: &str, second: &str) {
     let site = Site::new();
     let (first, second) = (["--shared", first], ["--shared", second]);
-    let guest = ["--kernel", "builtin:pulse", "--cmdline", "ticks=800"];
+    let guest = ["--kernel", "builtin:pulse", "--cmdline", "ticks=1500"];
     let mut primary = site.primary("primary", &guest, &first);
     let mut backup = site.backup("backup", site.address, &second);
     primary.wait_protected();
@@ -313,7 +313,7 @@ fn fails_over(first: &str, second: &str) {
     primary.wait(limit(5));
     backup.wait_event("go-live", 1, limit(10), is_live);
     assert_eq!(backup.code(limit(60)), 0, "{}", backup.stderr());
-    let expected: String = (1..=800).map(|n| format!("pulse {n}\n")).collect();
+    let expected: String = (1..=1500).map(|n| format!("pulse {n}\n")).collect();
     assert_eq!(site.console(), expected);
     let again = ["--kernel", "builtin:pulse", "--cmdline", "ticks=5"];
     let mut next = site.primary("next", &again, &[&first[..], &["--console", "off"]].concat());
@@ -321,7 +321,7 @@ fn fails_over(first: &str, second: &str) {
 }
 
 kvm_test! {
-    modules = MODULES, timeout = 300;
+    modules = MODULES;
     /// On a SCSI disk, to which each side has a way of its own.
     fn kvm_scsi_pair_fails_over() {
         let lun = Lun::new(0, 4, 512);
@@ -331,7 +331,7 @@ kvm_test! {
 }
 
 kvm_test! {
-    programs = ["etcd"], timeout = 300;
+    programs = ["etcd"];
     /// With no shared storage but an etcd.
     fn kvm_etcd_pair_fails_over() {
         let etcd = EtcdServer::start();

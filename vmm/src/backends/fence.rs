@@ -169,7 +169,7 @@ mod tests {
     fn a_stopped_process_dies_at_its_deadline() {
         let pid = child(|| {
             let mut guard = guard();
-            guard.arm(boottime_ns() + 100 * MS).expect("arms");
+            guard.arm(boottime_ns() + 2_000 * MS).expect("arms");
             stop_here();
             7
         });
@@ -190,9 +190,9 @@ mod tests {
     fn a_disarmed_guard_kills_nobody() {
         let pid = child(|| {
             let mut guard = guard();
-            guard.arm(boottime_ns() + 20 * MS).expect("arms");
+            guard.arm(boottime_ns() + 500 * MS).expect("arms");
             guard.disarm().expect("disarms");
-            std::thread::sleep(Duration::from_millis(60));
+            std::thread::sleep(Duration::from_millis(700));
             7
         });
         assert_eq!(end_of(pid), WaitStatus::Exited(pid, 7));

@@ -217,7 +217,13 @@ impl Backup {
         if self.health.0 != health {
             self.health = (health, Told::No);
         }
-        if matches!(self.phase, Phase::Following) && self.health.1 == Told::No {
+        if matches!(self.phase, Phase::Following) {
+            self.tell_health(actions);
+        }
+    }
+
+    fn tell_health(&mut self, actions: &mut Vec<Action>) {
+        if self.health.1 == Told::No {
             self.health.1 = Told::Yes;
             actions.push(Action::Send(Message::Health(self.health.0.clone())));
         }
@@ -522,6 +528,8 @@ impl Backup {
             protection: Protection::Protected,
             why: format!("following from exit {}", grant.at.exit.0),
         }));
+        // The primary may want to hand over soon.
+        self.tell_health(actions);
     }
 
     fn log(&mut self, now: u64, number: u64, entries: Vec<LogEntry>, actions: &mut Vec<Action>) {

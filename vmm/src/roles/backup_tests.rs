@@ -522,6 +522,15 @@ fn a_host_says_what_it_reaches_once_and_when_that_changes() {
     let mut actions = Vec::new();
     backup.health(whole.clone(), &mut actions);
     assert_eq!(actions, [], "nobody asks a backup that is joining");
+    for chunk in chunk::split(b"the state") {
+        backup.message(0, G, Message::State(chunk), &mut actions);
+    }
+    backup.message(0, G, grant(), &mut actions);
+    let said = Action::Send(Message::Health(whole.clone()));
+    assert!(actions.contains(&said), "with the grant, it may be asked at once");
+    actions.clear();
+    backup.health(whole.clone(), &mut actions);
+    assert_eq!(actions, [], "it is known");
     let mut backup = following(0);
     for (health, said) in [(&whole, true), (&whole, false), (&lost, true), (&whole, true)] {
         actions.clear();

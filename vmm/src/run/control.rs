@@ -131,6 +131,7 @@ impl std::fmt::Display for Status {
         };
         writeln!(f, "role            {role}, generation {}", self.generation)?;
         let protection = match self.why {
+            None if self.role == Role::Standby => "none by this host: it waits for a guest that needs a backup",
             None => "Protected",
             Some(Unprotected::Starting) => "Not Protected: Starting (a backup is receiving the guest's state)",
             Some(Unprotected::NeedBackup) => "Not Protected: Need Backup",
@@ -206,6 +207,17 @@ impl Desk {
         state.status.protected = false;
         state.status.paused = paused;
         orders
+    }
+
+    /// This process carries no guest, and follows none. What it did before is over.
+    pub fn stands_by(&self) {
+        self.update(|status| {
+            *status = Status {
+                role: Role::Standby,
+                last_failover: status.last_failover.take(),
+                ..Status::default()
+            };
+        });
     }
 
     async fn operate(&self, operation: Operation) -> Answer {
@@ -368,6 +380,30 @@ mod tests {
         assert!(answer(&desk).contains("ending"));
         desk.update(|status| status.role = Role::Backup);
         assert!(answer(&desk).contains("ask the primary"));
+    }
+
+    #[test]
+    fn who_stands_by_says_nothing_of_its_last_guest_but_the_failover() {
+        let desk = Desk::default();
+        let last = LastFailover {
+            generation: 3,
+            took_ns: 7_000_000,
+            planned: true,
+        };
+        let _ = desk.leads(Generation(3), true);
+        desk.update(|status| (status.protected, status.last_failover) = (true, Some(last)));
+        desk.stands_by();
+        let status = reply(&desk, br#"{"request":"status"}"#).status.unwrap();
+        assert_eq!(
+            (status.role, status.protected, status.paused),
+            (Role::Standby, false, false)
+        );
+        assert_eq!((status.generation, status.last_failover), (0, Some(last)));
+        let text = status.to_string();
+        assert!(
+            !text.contains("Protected") && text.contains("to generation 3 in 7 ms"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::devices::{DiskAccess, DiskConfig, DiskSharing, NicConfig, PlatformCon
 use crate::hypervisor::DeliveryMode;
 use crate::hypervisor::kvm::{CpuProfile, KvmCpu};
 use crate::hypervisor::selftest::{Capabilities, Verdict};
-use crate::machine::config::{MACHINE_VERSION, MachineConfig};
+use crate::machine::config::{GuestKind, MACHINE_VERSION, MachineConfig};
 use crate::machine::intervention::{BootCell, boot_record};
 use crate::machine::state::PAGE;
 use crate::machine::{Machine, allocate_memory};
@@ -160,11 +160,25 @@ fn modules_to_keep_out(kernel: &Kernel) -> BTreeSet<String> {
     names
 }
 
+/// Whether this host's KVM can run the guest at all.
+///
+/// # Errors
+/// Why it cannot, and what to do.
+pub fn check_host(config: &MachineConfig, host: &Capabilities) -> Result<(), String> {
+    match config.guest {
+        GuestKind::BareMetal => Ok(()),
+        GuestKind::Linux => host
+            .check_linux()
+            .map_err(|why| format!("this host's KVM does not run Linux guests: {why}")),
+    }
+}
+
 /// A machine with `kernel` loaded, about to make its first step.
 ///
 /// # Errors
-/// If KVM or the image refuses.
+/// If this host's KVM does not run such guests, or KVM or the image refuses.
 pub fn boot(config: &MachineConfig, kernel: &Kernel, host: &Capabilities) -> Result<Machine<KvmCpu>, Failure> {
+    check_host(config, host).map_err(Failure::new)?;
     let memory = allocate_memory(config.memory).map_err(Failure::new)?;
     let entry = kernel.load(config, &memory).map_err(Failure::new)?;
     let mut cpu = KvmCpu::new(&memory, &config.profile).map_err(Failure::new)?;

@@ -84,7 +84,7 @@ impl<'a> Joiner<'a> {
         };
         let client = JoinClient::new(hello);
         let prove = async |welcome: &Welcome| {
-            acceptable(args, welcome)?;
+            acceptable(args, &self.capabilities, welcome)?;
             let (arbiter, name) = (Arc::clone(&self.arbiter), welcome.nonce_name.clone());
             let proof = move || {
                 arbiter
@@ -113,13 +113,14 @@ fn modes(host: &Capabilities) -> Vec<String> {
 }
 
 /// Whether this host, with the devices it was given, can carry the guest on; if not, the reason for the primary too.
-fn acceptable(args: &RunArgs, welcome: &Welcome) -> Result<(), String> {
+fn acceptable(args: &RunArgs, host: &Capabilities, welcome: &Welcome) -> Result<(), String> {
     let config: MachineConfig = codec::from_bytes(&welcome.config, MAX_CONFIG).map_err(|e| e.to_string())?;
     config.validate()?;
     config
         .profile
         .check_supported()
         .map_err(|e| format!("the backup's CPU: {e}"))?;
+    guest::check_host(&config, host).map_err(|why| format!("the backup: {why}"))?;
     let counts = [
         ("--disk", args.host.disks.len(), config.platform.disks.len()),
         ("--net", args.host.nets.len(), config.platform.nics.len()),

@@ -43,6 +43,10 @@ const TRAFFIC_EVERY: Duration = Duration::from_secs(1);
 /// How long an answer may take to its client before this process kills itself, or ends.
 const LAST_ANSWER: Duration = Duration::from_millis(50);
 
+/// How long noting the guest's clean end may take. Nobody waits for it but this process, and without it the guest cannot be
+/// started again before `ftvm disown`.
+const END_NOTED: Duration = Duration::from_secs(10);
+
 /// Exit code when this host, not the guest, failed.
 const EXIT_HOST_FAILED: u8 = 1;
 
@@ -500,10 +504,7 @@ impl Leading {
             self.mark_current();
             self.lead.outside.give_disks_back();
             let (arbiter, me) = (Arc::clone(&self.lead.arbiter), self.lead.terms.me);
-            let ended = tokio::time::timeout(
-                Duration::from_secs(2),
-                tokio::task::spawn_blocking(move || arbiter.end(me.0)),
-            );
+            let ended = tokio::time::timeout(END_NOTED, tokio::task::spawn_blocking(move || arbiter.end(me.0)));
             match ended.await {
                 Ok(Ok(Ok(()))) => {}
                 Ok(Ok(Err(error))) => tracing::warn!("the guest's end could not be noted: {error}"),

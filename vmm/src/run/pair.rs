@@ -7,7 +7,7 @@ use logging_channel::entry::{Generation, Incarnation};
 use shared_disk::arbiter::Arbiter;
 
 use super::clone::PageSource;
-use super::control::{self, Desk, Role};
+use super::control::{self, Desk};
 use super::door::{Door, Terms};
 use super::events::Reporter;
 use super::health::Probe;
@@ -101,10 +101,6 @@ async fn primary(args: &RunArgs, desk: Desk) -> Result<u8, Failure> {
     let generation = Generation(arbiter.start(me.0).map_err(Failure::new)?);
     outside.fence_disks(me.0).await.map_err(Failure::new)?;
     outside.mark_current(generation.0, me.0).map_err(Failure::new)?;
-    let orders = desk.leads(generation, false);
-    reporter.report(Event::Leading {
-        generation: generation.0,
-    });
     outside.listen().map_err(Failure::new)?;
     watch_signals(&events, None)?;
     let terms = Terms {
@@ -117,6 +113,11 @@ async fn primary(args: &RunArgs, desk: Desk) -> Result<u8, Failure> {
         disk_reads: args.disk_reads.into(),
     };
     let door = Door::closed(generation).open(args, &terms, &arbiter, &config).await?;
+    // Whoever hears of it may ask, give orders, send signals and join.
+    let orders = desk.leads(generation, false);
+    reporter.report(Event::Leading {
+        generation: generation.0,
+    });
     let (sink, stream) = pair_sink(terms.disk_reads);
     let life = vcpu::Life {
         sink,
@@ -183,7 +184,7 @@ async fn standby(args: &RunArgs, desk: Desk) -> Result<u8, Failure> {
                     Life::Followed { code, .. } | Life::Led(code) => return Ok(code),
                 },
             };
-            joiner.desk.update(|status| status.role = Role::Standby);
+            joiner.desk.stands_by();
             if why != said {
                 reporter.report(Event::StandingBy { why: why.clone() });
                 said = why;

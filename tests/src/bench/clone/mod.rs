@@ -104,6 +104,7 @@ pub fn linux_guest() -> Result<Built, String> {
         run: Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bench/clone/guest.sh")),
         disk_mib: None,
         sets: Vec::new(),
+        locked: false,
     };
     linux::build(&settings).map_err(|e| e.to_string())
 }

@@ -114,6 +114,7 @@ pub fn measure(settings: &Settings, mut each: impl FnMut(&str)) -> Result<Vec<Me
         run: Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bench/loads/guest.sh")),
         disk_mib: Some(DISK_MIB),
         sets: vec![Set::Redis],
+        locked: false,
     })
     .map_err(|e| e.to_string())?;
     let folder = tempfile::tempdir().map_err(|e| format!("no temporary directory: {e}"))?;

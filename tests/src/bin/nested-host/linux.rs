@@ -72,7 +72,7 @@ pub struct FailoverArguments {
 pub fn soak(arguments: &SoakArguments) -> ExitCode {
     let result = match &arguments.here {
         Some(folder) => soak_here(arguments, &files_in(folder)),
-        None => guest("workloads", WORKLOADS_MIB, Vec::new()).and_then(|built| match kvm::check_kvm() {
+        None => guest("workloads", WORKLOADS_MIB, Vec::new()).and_then(|built| match kvm::check_linux() {
             Ok(()) => soak_here(arguments, &built),
             Err(why) => {
                 eprintln!("soak: in a nested host, since {why}");
@@ -99,6 +99,7 @@ fn guest(name: &str, disk_mib: u32, sets: Vec<Set>) -> Result<Built, String> {
         run: None,
         disk_mib: Some(disk_mib),
         sets,
+        locked: false,
     };
     eprintln!("building the Linux guest in {}", settings.out.display());
     linux::build(&settings).map_err(|e| e.to_string())
@@ -110,10 +111,8 @@ fn soak_here(arguments: &SoakArguments, built: &Built) -> Result<Value, String> 
     } else {
         arguments.workload.clone()
     };
-    let folder = match &arguments.out {
-        Some(out) => out.clone(),
-        None => std::env::temp_dir().join("ftvm-soak"),
-    };
+    let temporary = tempfile::tempdir().map_err(|e| format!("no temporary directory: {e}"))?;
+    let folder = arguments.out.clone().unwrap_or_else(|| temporary.path().to_owned());
     let settings = soak::Settings {
         kernel: built.kernel.clone(),
         initrd: built.initrd.clone(),

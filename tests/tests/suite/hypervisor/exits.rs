@@ -90,9 +90,17 @@ pub fn an_interrupt_waits_for_the_window_where_if_is_off() {
     bench.cpu.interrupt(VECTOR).unwrap();
     bench.expect_out(0x20).unwrap();
     bench.expect_out(0x11).unwrap();
+}
 
+pub fn without_windows_none_is_requested() {
+    let profile = profile();
+    let mut bench = bench(&profile);
     bench.cpu.set_delivery_mode(DeliveryMode::None);
+    bench
+        .start(Program::WindowPopf, Privilege::Kernel, Arguments::default())
+        .unwrap();
     bench.expect_out(0x10).unwrap();
+    bench.cpu.complete().unwrap();
     bench.cpu.request_window(true);
     bench.expect_out(0x11).unwrap();
 }

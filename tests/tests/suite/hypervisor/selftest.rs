@@ -99,6 +99,6 @@ pub fn the_window_test_tells_exact_from_inexact() {
     println!("window: {exact:?}\nwindow with a step: {stepped:?}");
     assert!(
         exact.is_none() || stepped.is_none(),
-        "neither mode works on this VMX or SVM host"
+        "neither mode works on a host that runs kernel code natively"
     );
 }

@@ -212,7 +212,7 @@ fn every_acknowledged_write_is_verified() {
 
 #[test]
 fn one_connection_outlives_a_failover_and_the_gap_is_seen() {
-    let dead = Duration::from_millis(200);
+    let dead = Duration::from_millis(300);
     let net = net(usize::MAX);
     let client = Client::start(config(&net)).expect("starts");
     until_acked(&client, 100);
@@ -291,7 +291,7 @@ fn a_reset_connection_is_not_a_surviving_one() {
 #[test]
 fn a_silent_server_is_given_up_in_time() {
     let net = net(usize::MAX);
-    let silence = Duration::from_millis(500);
+    let silence = Duration::from_secs(2);
     let client = Client::start(ClientConfig {
         silence,
         ..config(&net)
@@ -324,7 +324,7 @@ fn a_server_that_refuses_is_tried_again() {
     let net = net(usize::MAX);
     let refused = ClientConfig {
         server: (SERVER.0, 1),
-        connect_wait: Duration::from_millis(300),
+        connect_wait: Duration::from_secs(3),
         ..config(&net)
     };
     let report = Client::start(refused).expect("starts").finish().expect("reports");
@@ -346,9 +346,9 @@ fn writes_keep_their_pace() {
         ..config(&net)
     })
     .expect("starts");
-    let begun = Instant::now();
     until_acked(&client, 20);
-    assert!(begun.elapsed() >= 18 * every, "{:?}", begun.elapsed());
+    let took = client.begun().elapsed();
+    assert!(took >= 18 * every, "{took:?}");
 }
 
 #[test]

@@ -20,7 +20,9 @@ const FIRST: (u64, u32) = (0x40_0000, 0x1111_1111);
 const SECOND: (u64, u32) = (0x60_0000, 0x2222_2222);
 /// A loop iteration takes 0.3 to 3 ns where CPL0 runs natively (or in QEMU), and 500 ns in KVM's emulator.
 const NATIVE_ITERATION: Duration = Duration::from_nanos(100);
-const LOOP_ITERATIONS: u32 = 20_000;
+const LOOP_ITERATIONS: u32 = 10_000;
+/// At most; a sample takes 10 ms where KVM emulates the loop.
+const SPEED_SAMPLES: u32 = 30;
 
 /// Where the saved RIP stands at an OUT exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -284,7 +286,11 @@ pub fn out_rip(bench: &mut Bench) -> Result<OutRip, CpuError> {
 /// Time of one iteration of a two-instruction loop at CPL0; native if it is below [`NATIVE_ITERATION`].
 pub fn kernel_speed(bench: &mut Bench) -> Result<(Duration, bool), CpuError> {
     let mut best = Duration::MAX;
-    for _ in 0..3 {
+    // Whatever else happens meanwhile only adds time: one good sample tells.
+    for _ in 0..SPEED_SAMPLES {
+        if best < NATIVE_ITERATION {
+            break;
+        }
         let arguments = Arguments {
             rcx: u64::from(LOOP_ITERATIONS),
             ..Arguments::default()

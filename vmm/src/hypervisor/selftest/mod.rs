@@ -158,6 +158,21 @@ impl Capabilities {
         self.checks.iter().all(|check| check.verdict != Verdict::Failed)
     }
 
+    /// Whether Linux guests can run here.
+    ///
+    /// # Errors
+    /// Why they cannot, and what to do.
+    pub fn check_linux(&self) -> Result<(), String> {
+        if self.boots_linux {
+            return Ok(());
+        }
+        let failed = |check: &&Check| check.verdict == Verdict::Failed || check.name == CheckName::KernelSpeed;
+        Err(match self.checks.iter().find(failed) {
+            Some(check) => format!("{}. {}", check.reason, check.remedy),
+            None => "this host has not been tested for Linux guests".to_owned(),
+        })
+    }
+
     /// The best way of delivery that this host and one with `theirs` both have.
     #[must_use]
     pub fn common_delivery(&self, theirs: &[DeliveryMode]) -> DeliveryMode {
@@ -416,5 +431,26 @@ mod tests {
         );
         assert!(!found.is_usable());
         assert_eq!(found.checks[2].reason, "missed page 0x7");
+    }
+
+    #[test]
+    fn linux_runs_only_where_kernel_code_does_natively() {
+        let mut found = Capabilities::without_kvm(&CpuError::Unsupported("no KVM".into()));
+        assert!(
+            found
+                .check_linux()
+                .is_err_and(|why| why.contains("no KVM") && why.contains("nested host"))
+        );
+        found.checks.clear();
+        found.note(CheckName::Kvm, Verdict::Ok, "fine".into(), "");
+        found.note(
+            CheckName::KernelSpeed,
+            Verdict::Limited,
+            "emulated".into(),
+            "use hardware",
+        );
+        assert_eq!(found.check_linux(), Err("emulated. use hardware".to_owned()));
+        found.boots_linux = true;
+        assert_eq!(found.check_linux(), Ok(()));
     }
 }
