@@ -21,6 +21,10 @@ const STALLS_PER_DETECTION: u64 = 4;
 /// youngest are taken as one, which can only delay a verdict.
 const UNACKED_MARKS: usize = 4096;
 
+/// How much longer than the detection time a backup may stand still at a reset, in nanoseconds: RAM is compared page by page,
+/// at some GiB/s on hardware, and at tens of MiB/s in an emulated host.
+pub const LONG_STEP_NS: u64 = 30_000_000_000;
+
 const NS_PER_MS: u64 = 1_000_000;
 
 /// A position in the guest's history: the exit, and the inputs applied at it.
@@ -172,6 +176,8 @@ pub struct Detector {
     /// In order of their numbers, at most [`UNACKED_MARKS`].
     unacked: VecDeque<Unacked>,
     behind: Option<Behind>,
+    /// The exit behind which a long step comes.
+    long_step: Option<u64>,
     closed: Option<u64>,
     lost: Option<Reason>,
 }
@@ -197,6 +203,7 @@ impl Detector {
             last_evidence: now,
             unacked: VecDeque::new(),
             behind: None,
+            long_step: None,
             closed: None,
             lost: None,
         }
@@ -248,6 +255,12 @@ impl Detector {
                 received,
             }),
         };
+    }
+
+    /// What the backup does behind `exit` is a reset, which puts back all of RAM: until it is past that exit, it may stand still
+    /// for [`LONG_STEP_NS`] more. It acks what it receives meanwhile, as ever (PROTOCOL 16).
+    pub fn long_step(&mut self, exit: u64) {
+        self.long_step = Some(exit);
     }
 
     /// The logging channel was closed by the other side or broke: a dead process looks like that at once.
@@ -313,7 +326,11 @@ impl Detector {
             }),
             Role::Primary => {
                 let unacked = self.unacked.front().filter(|oldest| is_old(oldest.sent));
-                let still = self.behind.filter(|behind| is_old(behind.since));
+                let still = self.behind.filter(|behind| {
+                    let resets = self.long_step.is_some_and(|exit| behind.executed.0 <= exit);
+                    let more = if resets { LONG_STEP_NS } else { 0 };
+                    self.age(behind.since) > self.config.detection_ns.saturating_add(more)
+                });
                 unacked
                     .map(|&Unacked { mark, sent }| Reason::MarkUnacked {
                         mark,

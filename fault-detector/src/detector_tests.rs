@@ -136,6 +136,23 @@ fn a_backup_that_is_behind_and_stands_still_for_more_than_d_is_lost() {
 }
 
 #[test]
+fn a_reset_may_take_longer_and_only_the_reset() {
+    for (executed, limit) in [((9, 1), D + LONG_STEP_NS), ((10, 2), D + LONG_STEP_NS), ((11, 0), D)] {
+        let mut detector = detector(Role::Primary);
+        detector.long_step(10);
+        detector.progress(START, executed, (12, 0));
+        assert_eq!(steps(&mut detector, START + limit), Verdict::Healthy, "{executed:?}");
+        assert!(
+            matches!(
+                detector.step(START + limit + 1),
+                Verdict::Lost(Reason::NoProgress { .. })
+            ),
+            "{executed:?}"
+        );
+    }
+}
+
+#[test]
 fn a_backup_that_has_caught_up_may_stand_still() {
     let mut detector = detector(Role::Primary);
     detector.progress(START, (10, 1), (10, 2));

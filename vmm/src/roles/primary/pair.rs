@@ -3,7 +3,7 @@
 use fault_detector::detector::{Config, Detector, Role, Verdict};
 use logging_channel::chunk;
 use logging_channel::codec::data_bytes;
-use logging_channel::entry::{Chunk, Incarnation, LogEntry, Mark, OutputSeq, Position};
+use logging_channel::entry::{Chunk, Incarnation, Input, Intervention, LogEntry, Mark, OutputSeq, Position};
 use logging_channel::flow::{AckTracker, Lease, Pace};
 use logging_channel::message::{Ack, Health, Message};
 
@@ -147,6 +147,13 @@ impl Primary {
                 mark.sent_ns = now;
                 pair.mark = mark.clone();
                 pair.mark_sent = now;
+            }
+            if let LogEntry::Input {
+                at,
+                input: Input::Control(Intervention::Reset),
+            } = &entry
+            {
+                pair.detector.long_step(at.0);
             }
             pair.cost.add(&entry);
             bytes += data_bytes(&entry);

@@ -1,7 +1,7 @@
 //! Each test plays one rule of PROTOCOL against the pure core, on both sides of its boundary.
 
 use logging_channel::chunk;
-use logging_channel::entry::{ConsolePort, Digest, ExitSeq, LogEntry, Mark};
+use logging_channel::entry::{ConsolePort, Digest, ExitSeq, Input, Intervention, LogEntry, Mark};
 use logging_channel::message::Ack;
 use shared_disk::arbiter::Outcome;
 
@@ -208,6 +208,35 @@ fn silence_is_a_death_but_not_one_moment_early() {
     assert!(!claims(&actions), "unacked for exactly D");
     primary.tick(now + D + step, &mut actions);
     assert!(claims(&actions));
+}
+
+#[test]
+fn a_backup_that_stands_still_is_lost_but_not_while_it_resets() {
+    let now = 1_000 * MS;
+    let step = D / 8;
+    for resets in [false, true] {
+        let mut primary = paired(now);
+        let mut actions = Vec::new();
+        let reset = LogEntry::Input {
+            at: ExitSeq(110),
+            input: Input::Control(Intervention::Reset),
+        };
+        let entries = resets.then_some(reset).into_iter();
+        let entries = entries.chain([LogEntry::Mark(mark(at(111, 0), 0))]);
+        primary.log(now, entries.collect(), &mut actions);
+        for time in (1..=12).map(|n| now + n * step) {
+            let ack = Ack {
+                incarnation: BACKUP,
+                frame: frames(&actions).into_iter().max().unwrap(),
+                received: at(111, 0),
+                executed: at(110, 0),
+                echo_ns: time - step,
+            };
+            primary.message(time, Generation(1), Message::Ack(ack), &mut actions);
+            primary.tick(time, &mut actions);
+        }
+        assert_eq!(claims(&actions), !resets);
+    }
 }
 
 #[test]
