@@ -185,9 +185,19 @@ pub trait Cpu: Send + Debug {
     /// host has written since it last ran (KVM-FACTS, "State into a VM that has already run").
     fn restore(&mut self, state: &Self::State) -> Result<(), CpuError>;
 
-    /// Guest frame numbers of pages the vCPU has written since the last harvest, ascending; a superset is allowed.
-    /// Fills `pages` (cleared first). The host's own writes are in the memory's bitmap, not here.
-    fn harvest_dirty(&mut self, pages: &mut Vec<u64>) -> Result<(), CpuError>;
+    /// Guest frame numbers of pages the vCPU has written since they were last forgotten, ascending; a superset is
+    /// allowed. Fills `pages` (cleared first). The host's own writes are in the memory's bitmap, not here.
+    fn dirty(&mut self, pages: &mut Vec<u64>) -> Result<(), CpuError>;
+
+    /// Forgets that `pages`, ascending, were written. The vCPU's next write to each of them costs a fault; a page that is not
+    /// forgotten stays dirty, and costs nothing.
+    fn forget_dirty(&mut self, pages: &[u64]) -> Result<(), CpuError>;
+
+    /// What is dirty, all of which is forgotten.
+    fn harvest_dirty(&mut self, pages: &mut Vec<u64>) -> Result<(), CpuError> {
+        self.dirty(pages)?;
+        self.forget_dirty(pages)
+    }
 
     /// A handle to interrupt `run` from other threads.
     fn kicker(&self) -> Arc<dyn Kick>;

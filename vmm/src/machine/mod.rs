@@ -17,6 +17,7 @@ pub mod state;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod trail;
+mod working_set;
 
 use logging_channel::entry::{Digest, EndReason, ExitSeq, Input, OutputSeq, Position, RegisterFile};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -30,6 +31,7 @@ use exit::{fold_exit, terminal_reason};
 use intervention::BootCell;
 use pages::Copies;
 use trail::Trail;
+use working_set::WorkingSet;
 
 /// MSR index of the time stamp counter (SDM vol. 4).
 const MSR_TSC: u32 = 0x10;
@@ -156,6 +158,7 @@ pub struct Machine<C: Cpu> {
     emitted: Vec<Output>,
     trail: Option<Trail>,
     copies: Copies,
+    working_set: WorkingSet,
     /// The operator has it stand still.
     paused: bool,
     /// What a reset starts from.
@@ -198,6 +201,7 @@ impl<C: Cpu> Machine<C> {
             emitted: Vec::new(),
             trail: None,
             copies: Copies::default(),
+            working_set: WorkingSet::default(),
             paused: false,
             boot: BootCell::default(),
         })

@@ -69,13 +69,13 @@ impl Pages {
         }
     }
 
-    /// The same as differences against `copies`, which then hold these pages.
-    pub(super) fn differences(numbers: Vec<u64>, mut bytes: Vec<u8>, copies: &mut Copies) -> Self {
+    /// The same as differences against `copies`, which then hold these pages; and which of them differ.
+    pub(super) fn differences(numbers: Vec<u64>, mut bytes: Vec<u8>, copies: &mut Copies) -> (Self, Vec<bool>) {
         copies.exchange(&numbers, &mut bytes, Given::Pages);
-        Pages {
-            numbers,
-            content: Content::Differences(lz4_flex::block::compress(&bytes).into()),
-        }
+        let differ = bytes.as_chunks::<PAGE>().0.iter().map(|page| *page != [0; PAGE]);
+        let differ = differ.collect();
+        let content = Content::Differences(lz4_flex::block::compress(&bytes).into());
+        (Pages { numbers, content }, differ)
     }
 
     /// The pages' bytes, in the order of `numbers`, for a guest of `count` pages. `copies` must have seen the records
@@ -236,7 +236,7 @@ mod tests {
     fn a_page_that_goes_back_is_still_carried() {
         let (mut here, mut there) = (Copies::default(), Copies::default());
         for fill in [7, 8, 7, 7] {
-            let pages = Pages::differences(vec![3], page(fill), &mut here);
+            let pages = Pages::differences(vec![3], page(fill), &mut here).0;
             assert_eq!(pages.bytes(4, &mut there).unwrap(), page(fill));
         }
     }
@@ -247,10 +247,10 @@ mod tests {
         let random: Vec<u8> = (0..PAGE as u64)
             .map(|n| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56).to_le_bytes()[0])
             .collect();
-        let first = Pages::differences(vec![1], random.clone(), &mut here);
+        let first = Pages::differences(vec![1], random.clone(), &mut here).0;
         let mut changed = random.clone();
         changed[99] ^= 1;
-        let second = Pages::differences(vec![1], changed.clone(), &mut here);
+        let second = Pages::differences(vec![1], changed.clone(), &mut here).0;
         let Content::Differences(bytes) = &second.content else {
             panic!()
         };
@@ -265,13 +265,13 @@ mod tests {
         let (mut here, mut there) = (Copies::default(), Copies::default());
         for number in 0..u64::try_from(MAX_COPIES).unwrap() + 10 {
             let fill = number.to_le_bytes()[0] | 1;
-            let pages = Pages::differences(vec![number], page(fill), &mut here);
+            let pages = Pages::differences(vec![number], page(fill), &mut here).0;
             assert_eq!(pages.bytes(1 << 20, &mut there).unwrap(), page(fill));
             assert!(here.pages.len() <= MAX_COPIES);
         }
         assert!(!here.pages.contains_key(&0) && here.pages.contains_key(&(MAX_COPIES as u64)));
         assert!(here.pages.keys().eq(there.pages.keys()));
-        let again = Pages::differences(vec![0], page(1), &mut here);
+        let again = Pages::differences(vec![0], page(1), &mut here).0;
         assert_eq!(again.bytes(1 << 20, &mut there).unwrap(), page(1));
     }
 
@@ -282,7 +282,7 @@ mod tests {
         assert!(error(&Pages::whole(vec![1, 1], vec![0; 2 * PAGE])).contains("must ascend"));
         assert!(error(&Pages::whole(vec![2], page(0))).contains("page 2"));
         assert!(error(&Pages::whole(vec![0, 1], page(0))).contains("8192 are needed"));
-        let good = Pages::differences(vec![0], page(5), &mut copies);
+        let good = Pages::differences(vec![0], page(5), &mut copies).0;
         let Content::Differences(bytes) = &good.content else {
             panic!()
         };
@@ -294,7 +294,7 @@ mod tests {
         error(&damaged(&[0xff; 20], vec![0]));
         assert!(error(&damaged(bytes, vec![0, 1])).contains("8192 are needed"));
         // More than fits: refused while decompressing, not allocated.
-        let bomb = Pages::differences(vec![0, 1], vec![1; 2 * PAGE], &mut copies);
+        let bomb = Pages::differences(vec![0, 1], vec![1; 2 * PAGE], &mut copies).0;
         let Content::Differences(bytes) = &bomb.content else {
             panic!()
         };

@@ -35,13 +35,6 @@ struct StateRecord<C> {
     pages: Pages,
 }
 
-/// How a record holds its pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
-    Whole,
-    Differences,
-}
-
 /// What a kick led to.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Moved {
@@ -83,12 +76,16 @@ impl<C: Cpu> Machine<C> {
     /// # Errors
     /// If the hypervisor fails.
     pub fn checkpoint(&mut self) -> Result<(Vec<u8>, usize), MachineError> {
-        let mut pages = Vec::new();
+        let mut numbers = Vec::new();
         // What devices write follows from the inputs, which the other side has too.
-        self.cpu.harvest_dirty(&mut pages)?;
-        let record = self.encode(&pages, Form::Differences)?;
+        self.cpu.dirty(&mut numbers)?;
+        let bytes = self.read_pages(&numbers)?;
+        let (pages, differ) = Pages::differences(numbers.clone(), bytes, &mut self.copies);
+        let carried = numbers.iter().copied().zip(differ);
+        self.cpu.forget_dirty(&self.working_set.carried(carried))?;
+        let record = self.encode(pages)?;
         self.digest.fold_bytes(&record);
-        Ok((record, pages.len()))
+        Ok((record, numbers.len()))
     }
 
     /// What computes: the address space of a program at CPL 3, nothing at CPL 0.
@@ -99,12 +96,16 @@ impl<C: Cpu> Machine<C> {
         Ok(self.cpu.program()?)
     }
 
-    /// Resets the dirty log at an exit, where a backup at the same exit has the same memory.
+    /// Resets the dirty log at an exit, where a backup at the same exit has the same memory. Pages that the guest writes all
+    /// the time stay in it.
     ///
     /// # Errors
     /// If the hypervisor fails.
     pub fn forget_dirty(&mut self) -> Result<(), MachineError> {
-        Ok(self.cpu.harvest_dirty(&mut Vec::new())?)
+        let mut pages = Vec::new();
+        self.cpu.dirty(&mut pages)?;
+        pages.retain(|page| !self.working_set.keeps(*page));
+        Ok(self.cpu.forget_dirty(&pages)?)
     }
 
     /// Pages that the guest or its devices have written since this was last asked, ascending.
@@ -114,6 +115,7 @@ impl<C: Cpu> Machine<C> {
     pub fn take_dirty(&mut self) -> Result<Vec<u64>, MachineError> {
         let mut pages = Vec::new();
         self.cpu.harvest_dirty(&mut pages)?;
+        self.working_set.clear();
         for region in self.memory.iter() {
             let first = region.start_addr().0 / PAGE as u64;
             // The mapping's own bitmap; the trait's method of this name gives a view that cannot be reset.
@@ -143,7 +145,8 @@ impl<C: Cpu> Machine<C> {
         assert_eq!(self.phase, Phase::Settled, "state is saved only at a completed exit");
         let numbers = self.take_dirty()?;
         self.copies.clear();
-        self.encode(&numbers, Form::Whole)
+        let bytes = self.read_pages(&numbers)?;
+        self.encode(Pages::whole(numbers, bytes))
     }
 
     /// Puts a record of [`Machine::save`] into a machine that has not run.
@@ -223,11 +226,16 @@ impl<C: Cpu> Machine<C> {
             .map_err(|e| MachineError::State(format!("page {number}: {e}")))
     }
 
-    fn encode(&mut self, numbers: &[u64], form: Form) -> Result<Vec<u8>, MachineError> {
+    /// The pages one after the other.
+    fn read_pages(&self, numbers: &[u64]) -> Result<Vec<u8>, MachineError> {
         let mut bytes = vec![0; numbers.len() * PAGE];
         for (number, page) in numbers.iter().zip(bytes.as_chunks_mut::<PAGE>().0) {
             self.read_page(*number, page)?;
         }
+        Ok(bytes)
+    }
+
+    fn encode(&mut self, pages: Pages) -> Result<Vec<u8>, MachineError> {
         let state = StateRecord {
             version: MACHINE_VERSION,
             at: self.at,
@@ -239,10 +247,7 @@ impl<C: Cpu> Machine<C> {
             paused: self.paused,
             cpu: self.cpu.save()?,
             chipset: self.chipset.save(),
-            pages: match form {
-                Form::Whole => Pages::whole(numbers.to_vec(), bytes),
-                Form::Differences => Pages::differences(numbers.to_vec(), bytes, &mut self.copies),
-            },
+            pages,
         };
         codec::to_bytes(&state).map_err(|e| MachineError::State(e.to_string()))
     }

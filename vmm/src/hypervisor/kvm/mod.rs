@@ -421,8 +421,12 @@ impl Cpu for KvmCpu {
         Ok(())
     }
 
-    fn harvest_dirty(&mut self, pages: &mut Vec<u64>) -> Result<(), CpuError> {
-        self.vm.harvest(pages)
+    fn dirty(&mut self, pages: &mut Vec<u64>) -> Result<(), CpuError> {
+        self.vm.dirty(pages)
+    }
+
+    fn forget_dirty(&mut self, pages: &[u64]) -> Result<(), CpuError> {
+        self.vm.forget(pages)
     }
 
     fn kicker(&self) -> Arc<dyn Kick> {

@@ -6,19 +6,22 @@
 use std::io;
 
 use kvm_bindings::{
-    KVM_CAP_PMU_CAPABILITY, KVM_CAP_X86_USER_SPACE_MSR, KVM_MEM_LOG_DIRTY_PAGES, KVM_MSR_EXIT_REASON_FILTER,
-    KVM_MSR_EXIT_REASON_INVAL, KVM_MSR_EXIT_REASON_UNKNOWN, KVM_PMU_CAP_DISABLE, KVMIO, kvm_dirty_log,
-    kvm_dirty_log__bindgen_ty_1, kvm_enable_cap, kvm_userspace_memory_region,
+    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CAP_PMU_CAPABILITY, KVM_CAP_X86_USER_SPACE_MSR,
+    KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, KVM_MEM_LOG_DIRTY_PAGES, KVM_MSR_EXIT_REASON_FILTER,
+    KVM_MSR_EXIT_REASON_INVAL, KVM_MSR_EXIT_REASON_UNKNOWN, KVM_PMU_CAP_DISABLE, KVMIO, kvm_clear_dirty_log,
+    kvm_clear_dirty_log__bindgen_ty_1, kvm_dirty_log, kvm_dirty_log__bindgen_ty_1, kvm_enable_cap,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::ioctl::ioctl_with_ref;
-use vmm_sys_util::ioctl_iow_nr;
+use vmm_sys_util::{ioctl_iow_nr, ioctl_iowr_nr};
 
 use super::system::System;
 use crate::hypervisor::{CpuError, GuestMemory};
 
 ioctl_iow_nr!(KVM_GET_DIRTY_LOG, KVMIO, 0x42, kvm_dirty_log);
+ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
 
 /// Three pages that KVM needs on Intel CPUs, below the 4 GiB border where no guest RAM or device may be (KVM API,
 /// KVM_SET_TSS_ADDR). The page below it is KVM's identity map.
@@ -38,7 +41,7 @@ struct Slot {
     guest_address: u64,
     size: u64,
     host_address: u64,
-    /// One bit per page, filled by KVM_GET_DIRTY_LOG.
+    /// One bit per page, for KVM_GET_DIRTY_LOG and KVM_CLEAR_DIRTY_LOG.
     dirty: Vec<u64>,
 }
 
@@ -47,7 +50,7 @@ struct Slot {
 pub(super) struct Vm {
     fd: VmFd,
     slots: Vec<Slot>,
-    /// Dirty pages that were harvested before the slots were replaced, for the next harvest.
+    /// Pages that were dirty when the slots were replaced, ascending; nobody has forgotten them since.
     carried: Vec<u64>,
     /// Keeps the mappings alive that the slots point into.
     _memory: GuestMemory,
@@ -68,6 +71,7 @@ impl Vm {
         fd.set_tss_address(tss).map_err(kvm_error("KVM_SET_TSS_ADDR"))?;
         Self::route_msrs(&fd)?;
         Self::disable_pmu(&fd)?;
+        Self::protect_by_hand(&fd)?;
         let slots = memory
             .iter()
             .zip(0..)
@@ -131,6 +135,17 @@ impl Vm {
             .map_err(kvm_error("disabling the vPMU (KVM_CAP_PMU_CAPABILITY)"))
     }
 
+    /// Reading the dirty log then leaves the pages writable, until KVM_CLEAR_DIRTY_LOG names them.
+    fn protect_by_hand(fd: &VmFd) -> Result<(), CpuError> {
+        let cap = kvm_enable_cap {
+            cap: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
+            args: [u64::from(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE), 0, 0, 0],
+            ..kvm_enable_cap::default()
+        };
+        fd.enable_cap(&cap)
+            .map_err(kvm_error("enabling KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2"))
+    }
+
     fn register(&self, slot: &Slot, size: u64) -> Result<(), CpuError> {
         let region = kvm_userspace_memory_region {
             slot: slot.number,
@@ -144,27 +159,34 @@ impl Vm {
             .map_err(kvm_error("registering guest memory (KVM_SET_USER_MEMORY_REGION)"))
     }
 
-    /// Guest frame numbers written by the vCPU since the last harvest, ascending; the log starts anew.
-    pub(super) fn harvest(&mut self, pages: &mut Vec<u64>) -> Result<(), CpuError> {
+    /// Guest frame numbers of pages that the vCPU has written since they were last forgotten, ascending.
+    pub(super) fn dirty(&mut self, pages: &mut Vec<u64>) -> Result<(), CpuError> {
         pages.clear();
-        pages.append(&mut self.carried);
-        let merge = !pages.is_empty();
+        pages.extend_from_slice(&self.carried);
         for slot in &mut self.slots {
             slot.fetch(&self.fd)?;
             slot.dirty_pages(pages);
         }
-        if merge {
+        if !self.carried.is_empty() {
             pages.sort_unstable();
             pages.dedup();
         }
         Ok(())
     }
 
-    /// Deletes and adds every slot again, so that KVM forgets all translations. What the dirty log held is kept for the
-    /// next harvest.
+    /// Write-protects `pages`, ascending, and takes them out of the dirty log.
+    pub(super) fn forget(&mut self, pages: &[u64]) -> Result<(), CpuError> {
+        self.carried.retain(|page| pages.binary_search(page).is_err());
+        for slot in &mut self.slots {
+            slot.forget(&self.fd, pages)?;
+        }
+        Ok(())
+    }
+
+    /// Deletes and adds every slot again, so that KVM forgets all translations. What the dirty log held is kept.
     pub(super) fn replace_slots(&mut self) -> Result<(), CpuError> {
         let mut pages = Vec::new();
-        self.harvest(&mut pages)?;
+        self.dirty(&mut pages)?;
         self.carried = pages;
         for slot in &self.slots {
             self.register(slot, 0)?;
@@ -215,6 +237,52 @@ impl Slot {
         Ok(())
     }
 
+    /// Those of `pages`, ascending, that are in this slot.
+    fn forget(&mut self, fd: &VmFd, pages: &[u64]) -> Result<(), CpuError> {
+        let (slot, size) = (self.number, self.size >> PAGE_SHIFT);
+        let Some((first, bits)) = self.bits(pages) else {
+            return Ok(());
+        };
+        // Whole words, or exactly to the slot's end (KVM API).
+        let count = (bits.len() as u64 * 64).min(size - first);
+        let request = kvm_clear_dirty_log {
+            slot,
+            num_pages: u32::try_from(count).expect("a slot has less than 2^32 pages"),
+            first_page: first,
+            __bindgen_anon_1: kvm_clear_dirty_log__bindgen_ty_1 {
+                dirty_bitmap: bits.as_mut_ptr().cast(),
+            },
+        };
+        // SAFETY: the kernel reads one bit for each of `count` pages, and `bits` holds at least so many.
+        let result = unsafe { ioctl_with_ref(fd, KVM_CLEAR_DIRTY_LOG(), &request) };
+        if result < 0 {
+            let source = io::Error::last_os_error();
+            return Err(CpuError::Kvm {
+                what: "resetting the dirty log (KVM_CLEAR_DIRTY_LOG)",
+                source,
+            });
+        }
+        Ok(())
+    }
+
+    /// Those of `pages`, ascending, that are in this slot, as bits of the words that have any; and the number in the slot of the
+    /// first bit.
+    fn bits(&mut self, pages: &[u64]) -> Option<(u64, &mut [u64])> {
+        let start = self.guest_address >> PAGE_SHIFT;
+        let end = start + (self.size >> PAGE_SHIFT);
+        let from = pages.partition_point(|page| *page < start);
+        let to = pages.partition_point(|page| *page < end);
+        let (first, last) = (pages[from..to].first()? - start, pages[from..to].last()? - start);
+        let word = |page: u64| usize::try_from(page / 64).expect("usize has 64 bits");
+        let words = &mut self.dirty[word(first)..=word(last)];
+        words.fill(0);
+        for page in &pages[from..to] {
+            let page = page - start;
+            words[word(page) - word(first)] |= 1 << (page % 64);
+        }
+        Some((first / 64 * 64, words))
+    }
+
     /// Appends the frame numbers of all set bits.
     fn dirty_pages(&self, pages: &mut Vec<u64>) {
         let first = self.guest_address >> PAGE_SHIFT;
@@ -244,6 +312,24 @@ mod tests {
         let mut pages = vec![7];
         slot.dirty_pages(&mut pages);
         assert_eq!(pages, [7, 0x100, 0x100 + 63, 0x100 + 129]);
+    }
+
+    #[test]
+    fn frame_numbers_become_bits_of_the_words_that_have_any() {
+        let mut slot = Slot {
+            number: 0,
+            guest_address: 0x10_0000,
+            size: 130 << PAGE_SHIFT,
+            host_address: 0,
+            dirty: vec![u64::MAX; 3],
+        };
+        assert_eq!(slot.bits(&[]), None);
+        assert_eq!(slot.bits(&[0xff, 0x100 + 130]), None, "before and behind the slot");
+        assert_eq!(slot.bits(&[0xff, 0x100, 0x182]), Some((0, &mut [1, 0][..])));
+        assert_eq!(
+            slot.bits(&[0x100 + 65, 0x100 + 129, 0x100 + 130]),
+            Some((64, &mut [0b10, 0b10][..]))
+        );
     }
 
     #[test]

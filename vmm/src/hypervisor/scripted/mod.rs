@@ -500,9 +500,16 @@ impl Cpu for ScriptedCpu {
         Ok(())
     }
 
-    fn harvest_dirty(&mut self, pages: &mut Vec<u64>) -> Result<(), CpuError> {
+    fn dirty(&mut self, pages: &mut Vec<u64>) -> Result<(), CpuError> {
         pages.clear();
-        pages.extend(std::mem::take(&mut self.dirty));
+        pages.extend(&self.dirty);
+        Ok(())
+    }
+
+    fn forget_dirty(&mut self, pages: &[u64]) -> Result<(), CpuError> {
+        for page in pages {
+            self.dirty.remove(page);
+        }
         Ok(())
     }
 

@@ -236,8 +236,11 @@ fn what_the_cpu_stores_is_in_its_dirty_log_and_not_in_the_hosts_bitmap() {
     cpu.run().unwrap();
     assert_eq!(cpu.memory.read_obj::<u64>(GuestAddress(0x2ffc)).unwrap(), u64::MAX);
     let mut pages = Vec::new();
-    cpu.harvest_dirty(&mut pages).unwrap();
+    cpu.dirty(&mut pages).unwrap();
     assert_eq!(pages, [2, 3]);
+    cpu.forget_dirty(&[2, 7]).unwrap();
+    cpu.harvest_dirty(&mut pages).unwrap();
+    assert_eq!(pages, [3]);
     let region = cpu.memory.iter().next().unwrap();
     assert!((0..RAM).step_by(4096).all(|offset| !region.bitmap().dirty_at(offset)));
     cpu.harvest_dirty(&mut pages).unwrap();
