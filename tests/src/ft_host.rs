@@ -38,6 +38,9 @@ pub struct Terms {
     /// RAM of the guest in MiB.
     #[arg(long, value_name = "MIB", default_value_t = 160)]
     pub memory: u32,
+    /// Processors of an emulated host.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
+    pub processors: u32,
     /// Where the backup gets what the guest reads from its disk.
     #[arg(long, value_enum, default_value = "log")]
     pub disk_reads: DiskReadsArg,
@@ -108,6 +111,7 @@ impl FtHost {
             tag: "shared".to_owned(),
         }];
         run.timeout = common.limit;
+        run.processors = common.terms.processors;
         let streams = Streams {
             stdout: Box::new(reports.clone()),
             stderr: Box::new(said.clone()),
@@ -389,6 +393,7 @@ mod tests {
                 detection: 6000,
                 lease: 4000,
                 memory: 160,
+                processors: 1,
                 disk_reads: DiskReadsArg::Log,
             },
             limit: Duration::from_secs(1),

@@ -1,6 +1,8 @@
 //! Pairs of real processes: deaths, sleeps, clean ends and mistakes. The guest `pulse` writes numbered lines to a console
 //! file that both sides share; a lost, repeated or reordered output would show there.
 
+use std::any::Any;
+use std::net::{TcpListener, UdpSocket};
 use std::time::Duration;
 
 use tests::pair::{Side, Site, detection, free_address, is_live, is_protected, limit};
@@ -202,6 +204,16 @@ kvm_test! {
         let site = Site::new();
         let guest = pulse(100_000);
         let guest: Vec<&str> = guest.iter().map(String::as_str).collect();
+        // A primary that cannot be heard has not taken the guest's name, neither when TCP's port is taken nor UDP's.
+        for (name, taken) in [
+            ("deaf", Box::new(TcpListener::bind(site.address).unwrap()) as Box<dyn Any>),
+            ("mute", Box::new(UdpSocket::bind(site.address).unwrap())),
+        ] {
+            let mut deaf = site.primary(name, &guest, &[]);
+            assert_eq!(deaf.code(limit(20)), 1);
+            assert!(deaf.stderr().contains(&site.address.to_string()), "{}", deaf.stderr());
+            drop(taken);
+        }
         let mut primary = site.primary("primary", &guest, &[]);
         primary.wait_event("life", 1, limit(10), |event| matches!(event, Event::Leading { .. }));
         let elsewhere = free_address().to_string();

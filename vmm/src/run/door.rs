@@ -1,5 +1,6 @@
 //! What a pair has agreed on, and the door of a primary: where backups join and heartbeats arrive.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use logging_channel::codec;
 use logging_channel::entry::{Generation, Incarnation};
 use logging_channel::message::{DiskReads, Heartbeat};
 use shared_disk::arbiter::Arbiter;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::{mpsc, watch};
 
 use super::Failure;
@@ -40,6 +41,24 @@ impl Terms {
     }
 }
 
+/// A place for a door, which nobody else can take any more.
+#[derive(Debug)]
+pub(super) struct Doorway {
+    listener: TcpListener,
+    heartbeats: UdpSocket,
+}
+
+impl Doorway {
+    /// At `--listen`, for TCP and for UDP, if that was asked for.
+    pub(super) async fn find(listen: Option<SocketAddr>) -> Result<Option<Self>, Failure> {
+        let Some(listen) = listen else { return Ok(None) };
+        let listener = TcpListener::bind(listen).await;
+        let listener = listener.map_err(|e| Failure::new(format!("--listen {listen}: {e}")))?;
+        let heartbeats = Heartbeats::bind(listener.local_addr().map_err(Failure::new)?).await?;
+        Ok(Some(Doorway { listener, heartbeats }))
+    }
+}
+
 /// Where backups join and heartbeats arrive.
 #[derive(Debug)]
 pub(super) struct Door {
@@ -62,20 +81,21 @@ impl Door {
         }
     }
 
-    /// Opens it at `--listen`, if that was asked for.
-    pub(super) async fn open(
+    /// Opens it there, if there is a place for it.
+    pub(super) fn open(
         mut self,
+        place: Option<Doorway>,
         args: &RunArgs,
         terms: &Terms,
         arbiter: &Arc<dyn Arbiter>,
         config: &MachineConfig,
     ) -> Result<Self, Failure> {
-        let Some(listen) = args.listen else { return Ok(self) };
-        let listener = TcpListener::bind(listen).await;
-        let listener = listener.map_err(|e| Failure::new(format!("--listen {listen}: {e}")))?;
+        let Some(Doorway { listener, heartbeats }) = place else {
+            return Ok(self);
+        };
         let address = listener.local_addr().map_err(Failure::new)?;
         let hearing = self.hearing.clone();
-        let heartbeats = Heartbeats::start(address, None, terms.guest, terms.generation, terms.me, hearing).await?;
+        let heartbeats = Heartbeats::start(heartbeats, None, terms.guest, terms.generation, terms.me, hearing);
         self.heartbeats.push(heartbeats);
         tracing::info!("backups may join at {address}");
         self.offers = Some(Offers {

@@ -37,21 +37,27 @@ pub fn heard() -> (mpsc::Sender<Heartbeat>, mpsc::Receiver<Heartbeat>) {
 }
 
 impl Heartbeats {
-    /// Binds `local` and tells `heard` of heartbeats of `guest`. Where to send: `peer`, or wherever the last valid one
-    /// came from.
+    /// A socket for heartbeats.
     ///
     /// # Errors
     /// If the address cannot be bound.
-    pub async fn start(
-        local: SocketAddr,
+    pub async fn bind(local: SocketAddr) -> Result<UdpSocket, Failure> {
+        let socket = UdpSocket::bind(local).await;
+        socket.map_err(|e| Failure::new(format!("heartbeats at UDP {local}: {e}")))
+    }
+
+    /// Tells `heard` of heartbeats of `guest` that come to `socket`. Where to send: `peer`, or wherever the last valid one came
+    /// from.
+    #[must_use]
+    pub fn start(
+        socket: UdpSocket,
         peer: Option<SocketAddr>,
         guest: u128,
         generation: Generation,
         me: Incarnation,
         heard: mpsc::Sender<Heartbeat>,
-    ) -> Result<Self, Failure> {
-        let socket = UdpSocket::bind(local).await;
-        let socket = Arc::new(socket.map_err(|e| Failure::new(format!("heartbeats at UDP {local}: {e}")))?);
+    ) -> Self {
+        let socket = Arc::new(socket);
         let peer = Arc::new(Mutex::new(peer));
         let task = tokio::spawn(hear(Arc::clone(&socket), Arc::clone(&peer), guest, me, heard));
         let next = Heartbeat {
@@ -62,13 +68,13 @@ impl Heartbeats {
             sent_ns: 0,
             echo_ns: 0,
         };
-        Ok(Heartbeats {
+        Heartbeats {
             socket,
             peer,
             encoder: FrameEncoder::new(),
             next,
             task,
-        })
+        }
     }
 
     /// The generation to be stamped from now on.

@@ -8,7 +8,7 @@ use shared_disk::arbiter::Arbiter;
 
 use super::clone::PageSource;
 use super::control::{self, Desk};
-use super::door::{Door, Terms};
+use super::door::{Door, Doorway, Terms};
 use super::events::Reporter;
 use super::health::Probe;
 use super::join::{Joiner, ONCE, PATIENT};
@@ -98,6 +98,8 @@ async fn primary(args: &RunArgs, desk: Desk) -> Result<u8, Failure> {
     outside
         .may_start(arbiter.last().map_err(Failure::new)?.as_ref())
         .map_err(Failure::new)?;
+    // Before this guest's name is taken on the storage: a port that is not free then costs nothing but another start.
+    let place = Doorway::find(args.listen).await?;
     let generation = Generation(arbiter.start(me.0).map_err(Failure::new)?);
     outside.fence_disks(me.0).await.map_err(Failure::new)?;
     outside.mark_current(generation.0, me.0).map_err(Failure::new)?;
@@ -112,7 +114,7 @@ async fn primary(args: &RunArgs, desk: Desk) -> Result<u8, Failure> {
         patience: Duration::from_millis(args.guest.patience),
         disk_reads: args.disk_reads.into(),
     };
-    let door = Door::closed(generation).open(args, &terms, &arbiter, &config).await?;
+    let door = Door::closed(generation).open(place, args, &terms, &arbiter, &config)?;
     // Whoever hears of it may ask, give orders, send signals and join.
     let orders = desk.leads(generation, false);
     reporter.report(Event::Leading {

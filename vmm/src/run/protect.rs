@@ -10,7 +10,7 @@ use logging_channel::transport::TcpFrames;
 use shared_disk::plan::Gate;
 
 use super::copies::PrivateDisks;
-use super::door::{Door, Terms};
+use super::door::{Door, Doorway, Terms};
 use super::events::Reporter;
 use super::follow::{Follow, Followed, Follower, FromFollower, ToFollower, start_follower};
 use super::health::Probe;
@@ -101,7 +101,8 @@ pub(super) async fn protect(
     };
     let (hearing, heard) = heard();
     let local = SocketAddr::new(any, 0);
-    let heartbeats = Heartbeats::start(local, Some(peer), terms.guest, terms.generation, me, hearing).await?;
+    let socket = Heartbeats::bind(local).await?;
+    let heartbeats = Heartbeats::start(socket, Some(peer), terms.guest, terms.generation, me, hearing);
     let core = BackupConfig {
         me,
         guest: terms.guest,
@@ -190,9 +191,8 @@ async fn go_live(
         .with(boot, paused)
         .with_private_disks(private_disks);
     let core = core.gone_live(logging_channel::clock::boottime_ns());
-    let door = Door::closed(terms.generation)
-        .open(args, &terms, &arbiter, config)
-        .await;
+    let place = Doorway::find(args.listen).await;
+    let door = place.and_then(|place| Door::closed(terms.generation).open(place, args, &terms, &arbiter, config));
     let mut door = door.unwrap_or_else(|failure| {
         tracing::warn!("no backup can join: {failure}");
         Door::closed(terms.generation)

@@ -462,6 +462,8 @@ impl Primary {
 }
 
 #[cfg(test)]
+mod joining_tests;
+#[cfg(test)]
 mod operating_tests;
 #[cfg(test)]
 mod silence_tests;

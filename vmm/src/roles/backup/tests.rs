@@ -4,13 +4,15 @@ use logging_channel::chunk;
 use logging_channel::entry::{Digest, ExitSeq, Input, Mark, OutputSeq};
 use logging_channel::flow::AckTracker;
 
+use logging_channel::message::Grant;
+
 use super::*;
 
-const MS: u64 = 1_000_000;
+pub(super) const MS: u64 = 1_000_000;
 const D: u64 = 500 * MS;
 const L: u64 = 300 * MS;
-const ME: Incarnation = Incarnation(9);
-const G: Generation = Generation(3);
+pub(super) const ME: Incarnation = Incarnation(9);
+pub(super) const G: Generation = Generation(3);
 
 fn at(exit: u64) -> Position {
     Position {
@@ -30,7 +32,7 @@ fn mark(exit: u64, sent_ns: u64) -> LogEntry {
     })
 }
 
-fn joining(now: u64) -> Backup {
+pub(super) fn joining(now: u64) -> Backup {
     let config = BackupConfig {
         me: ME,
         guest: 1,
@@ -41,7 +43,7 @@ fn joining(now: u64) -> Backup {
     Backup::new(config, now)
 }
 
-fn grant() -> Message {
+pub(super) fn grant() -> Message {
     Message::Grant(Grant {
         generation: G,
         incarnation: ME,
@@ -52,7 +54,7 @@ fn grant() -> Message {
 }
 
 /// A backup that follows from exit 100 and has acked log frame 1 at `now`.
-fn following(now: u64) -> Backup {
+pub(super) fn following(now: u64) -> Backup {
     let mut backup = joining(now);
     let mut actions = Vec::new();
     for chunk in chunk::split(b"the state") {
@@ -78,7 +80,7 @@ fn following(now: u64) -> Backup {
     backup
 }
 
-fn claims(actions: &[Action]) -> bool {
+pub(super) fn claims(actions: &[Action]) -> bool {
     actions.contains(&Action::Claim(G))
 }
 
@@ -94,7 +96,7 @@ fn live(actions: &[Action]) -> bool {
     })
 }
 
-fn ends_with(actions: &[Action], expected: u8) -> bool {
+pub(super) fn ends_with(actions: &[Action], expected: u8) -> bool {
     actions
         .iter()
         .any(|action| matches!(action, Action::End { code, .. } if *code == expected))
@@ -202,70 +204,6 @@ fn a_sleeper_does_not_judge() {
     let mut actions = Vec::new();
     backup.tick(now + 10 * D, &mut actions);
     assert!(!claims(&actions), "it was itself asleep");
-}
-
-#[test]
-fn without_a_whole_state_and_a_grant_it_never_asks() {
-    let now = 1_000 * MS;
-    let mut actions = Vec::new();
-    let mut backup = joining(now);
-    backup.closed(now, "reset", &mut actions);
-    assert!(ends_with(&actions, EXIT_NOT_ENTITLED) && !claims(&actions));
-    actions.clear();
-    let mut backup = joining(now);
-    backup.message(now, G, grant(), &mut actions);
-    assert!(ends_with(&actions, EXIT_NOT_ENTITLED), "a grant without a state");
-    actions.clear();
-    let mut backup = joining(now);
-    for chunk in chunk::split(b"the state") {
-        backup.message(now, G, Message::State(chunk), &mut actions);
-    }
-    backup.closed(now, "reset", &mut actions);
-    assert!(
-        ends_with(&actions, EXIT_NOT_ENTITLED) && !claims(&actions),
-        "a state without a grant"
-    );
-}
-
-#[test]
-fn a_grant_or_state_that_does_not_fit_is_refused() {
-    let now = 1_000 * MS;
-    let after = |state: &[Message], grant: Message| {
-        let (mut backup, mut actions) = (joining(now), Vec::new());
-        for message in state.iter().cloned().chain([grant]) {
-            backup.message(now, G, message, &mut actions);
-        }
-        ends_with(&actions, EXIT_NOT_ENTITLED)
-    };
-    let granted = |change: fn(&mut Grant)| {
-        let Message::Grant(mut grant) = grant() else {
-            unreachable!()
-        };
-        change(&mut grant);
-        Message::Grant(grant)
-    };
-    let content = vec![3; chunk::CHUNK_BYTES + 1];
-    let whole: Vec<_> = chunk::split(&content).map(Message::State).collect();
-    let damaged: Vec<_> = chunk::split(&[1, 2, 3])
-        .map(|mut chunk| {
-            chunk.bytes[0] ^= 1;
-            Message::State(chunk)
-        })
-        .collect();
-    assert!(!after(&whole, granted(|_| {})));
-    assert!(after(&whole[..1], granted(|_| {})), "the state is not whole");
-    assert!(after(&whole, granted(|grant| grant.incarnation = Incarnation(8))));
-    assert!(after(&whole, granted(|grant| grant.generation = Generation(G.0 + 1))));
-    assert!(after(&whole, granted(|grant| grant.generation = Generation(G.0 - 1))));
-    assert!(after(&damaged, granted(|_| {})), "its checksum is wrong");
-    let reason = "no\u{1b}[2J".to_owned();
-    let (mut backup, mut actions) = (joining(now), Vec::new());
-    backup.message(now, G, Message::Refuse { reason }, &mut actions);
-    let said = actions.iter().find_map(|action| match action {
-        Action::End { why, .. } => Some(why.as_str()),
-        _ => None,
-    });
-    assert_eq!(said, Some("the primary refuses: no?[2J"));
 }
 
 #[test]
@@ -550,72 +488,6 @@ fn the_boot_record_is_kept_when_it_is_whole() {
         backup.message(0, G, Message::Boot(piece), &mut actions);
     }
     assert!(actions.contains(&Action::KeepBoot(record)));
-}
-
-#[test]
-fn blocks_are_written_in_order_and_said_to_be_and_not_too_many_wait() {
-    let mut backup = joining(0);
-    let mut actions = Vec::new();
-    let blocks = || Message::Blocks {
-        disk: 1,
-        numbers: vec![3],
-        content: vec![7],
-    };
-    backup.message(0, G, blocks(), &mut actions);
-    backup.message(0, G, Message::FlushBlocks, &mut actions);
-    let load = Action::LoadBlocks {
-        disk: 1,
-        numbers: vec![3],
-        content: vec![7],
-    };
-    assert_eq!(actions, [load, Action::FlushBlocks]);
-    for messages in 1..=2 {
-        actions.clear();
-        backup.blocks_written(JOIN_SILENCE, &mut actions);
-        let incarnation = ME;
-        assert_eq!(
-            actions,
-            [Action::Send(Message::BlocksWritten { incarnation, messages })]
-        );
-    }
-    // A slow disk's progress is a sign of life.
-    actions.clear();
-    backup.tick(2 * JOIN_SILENCE, &mut actions);
-    assert_eq!(actions, []);
-    for _ in 0..BLOCKS_UNDER_WAY {
-        backup.message(0, G, blocks(), &mut actions);
-    }
-    assert!(!actions.iter().any(|action| matches!(action, Action::End { .. })));
-    backup.message(0, G, blocks(), &mut actions);
-    let too_many =
-        |action: &Action| matches!(action, Action::End { code: EXIT_NOT_ENTITLED, why } if why.contains("32"));
-    assert!(actions.iter().any(too_many), "{actions:?}");
-}
-
-#[test]
-fn blocks_behind_the_state_are_refused() {
-    for late in [
-        Message::FlushBlocks,
-        Message::Blocks {
-            disk: 0,
-            numbers: vec![],
-            content: vec![],
-        },
-    ] {
-        let mut backup = following(0);
-        let mut actions = Vec::new();
-        backup.message(0, G, late, &mut actions);
-        assert!(
-            matches!(
-                &actions[..],
-                [Action::End {
-                    code: EXIT_NOT_ENTITLED,
-                    ..
-                }]
-            ),
-            "{actions:?}"
-        );
-    }
 }
 
 #[test]
