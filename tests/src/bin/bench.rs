@@ -139,6 +139,7 @@ fn under_loads(arguments: &LoadsArguments, as_json: bool) -> Result<(), String> 
         let object = serde_json::json!({
             "host": "two nested hosts: emulated processors with emulated SVM",
             "processors": processors,
+            "processors_of_a_host": arguments.terms.processors,
             "seconds": arguments.seconds,
             "detection_ms": arguments.terms.detection,
             "loads": loads::json(&measured),
