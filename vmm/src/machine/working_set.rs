@@ -9,7 +9,8 @@
 
 use std::collections::BTreeMap;
 
-/// A page stays writable if it was written in two of so many checkpoints in a row, and until so many have found it unchanged.
+/// A page stays writable if so many checkpoints later, or earlier, it has been written again, and until more have found it
+/// unchanged.
 const AGAIN_WITHIN: u64 = 4;
 
 /// Most pages that stay writable: what carrying them unchanged costs a checkpoint is bounded by this.
