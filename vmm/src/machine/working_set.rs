@@ -9,8 +9,8 @@
 
 use std::collections::BTreeMap;
 
-/// A page stays writable if so many checkpoints later, or earlier, it has been written again, and until more have found it
-/// unchanged.
+/// A page stays writable once it is written again at most so many checkpoints after the last time, until more than so many in a row
+/// have found it unchanged.
 const AGAIN_WITHIN: u64 = 4;
 
 /// Most pages that stay writable: what carrying them unchanged costs a checkpoint is bounded by this.

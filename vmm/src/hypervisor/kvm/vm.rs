@@ -63,6 +63,17 @@ fn kvm_error(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> CpuError {
     }
 }
 
+/// What an ioctl has returned; its error is the thread's last.
+fn checked(result: i32, what: &'static str) -> Result<(), CpuError> {
+    match result {
+        0.. => Ok(()),
+        _ => Err(CpuError::Kvm {
+            what,
+            source: io::Error::last_os_error(),
+        }),
+    }
+}
+
 impl Vm {
     /// Creates the machine and registers every region of `memory`.
     pub(super) fn new(system: &System, memory: &GuestMemory) -> Result<Self, CpuError> {
@@ -227,14 +238,7 @@ impl Slot {
         };
         // SAFETY: the kernel writes one bit per page of the slot, rounded up to 64: exactly the length of `dirty`.
         let result = unsafe { ioctl_with_ref(fd, KVM_GET_DIRTY_LOG(), &request) };
-        if result < 0 {
-            let source = io::Error::last_os_error();
-            return Err(CpuError::Kvm {
-                what: "reading the dirty log (KVM_GET_DIRTY_LOG)",
-                source,
-            });
-        }
-        Ok(())
+        checked(result, "reading the dirty log (KVM_GET_DIRTY_LOG)")
     }
 
     /// Those of `pages`, ascending, that are in this slot.
@@ -255,14 +259,7 @@ impl Slot {
         };
         // SAFETY: the kernel reads one bit for each of `count` pages, and `bits` holds at least so many.
         let result = unsafe { ioctl_with_ref(fd, KVM_CLEAR_DIRTY_LOG(), &request) };
-        if result < 0 {
-            let source = io::Error::last_os_error();
-            return Err(CpuError::Kvm {
-                what: "resetting the dirty log (KVM_CLEAR_DIRTY_LOG)",
-                source,
-            });
-        }
-        Ok(())
+        checked(result, "resetting the dirty log (KVM_CLEAR_DIRTY_LOG)")
     }
 
     /// Those of `pages`, ascending, that are in this slot, as bits of the words that have any; and the number in the slot of the
