@@ -10,7 +10,7 @@ use ftvm_host::failure::Failure;
 use ftvm_host::stdio::answer;
 use ftvm_hypervisor::DeliveryMode;
 use ftvm_kvm::KvmCpu;
-use ftvm_kvm::selftest::{Capabilities, Verdict};
+use ftvm_kvm::selftest::{Capabilities, CheckVerdict};
 use ftvm_machine::audit::modules::{Uncaught, uncaught};
 use ftvm_machine::boot::{BuiltIn, Kernel};
 use ftvm_machine::config::{GuestKind, MACHINE_VERSION, MachineConfig};
@@ -30,7 +30,7 @@ pub fn capabilities() -> Result<Capabilities, Failure> {
     match capabilities
         .checks
         .iter()
-        .find(|check| check.verdict == Verdict::Failed)
+        .find(|check| check.verdict == CheckVerdict::Failed)
     {
         None => Ok(capabilities),
         Some(check) => Err(Failure::new(format!(

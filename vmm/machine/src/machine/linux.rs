@@ -134,7 +134,7 @@ mod tests {
     use crate::machine::allocate_memory;
     use crate::testing::config;
     use ftvm_hypervisor::DeliveryMode;
-    use ftvm_hypervisor::scripted::{Program, ScriptedCpu, Step};
+    use ftvm_hypervisor::scripted::{Script, ScriptStep, ScriptedCpu};
 
     const STACK: u64 = 0x8000;
     const RIP: u64 = 0x5000;
@@ -147,7 +147,11 @@ mod tests {
             memory.write_obj(word, GuestAddress(at)).unwrap();
         }
         memory.write_slice(code, GuestAddress(frame[0])).unwrap();
-        let cpu = ScriptedCpu::new(&memory, Arc::new(Program::repeat(vec![Step::Halt])), DeliveryMode::None);
+        let cpu = ScriptedCpu::new(
+            &memory,
+            Arc::new(Script::repeat(vec![ScriptStep::Halt])),
+            DeliveryMode::None,
+        );
         Machine::new(&config(GuestKind::Linux), memory, cpu).unwrap()
     }
 

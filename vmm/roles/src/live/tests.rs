@@ -7,7 +7,7 @@ use ftvm_schema::entry::{ConsolePort, Intervention};
 use super::*;
 use crate::clock::GRAIN;
 use ftvm_hypervisor::DeliveryMode;
-use ftvm_hypervisor::scripted::{Program, ScriptedCpu, Step as Scripted, Value};
+use ftvm_hypervisor::scripted::{Operand, Script, ScriptStep as Scripted, ScriptedCpu};
 use ftvm_machine::config::{GuestKind, MIN_MEMORY};
 use ftvm_machine::machine::allocate_memory;
 use ftvm_machine::testing::config;
@@ -75,12 +75,12 @@ fn guest(start: Instant) -> Guest {
         Scripted::PortWrite {
             port: 0x3f8,
             size: 1,
-            value: Value::Accumulator,
+            value: Operand::Accumulator,
         },
         Scripted::PortRead { port: 0x608, size: 4 },
     ];
     let memory = allocate_memory(MIN_MEMORY).unwrap();
-    let cpu = ScriptedCpu::new(&memory, Arc::new(Program::repeat(steps)), DeliveryMode::None);
+    let cpu = ScriptedCpu::new(&memory, Arc::new(Script::repeat(steps)), DeliveryMode::None);
     let machine = Machine::new(&config(GuestKind::BareMetal), memory, cpu).unwrap();
     let settings = LiveConfig {
         patience: Duration::from_millis(30),
