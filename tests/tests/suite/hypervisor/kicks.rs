@@ -47,7 +47,12 @@ pub fn kicks_reach_the_right_one_of_several_vcpus() {
     for _ in 0..3 {
         let guest = TinyGuest::new(RAM);
         let mut cpu = KvmCpu::new(&guest.memory, &profile).unwrap();
-        let entry = TinyGuest::entry(TinyProgram::Spin, Privilege::Kernel, Interrupts::Off, ArgumentRegisters::default());
+        let entry = TinyGuest::entry(
+            TinyProgram::Spin,
+            Privilege::Kernel,
+            Interrupts::Off,
+            ArgumentRegisters::default(),
+        );
         cpu.set_entry(&entry).unwrap();
         let (kicker, interrupted, stopped) = (cpu.kicker(), Arc::new(AtomicU32::new(0)), stop.clone());
         let count = interrupted.clone();

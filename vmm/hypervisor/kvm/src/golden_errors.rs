@@ -93,7 +93,7 @@ fn why_a_guest_cannot_go_on_reads_as_it_always_did() {
         "KVM no longer reads MSR 0x277, which it read at the start",
         "a CPU profile of 257 CPUID entries is too long",
         "guest memory at 0x1000, 0x1800 bytes: regions must be whole pages of 4096 bytes",
-        "guest memory at 0x1000: Guest memory error: invalid guest address 0x1000",
+        "guest memory at 0x1000: Guest memory error: invalid guest address 4096",
         "signals interrupted a single step 100000 times: some timer of this process is far too fast",
         "a test guest hangs at 0x10000: 60s without an exit",
         "a test guest should write to port 0x10, but did PortWrite { port: 11, size: 1, count: 1 } at 0x10000",

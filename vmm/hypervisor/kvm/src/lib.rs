@@ -16,6 +16,7 @@ pub mod doctor;
 mod entry;
 #[cfg(test)]
 mod golden_errors;
+mod ioctl;
 mod kick;
 mod msr;
 pub mod profile;
@@ -26,15 +27,6 @@ mod system;
 mod vcpu;
 mod vm;
 
-use ftvm_hypervisor::CpuError;
-
 pub use state::KvmState;
 pub use vcpu::{KvmCpu, PageTableRefresh};
 pub use vm::TSS_ADDRESS;
-
-fn kvm_error(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> CpuError {
-    move |error| CpuError::Call {
-        call,
-        source: error.into(),
-    }
-}

@@ -6,7 +6,7 @@
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 
-use super::kvm_error;
+use super::ioctl::kvm_error;
 use super::system::System;
 use ftvm_hypervisor::CpuError;
 

@@ -4,7 +4,7 @@ use ftvm_hypervisor::profile::{CpuProfile, CpuidEntry, MAX_CPUID_ENTRIES, Profil
 use ftvm_hypervisor::{CpuError, DeliveryMode};
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 
-use crate::kvm_error;
+use crate::ioctl::kvm_error;
 use crate::system::System;
 
 /// The table has more entries than KVM takes.

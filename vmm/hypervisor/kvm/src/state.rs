@@ -10,8 +10,9 @@ use kvm_bindings::{
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 
+use super::ioctl::kvm_error;
+use super::msr;
 use super::msr::MsrError;
-use super::{kvm_error, msr};
 use ftvm_hypervisor::{CpuError, INTERRUPT_FLAG};
 
 /// CR4.PGE: flipping it makes KVM rebuild its translations.

@@ -3,8 +3,6 @@
 //! No in-kernel interrupt controller, timer or clock: whatever the guest sees of time and interrupts comes through the
 //! exits above. RDMSR and WRMSR of MSRs that leak host state leave to user space (KVM API, KVM_X86_SET_MSR_FILTER).
 
-use std::io;
-
 use kvm_bindings::{
     KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CAP_PMU_CAPABILITY, KVM_CAP_X86_USER_SPACE_MSR,
     KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, KVM_MEM_LOG_DIRTY_PAGES, KVM_MSR_EXIT_REASON_FILTER,
@@ -17,7 +15,7 @@ use vm_memory::{Address, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::{ioctl_iow_nr, ioctl_iowr_nr};
 
-use super::kvm_error;
+use super::ioctl::{checked, kvm_error};
 use super::system::System;
 use ftvm_hypervisor::{CpuError, GuestMemory, PAGE_SHIFT, PAGE_SIZE};
 
@@ -52,17 +50,6 @@ pub(super) struct Vm {
     carried: Vec<u64>,
     /// Keeps the mappings alive that the slots point into.
     _memory: GuestMemory,
-}
-
-/// What an ioctl has returned; its error is the thread's last.
-fn checked(result: i32, call: &'static str) -> Result<(), CpuError> {
-    match result {
-        0.. => Ok(()),
-        _ => Err(CpuError::Call {
-            call,
-            source: io::Error::last_os_error(),
-        }),
-    }
 }
 
 /// Why a piece of guest RAM cannot be given to KVM.

@@ -23,7 +23,7 @@ use crate::config::{GuestKind, MachineConfig};
 use crate::output::{Emission, Output};
 use clock::VirtualClock;
 use exit::{fold_exit, terminal_reason};
-use ftvm_devices::{Access, ApplyError, Chipset, ConfigError, Direction, Effect, Env};
+use ftvm_devices::{Access, AccessDirection, ApplyError, Chipset, ConfigError, DeviceEnv, Effect};
 use ftvm_hypervisor::{Cpu, CpuError, DeliveryMode, Exit, GuestMemory};
 use intervention::BootCell;
 use pages::Copies;
@@ -401,7 +401,7 @@ impl<C: Cpu> Machine<C> {
                 self.clock_if_needed(
                     Access::Port {
                         port,
-                        dir: Direction::Read,
+                        dir: AccessDirection::Read,
                     },
                     time,
                 )?;
@@ -422,7 +422,7 @@ impl<C: Cpu> Machine<C> {
                 self.clock_if_needed(
                     Access::Port {
                         port,
-                        dir: Direction::Write,
+                        dir: AccessDirection::Write,
                     },
                     time,
                 )?;
@@ -437,7 +437,7 @@ impl<C: Cpu> Machine<C> {
                 self.clock_if_needed(
                     Access::Mmio {
                         addr,
-                        dir: Direction::Read,
+                        dir: AccessDirection::Read,
                     },
                     time,
                 )?;
@@ -448,7 +448,7 @@ impl<C: Cpu> Machine<C> {
                 self.clock_if_needed(
                     Access::Mmio {
                         addr,
-                        dir: Direction::Write,
+                        dir: AccessDirection::Write,
                     },
                     time,
                 )?;
@@ -551,6 +551,6 @@ impl<C: Cpu> Machine<C> {
     }
 }
 
-fn env<'a>(memory: &'a GuestMemory, now: u64, effects: &'a mut Vec<Effect>) -> Env<'a> {
-    Env { memory, now, effects }
+fn env<'a>(memory: &'a GuestMemory, now: u64, effects: &'a mut Vec<Effect>) -> DeviceEnv<'a> {
+    DeviceEnv { memory, now, effects }
 }

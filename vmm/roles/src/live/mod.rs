@@ -24,7 +24,7 @@ use super::patience::Patience;
 use super::patience::watched::Watched;
 use crate::host_event::Control;
 use crate::host_event::HostEvent;
-use ftvm_devices::Fault;
+use ftvm_devices::QueueFault;
 use ftvm_hypervisor::Cpu;
 use ftvm_machine::machine::state::Moved;
 use ftvm_machine::machine::trail::TRAIL_EXITS;
@@ -186,7 +186,7 @@ pub struct Live<C: Cpu, S: Sink, E: Events> {
     stopping: Option<EndReason>,
     standing: Standing,
     /// Devices that wait for a reset, by PCI slot.
-    faults: Vec<(u8, Fault)>,
+    faults: Vec<(u8, QueueFault)>,
     totals: Totals,
 }
 

@@ -13,12 +13,13 @@ use kvm_ioctls::VcpuFd;
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_ref};
 use vmm_sys_util::{ioctl_io_nr, ioctl_iow_nr};
 
+use crate::ioctl::kvm_error;
 use crate::kick::KickCell;
 use crate::run_page::{Decoded, ExitData, RunPage};
 use crate::state::{FpuState, KvmState, TaskRegister};
 use crate::system::System;
 use crate::vm::Vm;
-use crate::{entry, kvm_error, msr, profile, state};
+use crate::{entry, msr, profile, state};
 use ftvm_hypervisor::entry::EntryState;
 use ftvm_hypervisor::profile::CpuProfile;
 use ftvm_hypervisor::{Cpu, CpuError, DeliveryMode, Exit, GuestMemory, INTERRUPT_FLAG, Kick, Terminal, UserFrame};

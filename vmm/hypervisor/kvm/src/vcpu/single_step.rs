@@ -7,7 +7,7 @@ use kvm_bindings::{KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, kvm_guest_debug
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{KvmCpu, Returned};
-use crate::kvm_error;
+use crate::ioctl::kvm_error;
 use crate::run_page::Decoded;
 use ftvm_hypervisor::{Cpu as _, CpuError, Exit};
 
