@@ -18,6 +18,8 @@ const SECRET: GuestAddress = GuestAddress(0x9000);
 struct Still;
 
 impl TimeSource for Still {
+    type Error = MachineError;
+
     fn read(&mut self, _at: Position, floor: u64) -> Result<u64, MachineError> {
         Ok(floor)
     }

@@ -6,22 +6,17 @@
 //! program, as if the instruction had worked. Both answers are derived from the last logged time and the
 //! readings since, so they cost no log entry (LINUX-FACTS; DESIGN, idea 4).
 
+use ftvm_schema::entry::register::{RAX, RCX, RDX, RSP};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{Machine, MachineError};
-use ftvm_hypervisor::{Cpu, CpuError, UserFrame};
+use ftvm_hypervisor::{Cpu, UserFrame};
 
 /// A rewritten RDTSC writes AL here: EDX:EAX are to be set.
 pub const RDTSC_PORT: u16 = 0xEE;
 
 /// The kernel's #GP entry writes AL here, with the error code and the interrupt frame on its stack.
 pub const GP_HOOK_PORT: u16 = 0xEF;
-
-/// Index of RAX, RCX, RDX and RSP in a register file.
-const RAX: usize = 0;
-const RCX: usize = 2;
-const RDX: usize = 3;
-const RSP: usize = 6;
 
 /// RPL and CPL: the low bits of a selector.
 const PRIVILEGE: u64 = 3;
@@ -82,9 +77,7 @@ impl<C: Cpu> Machine<C> {
     fn finish_out(&mut self) -> Result<(), MachineError> {
         match self.complete()? {
             None => Ok(()),
-            Some(exit) => Err(MachineError::Cpu(CpuError::Unsupported(format!(
-                "finishing a one-byte OUT gave another exit, {exit:x?}"
-            )))),
+            Some(exit) => Err(MachineError::OutInParts { exit }),
         }
     }
 

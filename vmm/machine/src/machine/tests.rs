@@ -16,6 +16,8 @@ use ftvm_hypervisor::scripted::{Interrupts, Operand, Script, ScriptStep, Scripte
 struct Still;
 
 impl TimeSource for Still {
+    type Error = MachineError;
+
     fn read(&mut self, _at: Position, floor: u64) -> Result<u64, MachineError> {
         Ok(floor)
     }

@@ -24,31 +24,31 @@ impl Sink for Told {
         true
     }
 
-    fn log(&mut self, entry: LogEntry) -> Result<(), MachineError> {
+    fn log(&mut self, entry: LogEntry) -> Result<(), SinkError> {
         self.entries.push(entry);
         Ok(())
     }
 
-    fn output(&mut self, _: Output) -> Result<(), MachineError> {
+    fn output(&mut self, _: Output) -> Result<(), SinkError> {
         self.outputs += 1;
         Ok(())
     }
 
-    fn flush(&mut self) -> Result<(), MachineError> {
+    fn flush(&mut self) -> Result<(), SinkError> {
         Ok(())
     }
 
     fn disk_done(&mut self, _: u8, _: u64, _: Position) {}
 
-    fn dirty(&mut self, _: Vec<u64>) -> Result<(), MachineError> {
+    fn dirty(&mut self, _: Vec<u64>) -> Result<(), SinkError> {
         Ok(())
     }
 
-    fn state(&mut self, _: Vec<u8>, _: Mark, _: Duration) -> Result<(), MachineError> {
+    fn state(&mut self, _: Vec<u8>, _: Mark, _: Duration) -> Result<(), SinkError> {
         Ok(())
     }
 
-    fn obeyed(&mut self, order: Control) -> Result<(), MachineError> {
+    fn obeyed(&mut self, order: Control) -> Result<(), SinkError> {
         self.obeyed.push(order);
         Ok(())
     }
