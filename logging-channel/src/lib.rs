@@ -44,10 +44,11 @@
 //! then `FileTrailer` with totals that must agree. Without a trailer the recording was cut off, and can be replayed up
 //! to there.
 
+#![forbid(unsafe_code)]
+
 pub mod chunk;
 pub mod clock;
 pub mod codec;
-pub mod entry;
 pub mod file;
 pub mod flow;
 pub mod message;

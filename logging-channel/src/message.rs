@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::entry::{Chunk, Digest, Generation, Incarnation, LogEntry, OutputSeq, Position};
+use ftvm_schema::entry::{Chunk, Digest, Generation, Incarnation, LogEntry, OutputSeq, Position};
 
 /// Version of everything in this crate that travels or is stored. Both sides must have the same.
 pub const PROTOCOL_VERSION: u32 = 2;
@@ -158,7 +158,7 @@ pub enum Message {
     Handover,
     /// From the backup: what its host reaches.
     Health(Health),
-    /// From the primary: a piece of the state from which [`crate::entry::Intervention::Reset`] starts the guest again.
+    /// From the primary: a piece of the state from which [`ftvm_schema::entry::Intervention::Reset`] starts the guest again.
     Boot(Chunk),
 }
 

@@ -13,8 +13,8 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::{sleep, timeout};
 
 use crate::codec::{EncodeError, FrameDecoder, FrameEncoder, FrameError, READ_CHUNK};
-use crate::entry::Generation;
 use crate::message::Message;
+use ftvm_schema::entry::Generation;
 
 /// How long a frame may take to leave, if nothing else is said. The detector has its own, shorter idea of when a peer
 /// is lost; this only keeps a task from hanging for ever.
@@ -366,7 +366,7 @@ mod tests {
     use super::*;
     use crate::codec::samples::{GENERATION, messages};
     use crate::codec::{FrameFault, LogBatch};
-    use crate::entry::{LogEntry, OutputSeq};
+    use ftvm_schema::entry::{LogEntry, OutputSeq};
     use tokio::net::TcpListener;
     use tokio::time::Instant;
 

@@ -12,5 +12,4 @@ pub mod image;
 pub mod mark;
 pub mod mirror;
 pub mod plan;
-pub mod request;
 pub mod scsi;

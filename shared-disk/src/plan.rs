@@ -19,7 +19,7 @@ use std::ops::{Bound, Range};
 
 use thiserror::Error;
 
-use crate::request::{DiskOp, DiskRequest};
+use ftvm_schema::request::{DiskOp, DiskRequest};
 
 /// Whether a request may start as far as the output rule is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

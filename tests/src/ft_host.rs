@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use ftvm_demo::hub::HubPort;
+use ftvm_roles::event::{Event, Protection, Stamped};
 use vmm::cli::DiskReadsArg;
-use vmm::demo::hub::HubPort;
-use vmm::roles::event::{Event, Protection, Stamped};
 
 use crate::nested::{Capture, Host, Nic, Run, Running, Share, Streams};
 

@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use vmm::demo::client::{Client, ClientConfig};
-use vmm::demo::hub::{Hub, HubPort};
+use ftvm_demo::client::{Client, ClientConfig};
+use ftvm_demo::hub::{Hub, HubPort};
 
 use crate::scaled;
 

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use ftvm_kvm::selftest::Capabilities;
 use kvm_ioctls::Kvm;
-use vmm::hypervisor::selftest::Capabilities;
 
 use crate::nested::{self, Capture, Host, Run, Streams, Turn};
 

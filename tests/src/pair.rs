@@ -8,8 +8,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use ftvm_roles::event::{Event, Protection, Stamped};
 use tempfile::TempDir;
-use vmm::roles::event::{Event, Protection, Stamped};
 
 use crate::scaled;
 

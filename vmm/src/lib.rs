@@ -1,13 +1,6 @@
-//! The machine, its roles, and everything the `ftvm` binary does.
+//! Everything the `ftvm` binary does: the command line, and the roles of a pair with their sockets, threads and clocks.
 
-pub mod audit;
-pub mod backends;
-pub mod boot;
+#![forbid(unsafe_code)]
+
 pub mod cli;
-pub mod demo;
-pub mod devices;
-pub mod hypervisor;
-pub mod machine;
-pub mod output;
-pub mod roles;
 pub mod run;

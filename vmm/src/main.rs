@@ -1,5 +1,7 @@
 //! The `ftvm` binary.
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -16,7 +18,7 @@ fn main() -> ExitCode {
         Ok(filter) => filter,
         Err(error) => {
             let expected = "expected a level such as info, or TARGET=LEVEL,...";
-            vmm::run::say::tell(format_args!("ftvm: FTVM_LOG={wanted}: {error}; {expected}"));
+            ftvm_host::stdio::tell(format_args!("ftvm: FTVM_LOG={wanted}: {error}; {expected}"));
             return ExitCode::from(2);
         }
     };

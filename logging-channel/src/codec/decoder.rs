@@ -8,9 +8,9 @@ use serde::de::DeserializeOwned;
 use super::bytes::{Cursor, Malformed};
 use super::entries::{read_chunk, read_log, read_numbered};
 use super::frame::{FrameError, FrameFault, FrameKind, HEADER_BYTES, Header, MAX_PAYLOAD};
-use super::general::{CodecError, from_bytes};
-use crate::entry::{Generation, Position};
 use crate::message::{Heartbeat, MAX_BLOCKS, MAX_PAGES, Message};
+use ftvm_schema::entry::{Generation, Position};
+use ftvm_schema::record::{CodecError, from_bytes};
 
 /// The most a shell should read and push at a time, in bytes.
 pub const READ_CHUNK: usize = 256 << 10;

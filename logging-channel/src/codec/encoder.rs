@@ -4,9 +4,9 @@ use serde::Serialize;
 
 use super::entries::{Base, MAX_DATA_BYTES, MAX_ENTRIES, data_bytes, put_chunk, put_numbered};
 use super::frame::{FrameKind, HEADER_BYTES, MAX_PAYLOAD, seal};
-use super::general::{self, CodecError};
-use crate::entry::{Generation, LogEntry};
 use crate::message::{Heartbeat, MAX_BLOCKS, MAX_PAGES, Message};
+use ftvm_schema::entry::{Generation, LogEntry};
+use ftvm_schema::record::{self, CodecError};
 
 /// Why something could not become a frame. The encoder stays usable.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,7 +32,7 @@ pub enum EncodeError {
 ///
 /// ```
 /// # use logging_channel::codec::LogBatch;
-/// # use logging_channel::entry::{Generation, LogEntry, OutputSeq};
+/// # use ftvm_schema::entry::{Generation, LogEntry, OutputSeq};
 /// let mut batch = LogBatch::new(1);
 /// batch.push(&LogEntry::Released { through: OutputSeq(1) })?;
 /// let frame: &[u8] = batch.seal(Generation(1));
@@ -245,7 +245,7 @@ impl FrameEncoder {
         value: &T,
     ) -> Result<&[u8], EncodeError> {
         self.begin();
-        general::append(value, &mut self.frame)?;
+        record::append(value, &mut self.frame)?;
         self.seal(kind, generation)
     }
 
@@ -274,7 +274,7 @@ impl FrameEncoder {
 mod tests {
     use super::*;
     use crate::codec::FrameDecoder;
-    use crate::entry::{ExitSeq, Input, OutputSeq};
+    use ftvm_schema::entry::{ExitSeq, Input, OutputSeq};
 
     fn tick(exit: u64, ns: u64) -> LogEntry {
         LogEntry::Input {

@@ -24,7 +24,7 @@
 //! `+x` is a varint difference, a name alone a varint or one byte, `(n)` fixed little-endian, bytes have a varint length.
 
 use super::bytes::{Cursor, Malformed, put_blob, put_varint};
-use crate::entry::{
+use ftvm_schema::entry::{
     CLOCK_GRAIN_BITS, Chunk, ConsolePort, Digest, DiskStatus, EndReason, ExitSeq, Input, Intervention, LogEntry, Mark,
     OutputSeq, Position, RegisterFile,
 };

@@ -4,7 +4,7 @@
 //! once as damage: otherwise a reader would wait for bytes that never come, or call a damaged file a truncated one.
 
 use super::bytes::Malformed;
-use crate::entry::Generation;
+use ftvm_schema::entry::Generation;
 
 /// Version of the frame and of every payload in it.
 pub const FRAME_VERSION: u8 = 2;

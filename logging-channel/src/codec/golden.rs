@@ -4,8 +4,8 @@ use proptest::prelude::*;
 
 use super::samples::{GENERATION, entries, heartbeat, messages};
 use super::*;
-use crate::entry::{ExitSeq, Generation, Input, LogEntry};
 use crate::message::Message;
+use ftvm_schema::entry::{ExitSeq, Generation, Input, LogEntry};
 
 /// Every sample as a named frame: all messages, each entry alone in a log frame, the heartbeat.
 fn frames() -> Vec<(String, Vec<u8>)> {

@@ -12,7 +12,6 @@ mod decoder;
 mod encoder;
 mod entries;
 mod frame;
-mod general;
 #[cfg(test)]
 mod golden;
 #[cfg(test)]
@@ -24,4 +23,3 @@ pub use encoder::{EncodeError, FrameEncoder, LogBatch};
 pub use entries::data_bytes;
 pub use entries::{MAX_DATA_BYTES, MAX_ENTRIES};
 pub use frame::{FRAME_VERSION, FrameError, FrameFault, FrameKind, HEADER_BYTES, MAX_PAYLOAD};
-pub use general::{CodecError, from_bytes, to_bytes};

@@ -1,10 +1,10 @@
 //! One message of each kind and one entry of each kind, for the golden frames and other tests.
 
-use crate::entry::{
+use crate::message::{Ack, DiskReads, Grant, Health, Heartbeat, Join, Message, PROTOCOL_VERSION, Standby, Welcome};
+use ftvm_schema::entry::{
     Chunk, ConsolePort, Digest, DiskStatus, EndReason, ExitSeq, Generation, Incarnation, Input, Intervention, LogEntry,
     Mark, OutputSeq, Position,
 };
-use crate::message::{Ack, DiskReads, Grant, Health, Heartbeat, Join, Message, PROTOCOL_VERSION, Standby, Welcome};
 
 pub(crate) const GENERATION: Generation = Generation(0x0102_0304_0506_0708);
 

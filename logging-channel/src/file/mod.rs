@@ -23,8 +23,8 @@ pub use writer::{LogWriter, Sink};
 
 use crate::chunk::ChunkError;
 use crate::codec::{EncodeError, FrameError};
-use crate::entry::{Digest, EndReason, OutputSeq, Position};
 use crate::flow::OrderError;
+use ftvm_schema::entry::{Digest, EndReason, OutputSeq, Position};
 
 /// The longest initial state, in bytes: more RAM than ftvm gives a guest.
 pub const MAX_STATE_BYTES: u64 = 64 << 30;
@@ -208,8 +208,8 @@ struct Counts {
 }
 
 impl Counts {
-    fn entry(&mut self, entry: &crate::entry::LogEntry) {
-        use crate::entry::LogEntry;
+    fn entry(&mut self, entry: &ftvm_schema::entry::LogEntry) {
+        use ftvm_schema::entry::LogEntry;
         self.entries += 1;
         match entry {
             LogEntry::Input { .. } => self.inputs += 1,

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use super::{Counts, FileHeader, HeaderRecord, LogError, MAX_STATE_BYTES, Trailer};
 use crate::chunk::{Assembler, ChunkError};
 use crate::codec::{FrameDecoder, FrameError, FrameFault, FrameKind, HEADER_BYTES, READ_CHUNK, RawFrame};
-use crate::entry::{LogEntry, Position};
 use crate::flow::Horizon;
 use crate::message::{Message, PROTOCOL_VERSION};
+use ftvm_schema::entry::{LogEntry, Position};
 
 /// Reads a log file from its beginning, holding a frame or two of it.
 ///
@@ -42,7 +42,7 @@ struct Source<R> {
 /// What a frame of the file holds.
 enum Content {
     Header(HeaderRecord),
-    State(crate::entry::Chunk),
+    State(ftvm_schema::entry::Chunk),
     Log {
         number: u64,
         entries: Vec<LogEntry>,

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{Existing, LogError, LogReader, LogWriter, Trailer};
-use crate::entry::LogEntry;
+use ftvm_schema::entry::LogEntry;
 
 /// Copies the log `from` to `to`, each entry as `change` makes it, or without it where `change` gives `None`.
 ///

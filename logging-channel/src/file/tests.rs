@@ -7,8 +7,8 @@ use super::*;
 use crate::chunk::{Assembler, CHUNK_BYTES};
 use crate::codec::samples::{entries, position};
 use crate::codec::{FrameFault, HEADER_BYTES, MAX_DATA_BYTES};
-use crate::entry::{Chunk, ExitSeq, Input, LogEntry};
 use crate::message::PROTOCOL_VERSION;
+use ftvm_schema::entry::{Chunk, ExitSeq, Input, LogEntry};
 
 impl Sink for Vec<u8> {
     fn sync(&mut self) -> io::Result<()> {
@@ -359,7 +359,7 @@ fn entries_out_of_order_are_refused_on_both_sides() {
     let mut bytes = written(&header(), &[]);
     let header_end = usize::try_from(LogWriter::new(Vec::new(), name(), &header()).unwrap().offset_for_test()).unwrap();
     let frame = crate::codec::FrameEncoder::new()
-        .log(crate::entry::Generation(0), 1, &[tick(5), tick(4)])
+        .log(ftvm_schema::entry::Generation(0), 1, &[tick(5), tick(4)])
         .unwrap()
         .to_vec();
     bytes.splice(header_end..header_end, frame);

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use super::{Counts, Ending, Existing, FRAME_TARGET, FileHeader, HeaderRecord, LogError, MAX_STATE_BYTES, Trailer};
 use crate::chunk::{self, ChunkError};
 use crate::codec::{EncodeError, FrameEncoder, FrameKind, LogBatch};
-use crate::entry::{Generation, LogEntry, Position};
 use crate::flow::Horizon;
 use crate::message::Message;
+use ftvm_schema::entry::{Generation, LogEntry, Position};
 
 /// Where a log can be written to.
 pub trait Sink: Write {

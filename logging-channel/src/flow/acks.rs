@@ -7,8 +7,8 @@
 use std::collections::VecDeque;
 
 use super::horizon::{Horizon, OrderError};
-use crate::entry::{Incarnation, LogEntry, OutputSeq, Position};
 use crate::message::Ack;
+use ftvm_schema::entry::{Incarnation, LogEntry, OutputSeq, Position};
 
 /// Frames with marks that are remembered, acked and executed each: at a mark per 100 us, as with an output each, more
 /// than a second without thinning out.

@@ -1,7 +1,7 @@
 //! How far a log reaches, and that it only ever reaches further (PROTOCOL 1-4).
 
 use crate::chunk;
-use crate::entry::{ExitSeq, LogEntry, OutputSeq, Position};
+use ftvm_schema::entry::{ExitSeq, LogEntry, OutputSeq, Position};
 
 /// An entry stands where it cannot: the sender has a bug, or is no sender of ours.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -138,7 +138,7 @@ impl Horizon {
 mod tests {
     use super::*;
     use crate::codec::samples::position;
-    use crate::entry::{Chunk, Digest, EndReason, Input, Mark};
+    use ftvm_schema::entry::{Chunk, Digest, EndReason, Input, Mark};
 
     fn input(exit: u64) -> LogEntry {
         LogEntry::Input {

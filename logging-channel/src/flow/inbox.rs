@@ -9,8 +9,8 @@ use std::mem::size_of;
 
 use super::horizon::{Horizon, OrderError};
 use crate::chunk::{Assembler, ChunkError};
-use crate::entry::{Chunk, Generation, Incarnation, LogEntry, OutputSeq, Position};
 use crate::message::Ack;
+use ftvm_schema::entry::{Chunk, Generation, Incarnation, LogEntry, OutputSeq, Position};
 
 /// Why a log frame was not admitted. The session is over: what follows it cannot be acked either.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

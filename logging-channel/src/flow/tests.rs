@@ -3,8 +3,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::chunk::{CHUNK_BYTES, split};
 use crate::codec::samples::position;
-use crate::entry::{Digest, EndReason, ExitSeq, Generation, Incarnation, Input, LogEntry, Mark, OutputSeq, Position};
 use crate::message::Ack;
+use ftvm_schema::entry::{
+    Digest, EndReason, ExitSeq, Generation, Incarnation, Input, LogEntry, Mark, OutputSeq, Position,
+};
 
 const ME: Incarnation = Incarnation(7);
 const G: Generation = Generation(3);

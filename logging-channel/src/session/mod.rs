@@ -25,9 +25,9 @@ pub use server::{Candidate, JoinServer, Offer, Placement, ServerStep};
 
 use std::time::Duration;
 
-use crate::entry::Incarnation;
 use crate::message::Message;
 use crate::transport::TransportError;
+use ftvm_schema::entry::Incarnation;
 
 /// The longest nonce, in bytes: far more than chance needs.
 pub const MAX_NONCE_BYTES: usize = 256;

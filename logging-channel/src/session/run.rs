@@ -10,9 +10,9 @@ use tokio::time::timeout;
 
 use super::{Candidate, JoinClient, JoinServer, MAX_NONCE_BYTES, Offer, ServerStep, SessionError};
 use crate::codec::MAX_PAYLOAD;
-use crate::entry::Generation;
 use crate::message::{Message, Welcome};
 use crate::transport::{FrameStream, TcpFrames, WRITE_TIMEOUT};
+use ftvm_schema::entry::Generation;
 
 /// The longest payload of a handshake frame, in bytes: a configuration, with room to spare.
 pub const HANDSHAKE_LIMIT: usize = 1 << 20;

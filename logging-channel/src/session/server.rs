@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{SessionError, presentable};
-use crate::entry::Incarnation;
 use crate::message::{Join, Message, PROTOCOL_VERSION, Standby, Welcome};
+use ftvm_schema::entry::Incarnation;
 
 /// The most of a backup's delivery modes that a refusal lists: there are fewer than that.
 const MAX_MODES_SHOWN: usize = 16;
@@ -77,7 +77,7 @@ impl JoinServer {
 
     /// The generation to stamp on what is sent.
     #[must_use]
-    pub fn generation(&self) -> crate::entry::Generation {
+    pub fn generation(&self) -> ftvm_schema::entry::Generation {
         self.offer.welcome.generation
     }
 

@@ -6,9 +6,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
 use super::*;
-use crate::entry::Generation;
 use crate::message::{DiskReads, Join, PROTOCOL_VERSION, Standby, Welcome};
 use crate::transport::{Backoff, FrameStream, TcpFrames, connect};
+use ftvm_schema::entry::Generation;
 
 const PRIMARY: Incarnation = Incarnation(1);
 const BACKUP: Incarnation = Incarnation(2);

@@ -25,7 +25,7 @@ use rustix::fs::{FlockOperation, OFlags};
 
 use self::direct::{Alignment, BOUNCE_BYTES, Bounce, UNALIGNED, direct_alignment};
 pub use self::error::ImageError;
-use crate::request::{DiskOp, DiskRequest};
+use ftvm_schema::request::{DiskOp, DiskRequest};
 
 /// A virtio-blk sector: the unit of every offset and length.
 pub const SECTOR: u64 = 512;

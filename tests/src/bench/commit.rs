@@ -11,11 +11,11 @@ use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use ftvm_schema::entry::{Digest, ExitSeq, Generation, Input, LogEntry, Mark, OutputSeq, Position};
 use logging_channel::codec::FrameEncoder;
-use logging_channel::entry::{Digest, ExitSeq, Generation, Input, LogEntry, Mark, OutputSeq, Position};
 use logging_channel::message::{Ack, Message};
 
-use vmm::roles::event::Event;
+use ftvm_roles::event::Event;
 
 use super::Figure;
 use super::stats::{median, percentile};

@@ -4,20 +4,20 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use logging_channel::codec;
-use logging_channel::entry::{LogEntry, Mark, Position};
+use ftvm_host::console::ConsoleTarget;
+use ftvm_host::queue::event_queue;
+use ftvm_kvm::selftest::Capabilities;
+use ftvm_machine::boot::Kernel;
+use ftvm_machine::machine::MachineError;
+use ftvm_machine::output::Output;
+use ftvm_roles::clock::LiveClock;
+use ftvm_roles::live::{Live, LiveConfig, Marks, Sink};
+use ftvm_schema::entry::{LogEntry, Mark, Position};
+use ftvm_schema::record;
 use logging_channel::file::{Existing, FileHeader, LogWriter, Verify};
 use logging_channel::message::PROTOCOL_VERSION;
-use vmm::backends::console::ConsoleTarget;
-use vmm::backends::queue::event_queue;
-use vmm::boot::Kernel;
 use vmm::cli::options::MemorySize;
 use vmm::cli::{GuestArgs, HostArgs};
-use vmm::hypervisor::selftest::Capabilities;
-use vmm::machine::MachineError;
-use vmm::output::Output;
-use vmm::roles::clock::LiveClock;
-use vmm::roles::live::{Live, LiveConfig, Marks, Sink};
 use vmm::run::guest;
 
 /// As in `ftvm record`.
@@ -128,7 +128,7 @@ pub fn live(name: &str, cmdline: &str, exits: Option<u64>, log: Log, path: &Path
         verify: if log == Log::Exit { Verify::Exit } else { Verify::Marks },
         program: "bench".to_owned(),
         args: String::new(),
-        config: codec::to_bytes(&config).map_err(|e| failed(&e))?,
+        config: record::to_bytes(&config).map_err(|e| failed(&e))?,
         state: None,
     };
     let writer = match log {
@@ -144,7 +144,8 @@ pub fn live(name: &str, cmdline: &str, exits: Option<u64>, log: Log, path: &Path
     let (sender, queue) = event_queue();
     let begun = Instant::now();
     let clock = LiveClock::starting(0, begun);
-    let life = Live::new(machine, Recorder(writer), queue, clock, settings, begun).run(sender);
+    let live = Live::new(machine, Recorder(writer), queue, clock, settings, begun);
+    let life = ftvm_host::vcpu::run(live, sender);
     let (machine, Recorder(writer), ..) = life.map_err(|e| failed(&e))?;
     let mut log_bytes = 0;
     if let Some(mut writer) = writer {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use vmm::roles::event::Event;
+use ftvm_roles::event::Event;
 
 use super::Figure;
 use super::life::{Log, live};

@@ -1,6 +1,6 @@
 //! Cables for logging channels and heartbeats, in user space: TCP and UDP from a port of 127.0.0.1 to another one.
 //!
-//! Each way of a cable can be cut or made slow by itself, which `vmm::demo::relay` cannot, and all connections over it
+//! Each way of a cable can be cut or made slow by itself, which `ftvm_demo::relay` cannot, and all connections over it
 //! can be hung up. Behind a cut nobody is told of anything: connections stay open, their bytes wait, and go on when the
 //! cable is mended, as TCP does; datagrams are lost.
 

@@ -12,11 +12,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use ftvm_demo::client::stack::Stack;
+use ftvm_host::net::Dgram;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use smoltcp::socket::tcp::State;
-use vmm::backends::net::Dgram;
-use vmm::demo::client::stack::Stack;
 
 use super::history::{Kind, Op};
 use super::resp::{Answer, command, take_answer};

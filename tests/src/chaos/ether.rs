@@ -13,9 +13,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use ftvm_host::net::MAX_FRAME;
 use logging_channel::clock::boottime_ns;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use vmm::backends::net::MAX_FRAME;
 
 /// How often the thread looks whether it is to end.
 const LOOK_MS: u16 = 50;

@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use ftvm_roles::event::{Event, Protection};
 use nix::sys::signal::Signal;
-use vmm::roles::event::{Event, Protection};
 
 use super::cable::{Cabinet, Cable};
 use super::lives::{Judge, Life};

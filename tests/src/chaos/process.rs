@@ -5,9 +5,9 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
+use ftvm_roles::event::{Event, Protection, Stamped};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use vmm::roles::event::{Event, Protection, Stamped};
 
 /// Of what it said, so much is shown.
 const LAST_LINES: usize = 12;

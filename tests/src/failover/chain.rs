@@ -4,9 +4,9 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
+use ftvm_demo::client::{Client, ClientConfig, Tally};
+use ftvm_demo::hub::{Hub, HubPort};
 use serde_json::{Map, Value, json};
-use vmm::demo::client::{Client, ClientConfig, Tally};
-use vmm::demo::hub::{Hub, HubPort};
 
 use super::clock::{GuestClock, Off, SteadyClock};
 use super::http::{Forget, Http, HttpConfig, Seen};
@@ -312,7 +312,7 @@ fn redis_client(port: &HubPort, settings: &Settings) -> ClientConfig {
         ip: CLIENT_IPS[0],
         prefix: PREFIX,
         server: (GUEST_IP, REDIS_PORT),
-        keys: vmm::demo::client::MAX_KEYS,
+        keys: ftvm_demo::client::MAX_KEYS,
         depth: DEPTH,
         write_every: WRITE_EVERY,
         connect_wait: START_LIMIT,
@@ -323,8 +323,8 @@ fn redis_client(port: &HubPort, settings: &Settings) -> ClientConfig {
 
 /// Waits until both sides say that they are a pair. A backup that gives up ends this at once.
 fn join(primary: &FtHost, backup: &FtHost) -> Result<Join, String> {
-    let follows = |events: &[vmm::roles::event::Stamped]| {
-        use vmm::roles::event::{Event, Protection};
+    let follows = |events: &[ftvm_roles::event::Stamped]| {
+        use ftvm_roles::event::{Event, Protection};
         let protects =
             |event: &Event| matches!(event, Event::State { protection, .. } if *protection == Protection::Protected);
         events.iter().any(|event| protects(&event.event)).then_some(())

@@ -48,7 +48,7 @@ pub(super) fn check_writes(disk: &Path, acked: u64, folder: &Path) -> Result<(),
     }
 }
 
-/// Notes the numbers of the writes in a part of the append-only file (`vmm::demo::client`: write N sets `value:N`).
+/// Notes the numbers of the writes in a part of the append-only file (`ftvm_demo::client`: write N sets `value:N`).
 fn note_writes(bytes: &[u8], found: &mut [bool]) {
     for line in bytes.split(|byte| *byte == b'\n') {
         let number = line.strip_prefix(b"value:").and_then(|rest| rest.strip_suffix(b"\r"));

@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
+use ftvm_demo::client::stack::Stack;
+use ftvm_host::net::Dgram;
 use smoltcp::socket::tcp::State;
-use vmm::backends::net::Dgram;
-use vmm::demo::client::stack::Stack;
 
 use super::clock::{GuestClock, Off, SteadyClock};
 

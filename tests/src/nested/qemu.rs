@@ -22,7 +22,7 @@ const KERNEL_COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 oops=panic tsc=r
 /// Name of the image in the run's folder.
 pub(super) const IMAGE: &str = "image";
 
-/// A network card whose Ethernet frames travel as Unix datagrams: the other end is a port of `vmm::demo::hub`, or a
+/// A network card whose Ethernet frames travel as Unix datagrams: the other end is a port of `ftvm_demo::hub`, or a
 /// card of another host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nic {

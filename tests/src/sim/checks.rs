@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use logging_channel::entry::Position;
-use vmm::output::{Emission, Output};
-use vmm::roles::following::Horizon;
+use ftvm_machine::output::{Emission, Output};
+use ftvm_roles::following::Horizon;
+use ftvm_schema::entry::Position;
 
 use super::network::ProcId;
 

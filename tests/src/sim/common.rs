@@ -2,11 +2,11 @@
 
 use std::collections::VecDeque;
 
+use ftvm_roles::operation::Operation;
+use ftvm_schema::entry::{Generation, Incarnation};
 use logging_channel::codec::FrameEncoder;
-use logging_channel::entry::{Generation, Incarnation};
 use logging_channel::message::{Heartbeat, Message};
 use shared_disk::arbiter::Outcome;
-use vmm::roles::operation::Operation;
 
 use super::checks::NO_FAILURE;
 use super::env::{Env, MS, Point, US, What};

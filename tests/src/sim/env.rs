@@ -4,11 +4,11 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::time::{Duration, Instant};
 
-use logging_channel::entry::{Generation, Incarnation};
+use ftvm_roles::operation::Operation;
+use ftvm_schema::entry::{Generation, Incarnation};
+use ftvm_schema::request::DiskRequest;
 use logging_channel::message::DiskReads;
 use shared_disk::arbiter::Outcome;
-use shared_disk::request::DiskRequest;
-use vmm::roles::operation::Operation;
 
 use super::checks::Checks;
 use super::guest::Guest;

@@ -2,12 +2,12 @@
 
 use std::collections::VecDeque;
 
-use logging_channel::entry::{Generation, Incarnation, LogEntry};
+use ftvm_hypervisor::scripted::ScriptedCpu;
+use ftvm_machine::machine::intervention::BootCell;
+use ftvm_roles::backup::{Action, Backup};
+use ftvm_roles::following::{Following, Progress};
+use ftvm_schema::entry::{Generation, Incarnation, LogEntry};
 use logging_channel::message::{Ack, Health, Message};
-use vmm::hypervisor::scripted::ScriptedCpu;
-use vmm::machine::intervention::BootCell;
-use vmm::roles::backup::{Action, Backup};
-use vmm::roles::following::{Following, Progress};
 
 use super::checks::NO_DIVERGENCE;
 use super::common::{Common, LinkEvent};
@@ -60,7 +60,7 @@ impl Follower {
         Follower {
             core,
             owner,
-            following: Following::new(machine, now),
+            following: Following::new(machine, now, std::time::Instant::now),
             orders: VecDeque::new(),
             executing: false,
             reports: VecDeque::new(),

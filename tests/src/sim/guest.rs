@@ -6,14 +6,14 @@
 
 use std::sync::Arc;
 
+use ftvm_devices::{DiskAccess, DiskConfig, DiskSharing, PlatformConfig};
+use ftvm_hypervisor::DeliveryMode;
+use ftvm_hypervisor::profile::CpuProfile;
+use ftvm_hypervisor::scripted::{Fill, Interrupts, Program, Scratch, ScriptedCpu, Step, Value};
+use ftvm_machine::config::{self, ImageId, MACHINE_VERSION, MIN_MEMORY, MachineConfig};
+use ftvm_machine::machine::Machine;
+use ftvm_machine::machine::intervention::{BootCell, boot_record};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
-use vmm::devices::{DiskAccess, DiskConfig, DiskSharing, PlatformConfig};
-use vmm::hypervisor::DeliveryMode;
-use vmm::hypervisor::kvm::CpuProfile;
-use vmm::hypervisor::scripted::{Fill, Interrupts, Program, Scratch, ScriptedCpu, Step, Value};
-use vmm::machine::Machine;
-use vmm::machine::config::{self, ImageId, MACHINE_VERSION, MIN_MEMORY, MachineConfig};
-use vmm::machine::intervention::{BootCell, boot_record};
 
 use super::rng::Rng;
 
@@ -73,7 +73,7 @@ impl Guest {
     /// Pages of its RAM.
     #[must_use]
     pub fn pages(&self) -> u64 {
-        (self.ram / vmm::machine::state::PAGE) as u64
+        (self.ram / ftvm_machine::machine::state::PAGE) as u64
     }
 
     /// The guest of a run.

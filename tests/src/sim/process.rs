@@ -2,12 +2,12 @@
 
 use std::collections::VecDeque;
 
+use ftvm_roles::backup::{Backup, BackupConfig, only_the_last_ack};
+use ftvm_roles::clock::LiveClock;
+use ftvm_roles::primary::{Primary, PrimaryConfig};
+use ftvm_schema::entry::{Generation, Incarnation};
 use logging_channel::codec::{FrameEncoder, decode_heartbeat};
-use logging_channel::entry::{Generation, Incarnation};
 use shared_disk::arbiter::Outcome;
-use vmm::roles::backup::{Backup, BackupConfig, only_the_last_ack};
-use vmm::roles::clock::LiveClock;
-use vmm::roles::primary::{Primary, PrimaryConfig};
 
 use super::checks::NO_FAILURE;
 use super::common::{Common, LinkEvent};
@@ -150,8 +150,8 @@ impl Process {
             (What::CallOver, Role::Leading(leader)) => leader.call_over(env, common),
             (What::Typed, Role::Leading(leader)) => {
                 let bytes = vec![env.rng.between(1, 255).to_le_bytes()[0]];
-                let port = logging_channel::entry::ConsolePort::Serial;
-                leader.tell(env, common, vmm::backends::HostEvent::Console { port, bytes });
+                let port = ftvm_schema::entry::ConsolePort::Serial;
+                leader.tell(env, common, ftvm_roles::host_event::HostEvent::Console { port, bytes });
             }
             (What::Operate(operation), Role::Leading(_)) => {
                 common.link.push_back(LinkEvent::Operate(operation));
@@ -431,7 +431,7 @@ impl Process {
         }
     }
 
-    fn land(&mut self, env: &mut Env, request: shared_disk::request::DiskRequest) {
+    fn land(&mut self, env: &mut Env, request: ftvm_schema::request::DiskRequest) {
         let Some(write) = env.kernel.remove(&(self.common.id, request.id)) else {
             return; // ended by the fence before it landed
         };
@@ -441,7 +441,7 @@ impl Process {
         if env.disk_lost(self.common.host) {
             return env.at(env.now, self.common.id, What::DiskLost(request));
         }
-        let is_read = matches!(request.op, shared_disk::request::DiskOp::Read { .. });
+        let is_read = matches!(request.op, ftvm_schema::request::DiskOp::Read { .. });
         if is_read && !self.is_alive() {
             return;
         }
@@ -497,7 +497,7 @@ impl Process {
             && leader.core.guest_end().is_some()
             && !matches!(
                 self.common.ending,
-                Some(vmm::roles::event::EXIT_LOST | vmm::roles::event::EXIT_HANDED_OVER)
+                Some(ftvm_roles::event::EXIT_LOST | ftvm_roles::event::EXIT_HANDED_OVER)
             )
         {
             let delay = env.rng.delay(env.terms.storage.0, env.terms.storage.1);

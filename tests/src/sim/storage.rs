@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use logging_channel::entry::DiskStatus;
+use ftvm_roles::replay::DiskReader;
+use ftvm_schema::entry::DiskStatus;
+use ftvm_schema::request::{DiskOp, DiskRequest};
 use shared_disk::arbiter::Outcome;
-use shared_disk::request::{DiskOp, DiskRequest};
-use vmm::roles::replay::DiskReader;
 
 use super::guest::{SECTOR, SECTORS};
 use super::plants::Plant;

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use logging_channel::entry::Incarnation;
+use ftvm_roles::operation::Operation;
+use ftvm_schema::entry::Incarnation;
 use logging_channel::message::DiskReads;
-use vmm::roles::operation::Operation;
 
 use super::checks::{FLOW, Violation};
 use super::env::{Blow, Env, Host, MS, Point, Terms, Timed, Trigger, US, What};

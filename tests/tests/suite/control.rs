@@ -9,11 +9,11 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use ftvm_roles::event::Event;
+use ftvm_roles::operation::Unprotected;
 use tests::kvm_test;
 use tests::pair::{Side, Site, free_address, limit, wait};
 use tests::tun::Tap;
-use vmm::roles::event::Event;
-use vmm::roles::operation::Unprotected;
 use vmm::run::control::{Reply, Role, Status};
 
 /// Exit code, standard output and standard error of `ftvm OPERATION --control SOCKET`.

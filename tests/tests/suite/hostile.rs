@@ -7,8 +7,10 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use ftvm_hypervisor::DeliveryMode;
+use ftvm_roles::event::Event;
+use ftvm_schema::entry::{Generation, Incarnation};
 use logging_channel::codec::{FrameDecoder, FrameEncoder, HEADER_BYTES, READ_CHUNK, decode_heartbeat};
-use logging_channel::entry::{Generation, Incarnation};
 use logging_channel::message::{Ack, Heartbeat, Join, Message, PROTOCOL_VERSION};
 use serde_json::Value;
 use tests::kv::{Network, blank_disk};
@@ -16,8 +18,6 @@ use tests::kvm_test;
 use tests::nested::Turn;
 use tests::pair::{Side, Site, free_address, ftvm, is_live, limit, wait};
 use tests::tap::WireTap;
-use vmm::hypervisor::DeliveryMode;
-use vmm::roles::event::Event;
 
 const PULSE: [&str; 4] = ["--kernel", "builtin:pulse", "--cmdline", "ticks=0"];
 

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
+use ftvm_machine::boot::linux::Linux;
+use ftvm_machine::boot::linux::rewrite::kallsyms::Symbols;
+use ftvm_machine::boot::linux::rewrite::{Patch, Purpose, plan, rewrite};
 use tests::nested::Host;
-use vmm::boot::linux::Linux;
-use vmm::boot::linux::rewrite::kallsyms::Symbols;
-use vmm::boot::linux::rewrite::{Patch, Purpose, plan, rewrite};
 
 /// More kernels to look at, separated by spaces.
 const MORE: &str = "FTVM_TEST_KERNELS";

@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use ftvm_demo::client::Client;
+use ftvm_roles::event::Event;
 use tests::kv::{GUEST_IP, GUEST_MAC, Network, PORT};
 use tests::kvm_test;
 use tests::pair::{Side, Site, free_address, is_live, limit, wait};
-use vmm::demo::client::Client;
-use vmm::roles::event::Event;
 
 /// The least that kv takes is 17 MiB.
 const DISK_BYTES: usize = 18 << 20;

@@ -5,10 +5,10 @@ use std::any::Any;
 use std::net::{TcpListener, UdpSocket};
 use std::time::Duration;
 
+use ftvm_demo::relay::{Mode, Relay};
+use ftvm_roles::event::{Event, Protection};
 use tests::pair::{Side, Site, detection, free_address, is_live, is_protected, limit};
 use tests::{kvm_test, scaled};
-use vmm::demo::relay::{Mode, Relay};
-use vmm::roles::event::{Event, Protection};
 
 const PULSE: [&str; 2] = ["--kernel", "builtin:pulse"];
 
@@ -98,7 +98,7 @@ kvm_test! {
     fn kvm_pair_loses_its_backup() {
         let site = Site::new();
         let (mut primary, mut backup) = protected(&site, 100_000, &[]);
-        let killed = vmm::backends::fence::boottime_ns();
+        let killed = ftvm_host::fence::boottime_ns();
         backup.signal("KILL");
         backup.wait(limit(5));
         let alone = primary.wait_event("being alone", 1, limit(10), is_alone);
@@ -150,7 +150,7 @@ kvm_test! {
         primary.wait_protected();
         std::thread::sleep(Duration::from_millis(300));
         relay.set_mode(Mode::Silent);
-        let cut = vmm::backends::fence::boottime_ns();
+        let cut = ftvm_host::fence::boottime_ns();
         primary.signal("KILL");
         primary.wait(limit(5));
         let suspected = backup.wait_event("suspicion", 1, limit(10), |event| matches!(event, Event::Suspected { .. }));

@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
+use ftvm_demo::client::Client;
+use ftvm_roles::event::{EXIT_GUEST_FAILED, EXIT_HANDED_OVER, Event, Stamped};
 use tests::dm::{MODULES, PROGRAM, Way, disk};
 use tests::kv::{GUEST_IP, GUEST_MAC, Network, PORT};
 use tests::kvm_test;
 use tests::pair::{Side, Site, ftvm, is_live, limit, wait};
-use vmm::demo::client::Client;
-use vmm::roles::event::{EXIT_GUEST_FAILED, EXIT_HANDED_OVER, Event, Stamped};
 
 /// Keys that the client writes to in turn.
 const KEYS: usize = 20;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use logging_channel::entry::{Input, LogEntry};
+use ftvm_schema::entry::{Input, LogEntry};
 use logging_channel::file::{Existing, rewrite};
 use serde_json::Value;
 use tests::kvm_test;

@@ -3,9 +3,9 @@
 
 use std::net::SocketAddr;
 
+use ftvm_roles::event::Event;
 use tests::kvm_test;
 use tests::pair::{Side, Site, free_address, is_live, is_protected, limit};
-use vmm::roles::event::Event;
 
 /// More than any guest here lives for.
 const TICKS: u32 = 100_000;

@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use ftvm_roles::event::{EXIT_LOST, Event};
+use ftvm_schema::request::{DiskOp, DiskRequest};
 use shared_disk::arbiter::{Arbiter, SharedLun};
 use shared_disk::image::{Access, Caching, Image};
-use shared_disk::request::{DiskOp, DiskRequest};
 use shared_disk::scsi::{Device, Key, Reservation};
 use tests::arbiter::check;
 use tests::dm;
@@ -20,7 +21,6 @@ use tests::kvm_test;
 use tests::lio::{ISCSI_MODULES, ISCSI_PROGRAMS, Lun, MODULES};
 use tests::pair::{Site, is_live, limit, wait};
 use tests::stage::Stages;
-use vmm::roles::event::{EXIT_LOST, Event};
 
 /// To the child that writes: its disk.
 const WRITER: &str = "FTVM_TEST_WRITER";

@@ -11,7 +11,8 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use logging_channel::message::DiskReads;
 use shared_disk::arbiter::Storage;
 
-use crate::backends::console::ConsoleTarget;
+use ftvm_demo::command::DemoArgs;
+use ftvm_host::console::ConsoleTarget;
 use options::{DiskOption, MemorySize, NetOption};
 
 /// Fault tolerance for virtual machines on stock Linux KVM.
@@ -266,28 +267,6 @@ pub struct ReplayArgs {
     /// Print one JSON object instead of text
     #[arg(long)]
     pub json: bool,
-}
-
-#[derive(Clone, Debug, Args)]
-pub struct DemoArgs {
-    /// How often the primary is killed, each time at a random point of a fresh run
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000), value_name = "N")]
-    pub kills: u32,
-    /// Random seed for the kill points
-    #[arg(long, value_name = "SEED")]
-    pub seed: Option<u64>,
-    /// Print one JSON object instead of the live picture
-    #[arg(long)]
-    pub json: bool,
-    /// Keep logs, events and disks in this directory
-    #[arg(long, value_name = "DIR")]
-    pub keep: Option<PathBuf>,
-    /// Detection time in ms
-    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(20..=60_000), value_name = "MS")]
-    pub detection: u64,
-    /// Lease in ms, at most the detection time
-    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(10..=60_000), value_name = "MS")]
-    pub lease: u64,
 }
 
 /// Which guest an operation is for.

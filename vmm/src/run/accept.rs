@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use logging_channel::entry::{Generation, Incarnation};
+use ftvm_schema::entry::{Generation, Incarnation};
 use logging_channel::message::{DiskReads, Message, PROTOCOL_VERSION, Welcome};
 use logging_channel::session::{HANDSHAKE_TIMEOUT, Offer, accept_backup};
 use logging_channel::transport::TcpFrames;
@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
 use super::link::LinkEvent;
-use crate::machine::config::MachineConfig;
+use ftvm_machine::config::MachineConfig;
 
 /// How long a refused peer has to take its refusal.
 const REFUSAL: Duration = Duration::from_millis(500);
@@ -75,8 +75,8 @@ impl Offers {
 
     /// A fresh nonce on the shared storage: a share that is not shared is found at the join (PROTOCOL 10).
     fn offer(&self, unprotected: Duration) -> Offer {
-        let nonce = super::guest::random_u128().unwrap_or(1).to_le_bytes().to_vec();
-        let nonce_name = super::guest::random_u64().map_or_else(|_| "join".to_owned(), |n| format!("{n:016x}"));
+        let nonce = ftvm_host::entropy::random_u128().unwrap_or(1).to_le_bytes().to_vec();
+        let nonce_name = ftvm_host::entropy::random_u64().map_or_else(|_| "join".to_owned(), |n| format!("{n:016x}"));
         if let Err(error) = self.arbiter.write_nonce(&nonce_name, &nonce) {
             tracing::warn!("the backup that joins cannot be checked: {error}");
         }

@@ -4,17 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use logging_channel::entry::{Generation, Incarnation};
+use ftvm_schema::entry::{Generation, Incarnation};
 use logging_channel::message::{MAX_PAGES, Message};
 use tokio::sync::mpsc;
 use vm_memory::{GuestMemoryBackend as _, GuestMemoryRegion as _};
 
 use super::link::{LinkEvent, Outbox};
-use crate::hypervisor::GuestMemory;
-use crate::machine::pages::{Zeros, copy_pages};
-use crate::machine::state::PAGE;
-use crate::roles::clone::Selection;
-use crate::roles::event::Event;
+use ftvm_hypervisor::GuestMemory;
+use ftvm_machine::machine::pages::{Zeros, copy_pages};
+use ftvm_machine::machine::state::PAGE;
+use ftvm_roles::clone::Selection;
+use ftvm_roles::event::Event;
 
 /// Bytes that may wait to be written; pages copied too early are pages copied twice.
 const WINDOW: usize = 4 << 20;

@@ -9,15 +9,15 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use logging_channel::entry::Generation;
+use ftvm_schema::entry::Generation;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use super::Failure;
-use crate::backends::unix_path::{SocketFile, bind_listener};
-use crate::roles::operation::{Answer, Operation, Unprotected};
+use ftvm_host::failure::Failure;
+use ftvm_host::unix_path::{SocketFile, bind_listener};
+use ftvm_roles::operation::{Answer, Operation, Unprotected};
 
 /// Longest request; the longest that makes sense has 40 bytes.
 pub const MAX_LINE: u64 = 1024;

@@ -2,18 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use logging_channel::entry::{Generation, Incarnation};
+use ftvm_schema::entry::{Generation, Incarnation};
+use ftvm_schema::request::{DiskOp, DiskRequest};
 use logging_channel::message::{DiskReads, MAX_BLOCKS};
 use shared_disk::image::{Access, Image};
 use shared_disk::mark::Held;
 use shared_disk::mirror::{EXTENT, extent_len};
-use shared_disk::request::{DiskOp, DiskRequest};
 
 use super::marks::Marks;
-use super::{Failure, reads};
+use super::reads;
 use crate::cli::options::DiskOption;
-use crate::devices::{DiskSharing, PlatformConfig, SECTOR};
-use crate::roles::copies::Copies;
+use ftvm_devices::{DiskSharing, PlatformConfig, SECTOR};
+use ftvm_host::failure::Failure;
+use ftvm_roles::copies::Copies;
 
 /// Bytes written during a clone after which they are made stable: a message is then never long on its way, and little is
 /// left to do when the state is waited for.

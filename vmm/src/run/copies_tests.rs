@@ -4,7 +4,7 @@ use std::sync::Arc;
 use shared_disk::mark::Mark;
 
 use super::*;
-use crate::devices::{DiskAccess, DiskConfig};
+use ftvm_devices::{DiskAccess, DiskConfig};
 
 const OWNER: Incarnation = Incarnation(0xa);
 /// One extent and a short one.

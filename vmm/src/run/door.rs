@@ -4,19 +4,19 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use logging_channel::codec;
-use logging_channel::entry::{Generation, Incarnation};
+use ftvm_schema::entry::{Generation, Incarnation};
+use ftvm_schema::record;
 use logging_channel::message::{DiskReads, Heartbeat};
 use shared_disk::arbiter::Arbiter;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::{mpsc, watch};
 
-use super::Failure;
 use super::accept::{Offers, host_name, nanos};
 use super::heartbeat::{Heartbeats, heard};
 use crate::cli::RunArgs;
-use crate::machine::config::MachineConfig;
-use crate::roles::primary::PrimaryConfig;
+use ftvm_host::failure::Failure;
+use ftvm_machine::config::MachineConfig;
+use ftvm_roles::primary::PrimaryConfig;
 
 /// What a pair has agreed on.
 #[derive(Clone, Copy, Debug)]
@@ -105,7 +105,7 @@ impl Door {
             generation: self.generation.subscribe(),
             owner: terms.me,
             config: config.clone(),
-            encoded: codec::to_bytes(config).map_err(Failure::new)?,
+            encoded: record::to_bytes(config).map_err(Failure::new)?,
             detection: terms.detection,
             lease: terms.lease,
             patience: terms.patience,

@@ -4,11 +4,11 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 
-use logging_channel::entry::Intervention;
+use ftvm_schema::entry::Intervention;
 
-use super::Failure;
-use crate::backends::fence::boottime_ns;
-use crate::roles::event::{Event, Stamped};
+use ftvm_host::failure::Failure;
+use ftvm_host::fence::boottime_ns;
+use ftvm_roles::event::{Event, Stamped};
 
 /// Where events go.
 #[derive(Debug)]

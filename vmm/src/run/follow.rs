@@ -5,14 +5,13 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use ftvm_schema::entry::{Generation, Incarnation, LogEntry, Position};
 use logging_channel::clock::boottime_ns;
-use logging_channel::entry::{Generation, Incarnation, LogEntry, Position};
 use logging_channel::message::Heartbeat;
 use logging_channel::transport::TcpFrames;
 use shared_disk::arbiter::{Arbiter, Outcome};
 use tokio::sync::mpsc;
 
-use super::Failure;
 use super::clone::PageSource;
 use super::control::{Desk, LastFailover, Role};
 use super::events::Reporter;
@@ -20,15 +19,16 @@ use super::health::Probe;
 use super::heartbeat::Heartbeats;
 use super::link::{Connection, LinkEvent, at_once, claim, link_events};
 use super::vcpu::{Life, live};
-use crate::hypervisor::Cpu;
-use crate::machine::Machine;
-use crate::machine::intervention::BootCell;
-use crate::roles::backup::{Action, Backup, only_the_last_ack};
-use crate::roles::copies::Copies;
-use crate::roles::event::{Event, Protection};
-use crate::roles::following::{Following, Horizon, Progress};
-use crate::roles::operation::Unprotected;
-use crate::roles::replay::DiskReader;
+use ftvm_host::failure::Failure;
+use ftvm_hypervisor::Cpu;
+use ftvm_machine::machine::Machine;
+use ftvm_machine::machine::intervention::BootCell;
+use ftvm_roles::backup::{Action, Backup, only_the_last_ack};
+use ftvm_roles::copies::Copies;
+use ftvm_roles::event::{Event, Protection};
+use ftvm_roles::following::{Following, Horizon, Progress};
+use ftvm_roles::operation::Unprotected;
+use ftvm_roles::replay::DiskReader;
 
 /// How long the last messages to the primary may take to leave.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -134,7 +134,7 @@ fn follow<C: Cpu>(
     orders: &crossbeam_channel::Receiver<ToFollower>,
     reports: &mpsc::UnboundedSender<FromFollower>,
 ) {
-    let mut following = Following::new(machine, Instant::now()).with_copies(copies);
+    let mut following = Following::new(machine, Instant::now(), Instant::now).with_copies(copies);
     for order in orders {
         let report = match order {
             ToFollower::Pages { numbers, content } => FromFollower::Progress(following.pages(numbers, content)),

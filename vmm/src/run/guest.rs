@@ -3,22 +3,20 @@
 use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rand::TryRngCore;
-use rand::rngs::OsRng;
-
-use super::Failure;
-use super::say::answer;
-use crate::audit::modules::{Uncaught, uncaught};
-use crate::boot::Kernel;
 use crate::cli::{GuestArgs, HostArgs};
-use crate::devices::{DiskAccess, DiskConfig, DiskSharing, NicConfig, PlatformConfig};
-use crate::hypervisor::DeliveryMode;
-use crate::hypervisor::kvm::{CpuProfile, KvmCpu};
-use crate::hypervisor::selftest::{Capabilities, Verdict};
-use crate::machine::config::{GuestKind, MACHINE_VERSION, MachineConfig};
-use crate::machine::intervention::{BootCell, boot_record};
-use crate::machine::state::PAGE;
-use crate::machine::{Machine, allocate_memory};
+use ftvm_devices::{DiskAccess, DiskConfig, DiskSharing, NicConfig, PlatformConfig};
+use ftvm_host::entropy::random_u64;
+use ftvm_host::failure::Failure;
+use ftvm_host::stdio::answer;
+use ftvm_hypervisor::DeliveryMode;
+use ftvm_kvm::KvmCpu;
+use ftvm_kvm::selftest::{Capabilities, Verdict};
+use ftvm_machine::audit::modules::{Uncaught, uncaught};
+use ftvm_machine::boot::{BuiltIn, Kernel};
+use ftvm_machine::config::{GuestKind, MACHINE_VERSION, MachineConfig};
+use ftvm_machine::machine::intervention::{BootCell, boot_record};
+use ftvm_machine::machine::state::PAGE;
+use ftvm_machine::machine::{Machine, allocate_memory};
 
 /// First bytes of a MAC address drawn for a card that was given none: locally administered, as QEMU's.
 const MAC_PREFIX: [u8; 3] = [0x52, 0x54, 0x00];
@@ -42,29 +40,23 @@ pub fn capabilities() -> Result<Capabilities, Failure> {
     }
 }
 
-/// 64 random bits from the host.
-///
-/// # Errors
-/// If the host has none to give.
-pub fn random_u64() -> Result<u64, Failure> {
-    OsRng
-        .try_next_u64()
-        .map_err(|e| Failure::new(format!("the host gives no random bytes: {e}")))
-}
-
-/// 128 random bits from the host, never 0.
-///
-/// # Errors
-/// If the host has none to give.
-pub fn random_u128() -> Result<u128, Failure> {
-    Ok(u128::from(random_u64()?) << 64 | u128::from(random_u64()?) | 1)
-}
-
 /// Nanoseconds of Unix time.
 #[must_use]
 pub fn unix_ns() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The guests that this program brings with it.
+#[must_use]
+pub fn built_in() -> Vec<BuiltIn> {
+    let brought = guest_images::all().iter();
+    brought
+        .map(|guest| BuiltIn {
+            name: guest.name,
+            image: guest.image,
+        })
+        .collect()
 }
 
 /// The kernel the user asked for.
@@ -78,7 +70,7 @@ pub fn kernel(args: &GuestArgs) -> Result<Kernel, Failure> {
             text: "--kernel IMAGE is needed; `ftvm guests` lists what is built in".to_owned(),
         });
     };
-    Kernel::open(name, args.initrd.as_deref()).map_err(Failure::new)
+    Kernel::open(name, args.initrd.as_deref(), &built_in()).map_err(Failure::new)
 }
 
 /// The configuration of a new guest. `disk_sizes` are bytes, in the order of `host.disks`.
@@ -137,7 +129,7 @@ pub fn configure(
             rng: host.rng,
             wall_clock_ns: unix_ns(),
         },
-        profile: CpuProfile::of_this_host(delivery).map_err(Failure::new)?,
+        profile: ftvm_kvm::profile::of_this_host(delivery).map_err(Failure::new)?,
     };
     config.validate().map_err(Failure::new)?;
     Ok(config)

@@ -4,9 +4,9 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use ftvm_schema::request::{DiskOp, DiskRequest};
 use logging_channel::message::Health;
 use shared_disk::image::{Access, Image};
-use shared_disk::request::{DiskOp, DiskRequest};
 use tokio::sync::mpsc;
 
 use crate::cli::HostArgs;
@@ -18,7 +18,7 @@ const EVERY: Duration = Duration::from_secs(1);
 /// A look that takes longer has met a disk that does not answer. A primary waits longer ([`DISK_SILENCE`]), so that it does
 /// not hand its guest over to a host whose disk is as silent.
 ///
-/// [`DISK_SILENCE`]: crate::roles::primary::DISK_SILENCE
+/// [`DISK_SILENCE`]: ftvm_roles::primary::DISK_SILENCE
 const SLOW: Duration = Duration::from_secs(5);
 
 /// IFF_UP of netdevice(7).

@@ -4,15 +4,15 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ftvm_schema::entry::{Generation, Incarnation};
 use logging_channel::clock::boottime_ns;
 use logging_channel::codec::{FrameEncoder, decode_heartbeat};
-use logging_channel::entry::{Generation, Incarnation};
 use logging_channel::message::Heartbeat;
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::Failure;
+use ftvm_host::failure::Failure;
 
 /// Heartbeats received and not yet looked at; further ones are dropped: the next says the same.
 const RECEIVED: usize = 16;

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use logging_channel::codec;
-use logging_channel::entry::Incarnation;
+use ftvm_schema::entry::Incarnation;
+use ftvm_schema::record;
 use logging_channel::message::{Join, PROTOCOL_VERSION, Standby, Welcome};
 use logging_channel::session::{HANDSHAKE_TIMEOUT, JoinClient, join};
 use logging_channel::transport::{Backoff, TcpFrames, connect};
@@ -14,13 +14,14 @@ use shared_disk::arbiter::Arbiter;
 use super::accept::host_name;
 use super::control::Desk;
 use super::copies::agree;
+use super::guest;
 use super::pair::arbiter;
-use super::{Failure, guest};
 use crate::cli::RunArgs;
-use crate::hypervisor::DeliveryMode;
-use crate::hypervisor::selftest::Capabilities;
-use crate::machine::config::MachineConfig;
-use crate::roles::event::EXIT_NOT_ENTITLED;
+use ftvm_host::failure::Failure;
+use ftvm_hypervisor::DeliveryMode;
+use ftvm_kvm::selftest::Capabilities;
+use ftvm_machine::config::MachineConfig;
+use ftvm_roles::event::EXIT_NOT_ENTITLED;
 
 /// Most bytes of a machine configuration from a peer.
 const MAX_CONFIG: usize = 1 << 20;
@@ -56,7 +57,7 @@ impl<'a> Joiner<'a> {
         Ok(Joiner {
             desk,
             args,
-            me: Incarnation(guest::random_u128()?),
+            me: Incarnation(ftvm_host::entropy::random_u128()?),
             arbiter: arbiter(args)?,
             capabilities: guest::capabilities()?,
         })
@@ -99,7 +100,7 @@ impl<'a> Joiner<'a> {
             code: EXIT_NOT_ENTITLED,
             text: e.to_string(),
         })?;
-        let config = codec::from_bytes(&welcome.config, MAX_CONFIG).map_err(Failure::new)?;
+        let config = record::from_bytes(&welcome.config, MAX_CONFIG).map_err(Failure::new)?;
         Ok((frames, welcome, config))
     }
 }
@@ -114,12 +115,9 @@ fn modes(host: &Capabilities) -> Vec<String> {
 
 /// Whether this host, with the devices it was given, can carry the guest on; if not, the reason for the primary too.
 fn acceptable(args: &RunArgs, host: &Capabilities, welcome: &Welcome) -> Result<(), String> {
-    let config: MachineConfig = codec::from_bytes(&welcome.config, MAX_CONFIG).map_err(|e| e.to_string())?;
+    let config: MachineConfig = record::from_bytes(&welcome.config, MAX_CONFIG).map_err(|e| e.to_string())?;
     config.validate()?;
-    config
-        .profile
-        .check_supported()
-        .map_err(|e| format!("the backup's CPU: {e}"))?;
+    ftvm_kvm::profile::check_supported(&config.profile).map_err(|e| format!("the backup's CPU: {e}"))?;
     guest::check_host(&config, host).map_err(|why| format!("the backup: {why}"))?;
     let counts = [
         ("--disk", args.host.disks.len(), config.platform.disks.len()),

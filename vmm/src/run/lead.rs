@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use ftvm_schema::entry::{ExitSeq, LogEntry, Position};
 use logging_channel::clock::boottime_ns;
-use logging_channel::entry::{ExitSeq, LogEntry, Position};
 use logging_channel::message::Message;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -24,12 +24,14 @@ use super::health::Probe;
 use super::link::{Connection, LinkEvent, OUTBOUND_BYTES, at_once, claim};
 use super::outside::{DiskLost, Outside, OutsideError};
 use super::vcpu::{FromGuest, GuestStream};
-use crate::backends::queue::EventSender;
-use crate::backends::{Control, HostEvent, StopKind};
-use crate::roles::disks::DiskEnd;
-use crate::roles::event::{EXIT_HANDED_OVER, EXIT_LOST, Event, Protection};
-use crate::roles::operation::{Answer, Operation, Path};
-use crate::roles::primary::{Action, Failure, Primary};
+use ftvm_host::queue::EventSender;
+use ftvm_roles::disks::DiskEnd;
+use ftvm_roles::event::{EXIT_HANDED_OVER, EXIT_LOST, Event, Protection};
+use ftvm_roles::host_event::Control;
+use ftvm_roles::host_event::HostEvent;
+use ftvm_roles::host_event::StopKind;
+use ftvm_roles::operation::{Answer, Operation, Path};
+use ftvm_roles::primary::{Action, Failure, Primary};
 
 /// How long the last messages to a backup may take to leave.
 const LAST_WORDS: Duration = Duration::from_millis(500);

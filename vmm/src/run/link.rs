@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use ftvm_schema::entry::{Generation, Incarnation};
 use logging_channel::codec::data_bytes;
-use logging_channel::entry::{Generation, Incarnation};
 use logging_channel::message::Message;
 use logging_channel::session::Candidate;
 use logging_channel::transport::{FrameReader, FrameWriter, TcpFrames};

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use shared_disk::arbiter::Record;
 use shared_disk::mark::{Held, Mark, may_start};
 
-use super::Failure;
 use crate::cli::options::DiskOption;
+use ftvm_host::failure::Failure;
 
 /// The marks of all private disks: each image with its mark.
 #[derive(Clone, Debug, Default)]

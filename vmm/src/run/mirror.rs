@@ -8,15 +8,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use logging_channel::entry::{Generation, Incarnation};
+use ftvm_schema::entry::{Generation, Incarnation};
 use logging_channel::message::{BLOCKS_UNDER_WAY, MAX_BLOCKS, Message};
 use shared_disk::image::{Image, ImageError};
 use shared_disk::mirror::{EXTENT, Extents, Written, extent_len};
 use tokio::sync::mpsc;
 
 use super::link::{LinkEvent, Outbox};
-use crate::roles::clone::Blocks;
-use crate::roles::event::Event;
+use ftvm_roles::clone::Blocks;
+use ftvm_roles::event::Event;
 
 /// How often a full window is looked at.
 const LOOK: Duration = Duration::from_millis(1);

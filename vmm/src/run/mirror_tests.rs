@@ -10,8 +10,8 @@ use tokio::net::{TcpListener, TcpStream};
 use super::super::copies::PrivateDisks;
 use super::super::link::{Connection, link_events};
 use super::*;
-use crate::devices::{DiskAccess, DiskConfig, DiskSharing, PlatformConfig};
-use crate::roles::copies::Copies as _;
+use ftvm_devices::{DiskAccess, DiskConfig, DiskSharing, PlatformConfig};
+use ftvm_roles::copies::Copies as _;
 
 const BACKUP: Incarnation = Incarnation(9);
 const G: Generation = Generation(3);

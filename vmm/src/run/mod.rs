@@ -4,7 +4,7 @@ pub mod accept;
 pub mod clone;
 pub mod control;
 pub mod copies;
-pub mod demo;
+
 pub mod door;
 pub mod events;
 pub mod fence;
@@ -24,35 +24,16 @@ pub mod protect;
 pub mod reads;
 pub mod record;
 pub mod replay;
-pub mod say;
 pub mod vcpu;
 
 use std::process::ExitCode;
 
 use control::Asked;
-use say::{answer, tell};
+use ftvm_host::failure::Failure;
+use ftvm_host::stdio::{answer, tell};
 
 use crate::cli::{AuditArgs, Cli, Command, StorageArgs};
-use crate::roles::operation::Operation;
-
-/// Why a command failed; the text is for the user.
-#[derive(Debug, thiserror::Error)]
-#[error("{text}")]
-pub struct Failure {
-    pub code: u8,
-    pub text: String,
-}
-
-impl Failure {
-    /// An error with exit code 1.
-    #[must_use]
-    pub fn new(text: impl std::fmt::Display) -> Self {
-        Failure {
-            code: 1,
-            text: text.to_string(),
-        }
-    }
-}
+use ftvm_roles::operation::Operation;
 
 /// Runs the command line.
 #[must_use]
@@ -63,7 +44,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Guests(args) => guest::list(args.json),
         Command::Run(args) => pair::run(&args),
         Command::Disown(args) => disown(&args),
-        Command::Demo(args) => demo::run(&args),
+        Command::Demo(args) => ftvm_demo::command::run(&args),
         Command::Status(args) => operate::run(Asked::Status, &args),
         Command::PowerOff(args) => operate::run(Asked::Operation(Operation::PowerOff), &args),
         Command::Reset(args) => operate::run(Asked::Operation(Operation::Reset), &args),
@@ -95,7 +76,7 @@ fn disown(args: &StorageArgs) -> Result<u8, Failure> {
 
 /// `ftvm doctor`
 fn doctor(json: bool) -> Result<u8, Failure> {
-    let report = crate::hypervisor::doctor::report();
+    let report = ftvm_kvm::doctor::report();
     if json {
         answer(serde_json::to_string(&report).map_err(Failure::new)?)?;
     } else {
@@ -106,7 +87,7 @@ fn doctor(json: bool) -> Result<u8, Failure> {
 
 /// `ftvm audit`
 fn audit(args: &AuditArgs) -> Result<u8, Failure> {
-    let report = crate::audit::audit(&args.image).map_err(Failure::new)?;
+    let report = ftvm_machine::audit::audit(&args.image).map_err(Failure::new)?;
     if args.json {
         answer(serde_json::to_string(&report).map_err(Failure::new)?)?;
     } else {

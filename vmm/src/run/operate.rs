@@ -4,11 +4,11 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use super::Failure;
 use super::control::{Asked, Reply, Request};
-use super::say::answer;
 use crate::cli::ControlArgs;
-use crate::roles::operation::Operation;
+use ftvm_host::failure::Failure;
+use ftvm_host::stdio::answer;
+use ftvm_roles::operation::Operation;
 
 /// No operation takes longer; a test-and-set on storage that does not answer may, and then the guest waits too.
 const PATIENCE: Duration = Duration::from_secs(60);

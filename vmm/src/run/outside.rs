@@ -1,36 +1,37 @@
 //! Everything a live guest touches outside, opened from this host's own settings: cables, consoles, disks.
 //!
-//! [`Outside::release`] is the only way out, and only outputs whose turn has come are given to it (`crate::output`).
+//! [`Outside::release`] is the only way out, and only outputs whose turn has come are given to it (`ftvm_machine::output`).
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use logging_channel::entry::{ConsolePort, DiskStatus};
+use ftvm_schema::entry::{ConsolePort, DiskStatus};
+use ftvm_schema::request::{DiskOp, DiskRequest};
 use shared_disk::arbiter::Record;
 use shared_disk::image::{Access, Image, ImageError};
 use shared_disk::mark::Held;
 use shared_disk::mirror::Written;
 use shared_disk::plan::Gate;
-use shared_disk::request::{DiskOp, DiskRequest};
 use tokio::sync::mpsc;
 
 use super::fence::{Fences, Superseded};
 use super::marks::Marks;
 use super::mirror::{BlockSource, lock};
-use crate::backends::console::{Console, ConsoleTarget, Life};
-use crate::backends::disk::{Disk, DiskPool, Ended, Losses};
-use crate::backends::entropy::host_entropy;
-use crate::backends::fence::{FenceError, LeaseGuard};
-use crate::backends::net::rarp::rarp_frame;
-use crate::backends::net::{Inbound, NetBackend, NetConfig, NetReader, spawn_reader};
-use crate::backends::queue::EventSender;
-use crate::backends::{HostEvent, Sent};
 use crate::cli::HostArgs;
 use crate::cli::options::{DiskOption, NetTarget};
-use crate::output::{Emission, Output};
-use crate::roles::disks::{DiskShell, Disks, DisksError};
-use crate::roles::primary::{UnderWay, Writes};
+use ftvm_host::Sent;
+use ftvm_host::console::{Console, ConsoleTarget, Life};
+use ftvm_host::disk::{Disk, DiskPool, Ended, Losses};
+use ftvm_host::entropy::host_entropy;
+use ftvm_host::fence::{FenceError, LeaseGuard};
+use ftvm_host::net::rarp::rarp_frame;
+use ftvm_host::net::{Inbound, NetBackend, NetConfig, NetReader, spawn_reader};
+use ftvm_host::queue::EventSender;
+use ftvm_machine::output::{Emission, Output};
+use ftvm_roles::disks::{DiskShell, Disks, DisksError};
+use ftvm_roles::host_event::HostEvent;
+use ftvm_roles::primary::{UnderWay, Writes};
 
 /// What of a host's devices fails.
 #[derive(Debug, thiserror::Error)]

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use logging_channel::entry::{Generation, Incarnation};
+use ftvm_schema::entry::{Generation, Incarnation};
 use shared_disk::arbiter::Arbiter;
 
 use super::clone::PageSource;
 use super::control::{self, Desk};
 use super::door::{Door, Doorway, Terms};
 use super::events::Reporter;
+use super::guest;
 use super::health::Probe;
 use super::join::{Joiner, ONCE, PATIENT};
 use super::lead::{Beginning, Lead};
@@ -17,14 +18,14 @@ use super::outside::Outside;
 use super::protect::{Life, protect};
 use super::record::watch_signals;
 use super::vcpu::{self, live, new_clock, pair_sink};
-use super::{Failure, guest};
-use crate::backends::console;
-use crate::backends::net::Inbound;
-use crate::backends::queue::event_queue;
 use crate::cli::RunArgs;
-use crate::machine::intervention::BootCell;
-use crate::roles::event::{EXIT_HANDED_OVER, EXIT_LOST, EXIT_NOT_ENTITLED, Event};
-use crate::roles::primary::Primary;
+use ftvm_host::console;
+use ftvm_host::failure::Failure;
+use ftvm_host::net::Inbound;
+use ftvm_host::queue::event_queue;
+use ftvm_machine::machine::intervention::BootCell;
+use ftvm_roles::event::{EXIT_HANDED_OVER, EXIT_LOST, EXIT_NOT_ENTITLED, Event};
+use ftvm_roles::primary::Primary;
 
 /// Between two looks of a standby at its peers.
 const STANDBY_PAUSE: Duration = Duration::from_millis(500);
@@ -76,7 +77,7 @@ pub(super) fn arbiter(args: &RunArgs) -> Result<Arc<dyn Arbiter>, Failure> {
 }
 
 async fn primary(args: &RunArgs, desk: Desk) -> Result<u8, Failure> {
-    let me = Incarnation(guest::random_u128()?);
+    let me = Incarnation(ftvm_host::entropy::random_u128()?);
     let kernel = guest::kernel(&args.guest)?;
     let arbiter = arbiter(args)?;
     let mut reporter = Reporter::open("primary", args.events.as_deref())?;
@@ -107,7 +108,7 @@ async fn primary(args: &RunArgs, desk: Desk) -> Result<u8, Failure> {
     watch_signals(&events, None)?;
     let terms = Terms {
         me,
-        guest: guest::random_u128()?,
+        guest: ftvm_host::entropy::random_u128()?,
         generation,
         detection: Duration::from_millis(args.detection),
         lease: Duration::from_millis(args.lease),
@@ -174,7 +175,7 @@ async fn standby(args: &RunArgs, desk: Desk) -> Result<u8, Failure> {
     let mut said = String::new();
     loop {
         for peer in &args.peer {
-            joiner.me = Incarnation(guest::random_u128()?);
+            joiner.me = Incarnation(ftvm_host::entropy::random_u128()?);
             let why = match joiner.join(*peer, ONCE).await {
                 Err(failure) => format!("{peer}: {failure}"),
                 Ok(joined) => match protect(&joiner, *peer, joined).await? {

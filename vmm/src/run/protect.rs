@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use logging_channel::entry::Generation;
+use ftvm_schema::entry::Generation;
 use logging_channel::message::{DiskReads, Welcome};
 use logging_channel::transport::TcpFrames;
 use shared_disk::plan::Gate;
@@ -13,6 +13,7 @@ use super::copies::PrivateDisks;
 use super::door::{Door, Doorway, Terms};
 use super::events::Reporter;
 use super::follow::{Follow, Followed, Follower, FromFollower, ToFollower, start_follower};
+use super::guest;
 use super::health::Probe;
 use super::heartbeat::{Heartbeats, heard};
 use super::join::Joiner;
@@ -20,19 +21,19 @@ use super::lead::{Beginning, Lead};
 use super::outside::Outside;
 use super::record::watch_signals;
 use super::vcpu::{self, new_clock, pair_sink};
-use super::{Failure, guest};
-use crate::backends::console;
-use crate::backends::net::Inbound;
-use crate::backends::queue::{EventQueue, EventSender, event_queue};
 use crate::cli::RunArgs;
-use crate::machine::config::MachineConfig;
-use crate::machine::intervention::BootCell;
-use crate::output::Emission;
-use crate::roles::backup::{Backup, BackupConfig};
-use crate::roles::event::Event;
-use crate::roles::following::Horizon;
-use crate::roles::primary::{Primary, Writes};
-use crate::roles::replay::NoDisks;
+use ftvm_host::console;
+use ftvm_host::failure::Failure;
+use ftvm_host::net::Inbound;
+use ftvm_host::queue::{EventQueue, EventSender, event_queue};
+use ftvm_machine::config::MachineConfig;
+use ftvm_machine::machine::intervention::BootCell;
+use ftvm_machine::output::Emission;
+use ftvm_roles::backup::{Backup, BackupConfig};
+use ftvm_roles::event::Event;
+use ftvm_roles::following::Horizon;
+use ftvm_roles::primary::{Primary, Writes};
+use ftvm_roles::replay::NoDisks;
 
 /// How a backup's life in this process went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

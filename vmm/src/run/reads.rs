@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
+use ftvm_schema::request::{DiskOp, DiskRequest};
 use shared_disk::image::{Access, Image, IoStatus};
-use shared_disk::request::{DiskOp, DiskRequest};
 
-use super::Failure;
 use crate::cli::options::DiskOption;
-use crate::roles::replay::DiskReader;
+use ftvm_host::failure::Failure;
+use ftvm_roles::replay::DiskReader;
 
 /// The primary's request succeeded, so this side's is repeated when it fails: this often, with this pause, some five seconds in
 /// all. A path to the disk that is gone for longer makes this host useless as a backup.

@@ -2,27 +2,29 @@
 
 use std::time::{Duration, Instant};
 
-use logging_channel::codec;
-use logging_channel::entry::{EndReason, LogEntry, Mark, Position};
+use ftvm_schema::entry::{EndReason, LogEntry, Mark, Position};
+use ftvm_schema::record;
 use logging_channel::file::{Ending, Existing, FileHeader, LogWriter, Verify};
 use logging_channel::message::PROTOCOL_VERSION;
 use shared_disk::plan::Gate;
 
+use super::guest;
 use super::outside::Outside;
-use super::say::{answer, tell};
-use super::{Failure, guest};
-use crate::backends::console::{ConsoleTarget, Life};
-use crate::backends::net::Inbound;
-use crate::backends::queue::{EventSender, event_queue};
-use crate::backends::{HostEvent, StopKind};
 use crate::cli::{RecordArgs, VerifyArg};
-use crate::machine::MachineError;
-use crate::output::Output;
-use crate::roles::clock::LiveClock;
-use crate::roles::event::clean_end;
-use crate::roles::live::{Live, LiveConfig, Marks, Sink, Totals};
-use crate::roles::primary::Writes;
-use crate::roles::replay::describe_end;
+use ftvm_host::console::{ConsoleTarget, Life};
+use ftvm_host::failure::Failure;
+use ftvm_host::net::Inbound;
+use ftvm_host::queue::{EventSender, event_queue};
+use ftvm_host::stdio::{answer, tell};
+use ftvm_machine::machine::MachineError;
+use ftvm_machine::output::Output;
+use ftvm_roles::clock::LiveClock;
+use ftvm_roles::event::clean_end;
+use ftvm_roles::host_event::HostEvent;
+use ftvm_roles::host_event::StopKind;
+use ftvm_roles::live::{Live, LiveConfig, Marks, Sink, Totals};
+use ftvm_roles::primary::Writes;
+use ftvm_roles::replay::describe_end;
 
 /// A file log has a mark with registers at least every so many exits.
 const MARK_EVERY: u64 = 4096;
@@ -115,7 +117,7 @@ pub fn run(args: &RecordArgs) -> Result<u8, Failure> {
         outside,
     };
     let live = Live::new(machine, sink, queue, clock, live, begun);
-    let (machine, sink, reason, totals) = live.run(sender).map_err(Failure::new)?;
+    let (machine, sink, reason, totals) = ftvm_host::vcpu::run(live, sender).map_err(Failure::new)?;
     let seconds = begun.elapsed().as_secs_f64();
     let FileSink {
         log,
@@ -152,7 +154,7 @@ pub fn run(args: &RecordArgs) -> Result<u8, Failure> {
     Ok(code)
 }
 
-fn create_log(args: &RecordArgs, config: &crate::machine::config::MachineConfig) -> Result<LogWriter, Failure> {
+fn create_log(args: &RecordArgs, config: &ftvm_machine::config::MachineConfig) -> Result<LogWriter, Failure> {
     let header = FileHeader {
         version: PROTOCOL_VERSION,
         created_unix_ns: guest::unix_ns(),
@@ -162,7 +164,7 @@ fn create_log(args: &RecordArgs, config: &crate::machine::config::MachineConfig)
         },
         program: format!("ftvm {}", env!("CARGO_PKG_VERSION")),
         args: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
-        config: codec::to_bytes(config).map_err(Failure::new)?,
+        config: record::to_bytes(config).map_err(Failure::new)?,
         state: None,
     };
     let existing = if args.overwrite {

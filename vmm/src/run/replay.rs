@@ -4,20 +4,21 @@ use std::io::{IsTerminal, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use logging_channel::codec;
-use logging_channel::entry::{ConsolePort, LogEntry};
+use ftvm_schema::entry::{ConsolePort, LogEntry};
+use ftvm_schema::record;
 use logging_channel::file::{LogError, LogReader, Verify};
 
-use super::say::{answer, tell};
-use super::{Failure, guest};
-use crate::boot::Kernel;
+use super::guest;
 use crate::cli::ReplayArgs;
-use crate::hypervisor::kvm::KvmCpu;
-use crate::hypervisor::selftest::Capabilities;
-use crate::hypervisor::{Cpu, DeliveryMode, Kick};
-use crate::machine::config::MachineConfig;
-use crate::output::Emission;
-use crate::roles::replay::{Divergence, NoDisks, ReplayError, Replayer, describe_end};
+use ftvm_host::failure::Failure;
+use ftvm_host::stdio::{answer, tell};
+use ftvm_hypervisor::{Cpu, DeliveryMode, Kick};
+use ftvm_kvm::KvmCpu;
+use ftvm_kvm::selftest::Capabilities;
+use ftvm_machine::boot::Kernel;
+use ftvm_machine::config::MachineConfig;
+use ftvm_machine::output::Emission;
+use ftvm_roles::replay::{Divergence, NoDisks, ReplayError, Replayer, describe_end};
 
 /// Most bytes of a machine configuration in a log's header.
 const MAX_CONFIG: usize = 1 << 20;
@@ -48,19 +49,24 @@ struct Outcome {
 /// A sentence for the user.
 pub fn run(args: &ReplayArgs) -> Result<u8, Failure> {
     let mut log = LogReader::open(&args.log).map_err(Failure::new)?;
-    let config: MachineConfig = codec::from_bytes(&log.header().config, MAX_CONFIG).map_err(Failure::new)?;
+    let config: MachineConfig = record::from_bytes(&log.header().config, MAX_CONFIG).map_err(Failure::new)?;
     config.validate().map_err(Failure::new)?;
-    config.profile.check_supported().map_err(Failure::new)?;
+    ftvm_kvm::profile::check_supported(&config.profile).map_err(Failure::new)?;
     let capabilities = guest::capabilities()?;
     check_delivery(&config, &capabilities)?;
-    let kernel =
-        Kernel::open_recorded(&config, args.kernel.as_deref(), args.initrd.as_deref()).map_err(Failure::new)?;
+    let kernel = Kernel::open_recorded(
+        &config,
+        args.kernel.as_deref(),
+        args.initrd.as_deref(),
+        &guest::built_in(),
+    )
+    .map_err(Failure::new)?;
     let mut machine = guest::boot(&config, &kernel, &capabilities)?;
     if log.header().verify == Verify::Exit {
         machine.keep_trail();
     }
     let kick = machine.cpu().kicker();
-    let mut replayer = Replayer::new(machine);
+    let mut replayer = Replayer::new(machine, Instant::now);
     watch(kick)?;
     let begun = Instant::now();
     let mut outcome = follow(args, &mut log, &mut replayer)?;

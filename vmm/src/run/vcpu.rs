@@ -4,19 +4,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use ftvm_schema::entry::{Digest, EndReason, Input, LogEntry, Mark, Position};
 use logging_channel::codec::data_bytes;
-use logging_channel::entry::{Digest, EndReason, Input, LogEntry, Mark, Position};
 use logging_channel::message::DiskReads;
 use tokio::sync::mpsc;
 
-use crate::backends::Control;
-use crate::backends::queue::{EventQueue, EventSender};
-use crate::hypervisor::Cpu;
-use crate::machine::{Machine, MachineError};
-use crate::output::Output;
-use crate::roles::clock::LiveClock;
-use crate::roles::disks::{DiskEnd, Known};
-use crate::roles::live::{Live, LiveConfig, Marks, Sink};
+use ftvm_host::queue::{EventQueue, EventSender};
+use ftvm_hypervisor::Cpu;
+use ftvm_machine::machine::{Machine, MachineError};
+use ftvm_machine::output::Output;
+use ftvm_roles::clock::LiveClock;
+use ftvm_roles::disks::{DiskEnd, Known};
+use ftvm_roles::host_event::Control;
+use ftvm_roles::live::{Live, LiveConfig, Marks, Sink};
 
 /// Batches that may wait for the link; a full queue stops the vCPU (PROTOCOL 9). A batch is one exit's worth, or a
 /// checkpoint.
@@ -261,7 +261,8 @@ pub fn live<C: Cpu>(machine: Machine<C>, life: Life) {
         max_exits: None,
     };
     let link = life.sink.link.clone();
-    let how = match Live::new(machine, life.sink, life.queue, life.clock, config, Instant::now()).run(life.events) {
+    let live = Live::new(machine, life.sink, life.queue, life.clock, config, Instant::now());
+    let how = match ftvm_host::vcpu::run(live, life.events) {
         Ok((_, _, reason, _)) => Ok(reason),
         Err(error) => Err(error.to_string()),
     };
@@ -277,7 +278,7 @@ pub fn new_clock() -> LiveClock {
 
 #[cfg(test)]
 mod tests {
-    use logging_channel::entry::{DiskStatus, ExitSeq};
+    use ftvm_schema::entry::{DiskStatus, ExitSeq};
 
     use super::*;
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use vmm::roles::event::{Event, Protection, Stamped};
+use ftvm_roles::event::{Event, Protection, Stamped};
 
 use super::super::stats::{median, number};
 use super::{CLONE_LIMIT, Clone, Guest, Kind, LOOK, Settings, during, rates_on, text, warm_up};

@@ -21,9 +21,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
-use vmm::demo::client::{Client, ClientConfig};
-use vmm::demo::hub::{Hub, HubPort};
-use vmm::roles::event::{Event, Stamped};
+use ftvm_demo::client::{Client, ClientConfig};
+use ftvm_demo::hub::{Hub, HubPort};
+use ftvm_roles::event::{Event, Stamped};
 
 use super::stats::number;
 use crate::ft_host::{Common, FtHost, Terms, protected};

@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
+use ftvm_roles::event::{Event, Stamped};
 use serde_json::{Value, json};
-use vmm::roles::event::{Event, Stamped};
 
 use super::super::stats::{median, number};
 use super::{Load, REDIS_DEPTH};

@@ -3,10 +3,10 @@
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
+use ftvm_demo::client::stack::Stack;
+use ftvm_demo::hub::HubPort;
+use ftvm_host::net::Dgram;
 use smoltcp::socket::tcp::State;
-use vmm::backends::net::Dgram;
-use vmm::demo::client::stack::Stack;
-use vmm::demo::hub::HubPort;
 
 use super::super::stats::number;
 

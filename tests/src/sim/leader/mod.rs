@@ -10,21 +10,23 @@ use std::convert::Infallible;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use logging_channel::entry::{Generation, LogEntry, Position};
+use ftvm_hypervisor::scripted::ScriptedCpu;
+use ftvm_machine::machine::Machine;
+use ftvm_machine::output::{Emission, Output};
+use ftvm_roles::clock::LiveClock;
+use ftvm_roles::disks::{DiskEnd, DiskShell, Disks};
+use ftvm_roles::event::Protection;
+use ftvm_roles::following::Horizon;
+use ftvm_roles::host_event::Control;
+use ftvm_roles::host_event::HostEvent;
+use ftvm_roles::host_event::StopKind;
+use ftvm_roles::live::{Live, LiveConfig, Marks};
+use ftvm_roles::primary::{Action, Primary};
+use ftvm_schema::entry::{Generation, LogEntry, Position};
+use ftvm_schema::request::DiskRequest;
 use logging_channel::message::Message;
 use shared_disk::arbiter::Outcome;
 use shared_disk::plan::Gate;
-use shared_disk::request::DiskRequest;
-use vmm::backends::{Control, HostEvent, StopKind};
-use vmm::hypervisor::scripted::ScriptedCpu;
-use vmm::machine::Machine;
-use vmm::output::{Emission, Output};
-use vmm::roles::clock::LiveClock;
-use vmm::roles::disks::{DiskEnd, DiskShell, Disks};
-use vmm::roles::event::Protection;
-use vmm::roles::following::Horizon;
-use vmm::roles::live::{Live, LiveConfig, Marks};
-use vmm::roles::primary::{Action, Primary};
 use vmm::run::vcpu::{FromGuest, GuestStream, pair_sink};
 
 use super::checks::NO_FAILURE;
@@ -178,7 +180,7 @@ impl Leader {
                 self.disks.shell().started.push(request);
             }
         }
-        let _ = self.disks.start_ready(|| vmm::roles::primary::Writes::Freely);
+        let _ = self.disks.start_ready(|| ftvm_roles::primary::Writes::Freely);
         self.start_disks(env, common);
         self.resume = horizon.outputs.into();
         env.reach(Point::Resume, common.id);

@@ -1,10 +1,10 @@
 //! What operators ask of a primary, and disks that one host loses.
 
-use logging_channel::entry::DiskStatus;
-use shared_disk::request::{DiskOp, DiskRequest};
-use vmm::backends::HostEvent;
-use vmm::roles::operation::{Answer, Operation, Path};
-use vmm::roles::primary::{Action, Failure};
+use ftvm_roles::host_event::HostEvent;
+use ftvm_roles::operation::{Answer, Operation, Path};
+use ftvm_roles::primary::{Action, Failure};
+use ftvm_schema::entry::DiskStatus;
+use ftvm_schema::request::{DiskOp, DiskRequest};
 
 use super::super::common::Common;
 use super::super::env::{Env, Point};

@@ -1,10 +1,10 @@
 //! The way out: releases whose system calls take their time, disk requests, the fence.
 
-use shared_disk::request::{DiskOp, DiskRequest};
-use vmm::backends::HostEvent;
-use vmm::output::{Emission, Output};
-use vmm::roles::disks::DiskShell;
-use vmm::roles::event::{EXIT_HANDED_OVER, EXIT_LOST, Protection};
+use ftvm_machine::output::{Emission, Output};
+use ftvm_roles::disks::DiskShell;
+use ftvm_roles::event::{EXIT_HANDED_OVER, EXIT_LOST, Protection};
+use ftvm_roles::host_event::HostEvent;
+use ftvm_schema::request::{DiskOp, DiskRequest};
 
 use super::super::checks::{FENCE, SAME_BYTES};
 use super::super::common::Common;
@@ -168,7 +168,7 @@ impl Leader {
         let event = HostEvent::DiskDone {
             disk: request.disk,
             id: request.id,
-            status: logging_channel::entry::DiskStatus::Ok,
+            status: ftvm_schema::entry::DiskStatus::Ok,
             data,
         };
         self.tell(env, common, event);

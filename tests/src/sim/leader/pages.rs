@@ -1,9 +1,9 @@
 //! The thread of a simulated primary that sends pages to a joining backup.
 
-use logging_channel::entry::Incarnation;
+use ftvm_machine::machine::pages::{Zeros, copy_pages};
+use ftvm_roles::clone::Selection;
+use ftvm_schema::entry::Incarnation;
 use logging_channel::message::{MAX_PAGES, Message};
-use vmm::machine::pages::{Zeros, copy_pages};
-use vmm::roles::clone::Selection;
 
 use super::super::common::{Common, LinkEvent};
 use super::super::env::{Env, Point, US, What};

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use vmm::backends::HostEvent;
-use vmm::hypervisor::scripted::{ScriptedCpu, ScriptedKick};
-use vmm::roles::live::{Events, Live, Next, pause};
+use ftvm_hypervisor::scripted::{ScriptedCpu, ScriptedKick};
+use ftvm_roles::host_event::HostEvent;
+use ftvm_roles::live::{Events, Live, Next, pause};
 use vmm::run::vcpu::PairSink;
 
 use super::super::common::Common;
@@ -100,7 +100,7 @@ impl Leader {
         env: &mut Env,
         time: &Cell<u64>,
         now: &dyn Fn() -> Instant,
-    ) -> Result<Next, vmm::machine::MachineError> {
+    ) -> Result<Next, ftvm_machine::machine::MachineError> {
         let end = time.get() + env.rng.between(SLICE / 10, SLICE);
         let vcpu = &mut self.vcpu;
         let mut next = match vcpu.next.take() {

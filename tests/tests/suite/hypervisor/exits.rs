@@ -1,8 +1,8 @@
 //! Exits, what they tell, and interrupts at them.
 
-use vmm::hypervisor::selftest::guest::{Arguments, Interrupts, MMIO, Privilege, TABLE, VECTOR};
-use vmm::hypervisor::selftest::programs::{Label, Program};
-use vmm::hypervisor::{Cpu, DeliveryMode, Exit, Terminal};
+use ftvm_hypervisor::{Cpu, DeliveryMode, Exit, Terminal};
+use ftvm_kvm::selftest::guest::{Arguments, Interrupts, MMIO, Privilege, TABLE, VECTOR};
+use ftvm_kvm::selftest::programs::{Label, Program};
 
 use super::{BOTH, RAX, RBX, RDX, RIP, bench, profile};
 

@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vmm::hypervisor::kvm::KvmCpu;
-use vmm::hypervisor::selftest::checks::RAM;
-use vmm::hypervisor::selftest::guest::{Arguments, Interrupts, Privilege, TinyGuest};
-use vmm::hypervisor::selftest::programs::Program;
-use vmm::hypervisor::sequence::Sequence;
-use vmm::hypervisor::{Cpu, Exit};
+use ftvm_hypervisor::sequence::Sequence;
+use ftvm_hypervisor::{Cpu, Exit};
+use ftvm_kvm::KvmCpu;
+use ftvm_kvm::selftest::checks::RAM;
+use ftvm_kvm::selftest::guest::{Arguments, Interrupts, Privilege, TinyGuest};
+use ftvm_kvm::selftest::programs::Program;
 
 use super::{RBX, profile};
 

@@ -6,13 +6,13 @@ mod kicks;
 mod selftest;
 mod states;
 
+use ftvm_hypervisor::DeliveryMode;
+use ftvm_hypervisor::profile::CpuProfile;
+use ftvm_kvm::selftest::bench::Bench;
+use ftvm_kvm::selftest::checks::RAM;
+use ftvm_kvm::selftest::guest::Privilege;
 use tests::kvm_test;
 use tests::nested::Turn;
-use vmm::hypervisor::DeliveryMode;
-use vmm::hypervisor::kvm::CpuProfile;
-use vmm::hypervisor::selftest::bench::Bench;
-use vmm::hypervisor::selftest::checks::RAM;
-use vmm::hypervisor::selftest::guest::Privilege;
 
 const BOTH: [Privilege; 2] = [Privilege::Kernel, Privilege::User];
 const RAX: usize = 0;
@@ -82,7 +82,7 @@ kvm_test! {
 }
 
 fn profile() -> CpuProfile {
-    CpuProfile::of_this_host(DeliveryMode::None).unwrap()
+    ftvm_kvm::profile::of_this_host(DeliveryMode::None).unwrap()
 }
 
 fn bench(profile: &CpuProfile) -> Bench {

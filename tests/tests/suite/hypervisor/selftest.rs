@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
-use vmm::hypervisor::kvm::PageTableRefresh;
-use vmm::hypervisor::selftest::checks;
-use vmm::hypervisor::selftest::guest::Privilege;
-use vmm::hypervisor::selftest::{Capabilities, CheckName, Verdict};
-use vmm::hypervisor::{CpuError, DeliveryMode};
+use ftvm_hypervisor::{CpuError, DeliveryMode};
+use ftvm_kvm::PageTableRefresh;
+use ftvm_kvm::selftest::checks;
+use ftvm_kvm::selftest::guest::Privilege;
+use ftvm_kvm::selftest::{Capabilities, CheckName, Verdict};
 
 use super::{bench, profile};
 use crate::soak_exits;

@@ -1,11 +1,12 @@
 //! What a state holds when it is saved, and what a vCPU does that is restored from it.
 
+use ftvm_hypervisor::{Cpu, Exit};
+use ftvm_kvm::KvmState;
+use ftvm_kvm::PageTableRefresh;
+use ftvm_kvm::selftest::Capabilities;
+use ftvm_kvm::selftest::guest::{Arguments, Interrupts, Privilege, TABLE, TinyGuest, VECTOR};
+use ftvm_kvm::selftest::programs::{Label, Program};
 use vm_memory::{Bytes, GuestAddress};
-use vmm::hypervisor::kvm::{KvmState, PageTableRefresh};
-use vmm::hypervisor::selftest::Capabilities;
-use vmm::hypervisor::selftest::guest::{Arguments, Interrupts, Privilege, TABLE, TinyGuest, VECTOR};
-use vmm::hypervisor::selftest::programs::{Label, Program};
-use vmm::hypervisor::{Cpu, Exit};
 
 use super::{BOTH, RAX, RBX, RCX, RDX, bench, profile};
 

@@ -1,0 +1,74 @@
+//! How a guest that brings its own page tables is entered: 64-bit mode at CPL0.
+
+use ftvm_schema::entry::RegisterFile;
+
+/// CR0: PE, MP, ET, NE, WP, AM, PG (SDM volume 3, 2.5).
+const CR0: u64 = 0x8005_0033;
+/// CR4: PAE, OSFXSR, OSXMMEXCPT.
+const CR4: u64 = 1 << 5 | 1 << 9 | 1 << 10;
+/// EFER: SCE, LME, LMA, NXE.
+const EFER: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11;
+/// Bit 1 of RFLAGS is always set; interrupts are off.
+const RFLAGS: u64 = 2;
+
+/// Index of RSI, RSP, RIP and RFLAGS in a [`RegisterFile`].
+const RSI: usize = 4;
+const RSP: usize = 6;
+const RIP: usize = 16;
+const FLAGS: usize = 17;
+
+/// Base (linear address) and limit (last valid byte) of a descriptor table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DescriptorTable {
+    pub base: u64,
+    pub limit: u16,
+}
+
+/// The state in which a guest starts: 64-bit mode at CPL0, flat CS 0x10 and SS 0x18, null DS, ES, FS and GS.
+///
+/// The task register holds a busy TSS at 0 without an I/O bitmap, because VMX enters no guest without one (SDM volume 3,
+/// 27.3.1.2); the guest loads its own when it needs one. Selectors 0x10 and 0x18 of the GDT should be what they say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryState {
+    pub registers: RegisterFile,
+    pub cr0: u64,
+    pub cr3: u64,
+    pub cr4: u64,
+    pub efer: u64,
+    pub gdt: DescriptorTable,
+    pub idt: DescriptorTable,
+}
+
+impl EntryState {
+    /// Enters at `rip` with stack `rsp` and page tables at `cr3`; `argument` is in RSI (Linux: the boot parameters).
+    #[must_use]
+    pub fn long_mode(rip: u64, rsp: u64, cr3: u64, gdt: DescriptorTable, argument: u64) -> Self {
+        let mut registers = [0; 18];
+        registers[RSI] = argument;
+        registers[RSP] = rsp;
+        registers[RIP] = rip;
+        registers[FLAGS] = RFLAGS;
+        EntryState {
+            registers,
+            cr0: CR0,
+            cr3,
+            cr4: CR4,
+            efer: EFER,
+            gdt,
+            idt: DescriptorTable::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ftvm_schema::entry::REGISTER_NAMES;
+
+    use super::*;
+
+    #[test]
+    fn indices_are_the_schemas() {
+        let names = [RSI, RSP, RIP, FLAGS].map(|index| REGISTER_NAMES[index]);
+        assert_eq!(names, ["rsi", "rsp", "rip", "rflags"]);
+    }
+}

@@ -1,0 +1,64 @@
+//! Bare-metal 64-bit ELF guests, entered by the contract of the `abi` crate (guest-images/guests/abi): long mode, CPL0, the first 4 GiB
+//! mapped one to one.
+
+use std::io::Cursor;
+
+use linux_loader::loader::{Elf, KernelLoader};
+use vm_memory::{Address, Bytes, GuestAddress};
+
+use super::{BootError, tables};
+use crate::config::MachineConfig;
+use ftvm_hypervisor::GuestMemory;
+use ftvm_hypervisor::entry::EntryState;
+
+/// Where the first argument stands in a register file.
+const RDI: usize = 5;
+
+/// What linux-loader does not look at: class, byte order and machine (ELF header, e_ident and e_machine).
+fn check_header(image: &[u8]) -> Result<(), String> {
+    let field = |what: &str, at: usize, expected: u8| match image.get(at) {
+        Some(found) if *found != expected => Err(format!("the ELF header's {what} must be {expected}, found {found}")),
+        _ => Ok(()),
+    };
+    field("class", 4, 2)?;
+    field("byte order", 5, 1)?;
+    field("machine", 18, 62)
+}
+
+pub(super) fn load(
+    name: &str,
+    image: &[u8],
+    config: &MachineConfig,
+    memory: &GuestMemory,
+) -> Result<EntryState, BootError> {
+    let too_big = |what: String| BootError::Memory {
+        name: name.to_owned(),
+        memory: config.memory,
+        what,
+    };
+    let unfit = |what: String| BootError::Image {
+        name: name.to_owned(),
+        what: format!("no bootable 64-bit ELF: {what}"),
+    };
+    let start = Some(GuestAddress(abi::IMAGE_BASE));
+    let loaded = Elf::load(memory, None, &mut Cursor::new(image), start).map_err(|e| unfit(e.to_string()))?;
+    check_header(image).map_err(unfit)?;
+    let write = |addr: u64, bytes: &[u8]| {
+        memory
+            .write_slice(bytes, GuestAddress(addr))
+            .map_err(|e| too_big(e.to_string()))
+    };
+    let (cr3, gdt) = tables::write(memory).map_err(|e| too_big(e.to_string()))?;
+    write(abi::CMDLINE_ADDR, config.cmdline.as_bytes())?;
+    let info = abi::BootInfo::new(config.memory, config.seed, config.cmdline.len() as u64);
+    write(abi::BOOT_INFO_ADDR, &info.to_bytes())?;
+    let mut entry = EntryState::long_mode(
+        loaded.kernel_load.raw_value(),
+        abi::STACK_TOP,
+        cr3,
+        gdt,
+        abi::BOOT_INFO_ADDR,
+    );
+    entry.registers[RDI] = abi::BOOT_INFO_ADDR;
+    Ok(entry)
+}

@@ -1,0 +1,122 @@
+//! How a backup comes to hold the guest: pages and blocks ahead of the state, then the state, then the grant.
+
+use fault_detector::detector::{Config, Detector, Role};
+use ftvm_schema::entry::Chunk;
+use logging_channel::flow::Inbox;
+use logging_channel::message::{Ack, BLOCKS_UNDER_WAY, Grant, Message};
+
+use super::super::event::{Event, Protection};
+use super::{Action, Backup, BackupConfig, INBOX_BYTES, Phase};
+use ftvm_machine::machine::state::MAX_RECORD;
+
+impl Backup {
+    pub(super) fn pages(&mut self, now: u64, numbers: Vec<u64>, content: Vec<u8>, actions: &mut Vec<Action>) {
+        let Phase::Joining {
+            loaded: false, last, ..
+        } = &mut self.phase
+        else {
+            return self.give_up("pages came after the state was complete".to_owned(), actions);
+        };
+        *last = now;
+        actions.push(Action::LoadPages { numbers, content });
+        self.show_life(actions);
+    }
+
+    pub(super) fn blocks(&mut self, now: u64, order: Action, actions: &mut Vec<Action>) {
+        let Phase::Joining {
+            loaded: false, last, ..
+        } = &mut self.phase
+        else {
+            return self.give_up("blocks of a disk came after the state was complete".to_owned(), actions);
+        };
+        *last = now;
+        self.blocks.0 += 1;
+        if self.blocks.0 - self.blocks.1 > BLOCKS_UNDER_WAY {
+            let why =
+                format!("the primary sent more than {BLOCKS_UNDER_WAY} messages of blocks that are not written yet");
+            return self.give_up(why, actions);
+        }
+        actions.push(order);
+    }
+
+    /// The vCPU thread has carried out the oldest [`Action::LoadBlocks`] or [`Action::FlushBlocks`].
+    pub fn blocks_written(&mut self, now: u64, actions: &mut Vec<Action>) {
+        self.blocks.1 += 1;
+        if let Phase::Joining { last, .. } = &mut self.phase {
+            *last = now;
+            actions.push(Action::Send(Message::BlocksWritten {
+                incarnation: self.config.me,
+                messages: self.blocks.1,
+            }));
+        }
+    }
+
+    /// While the state comes; nothing is acked, and nothing echoed.
+    fn show_life(&self, actions: &mut Vec<Action>) {
+        actions.push(Action::Send(Message::Ack(Ack {
+            incarnation: self.config.me,
+            ..Ack::default()
+        })));
+    }
+
+    pub(super) fn state(&mut self, now: u64, chunk: Chunk, actions: &mut Vec<Action>) {
+        let Phase::Joining {
+            state,
+            loaded: loaded @ false,
+            last,
+        } = &mut self.phase
+        else {
+            return self.give_up("a state record came after the state was complete".to_owned(), actions);
+        };
+        *last = now;
+        match state.add(chunk) {
+            Ok(Some(record)) => {
+                *loaded = true;
+                actions.push(Action::Report(Event::StateRecord {
+                    bytes: record.len() as u64,
+                }));
+                actions.push(Action::Load(record));
+            }
+            Ok(None) => {}
+            Err(error) => return self.give_up(format!("state record: {error}"), actions),
+        }
+        self.show_life(actions);
+    }
+
+    pub(super) fn grant(&mut self, now: u64, grant: &Grant, actions: &mut Vec<Action>) {
+        let Phase::Joining { loaded: true, .. } = &self.phase else {
+            return self.give_up("a grant came before the state was complete".to_owned(), actions);
+        };
+        let BackupConfig {
+            me,
+            generation,
+            detection_ns,
+            ..
+        } = self.config;
+        if grant.incarnation != me || grant.generation != generation {
+            return self.give_up("the grant is for another backup or generation".to_owned(), actions);
+        }
+        self.phase = Phase::Following;
+        self.inbox = Some(Inbox::new(
+            me,
+            generation,
+            grant.at,
+            grant.outputs,
+            INBOX_BYTES,
+            MAX_RECORD,
+        ));
+        self.detector = Detector::new(
+            Config {
+                detection_ns,
+                role: Role::Backup,
+            },
+            now,
+        );
+        actions.push(Action::Report(Event::State {
+            protection: Protection::Protected,
+            why: format!("following from exit {}", grant.at.exit.0),
+        }));
+        // The primary may want to hand over soon.
+        self.tell_health(actions);
+    }
+}

@@ -1,0 +1,147 @@
+//! A backup's machine: it takes the state, executes the log as it comes, and is handed over at go-live.
+//!
+//! No thread and no clock of its own: the shell (`run::follow`) and the simulator give it orders and the time.
+
+use std::time::Instant;
+
+use ftvm_schema::entry::{EndReason, Input, LogEntry, OutputSeq, Position};
+use ftvm_schema::request::DiskRequest;
+
+use super::clock::LiveClock;
+use super::copies::Copies;
+use super::replay::{DiskReader, ReplayError, Replayer};
+use ftvm_hypervisor::Cpu;
+use ftvm_machine::machine::Machine;
+use ftvm_machine::output::Output;
+
+/// How far the machine has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    Executed(Position),
+    Diverged { at: Position, what: String },
+    Ended(EndReason),
+}
+
+/// What a machine that goes live leaves to be done outside, in this order: requests issued again, outputs emitted again,
+/// entropy asked for again.
+#[derive(Debug)]
+pub struct Horizon {
+    pub requests: Vec<DiskRequest>,
+    pub outputs: Vec<Output>,
+    pub entropy: Option<u32>,
+    pub outputs_made: OutputSeq,
+    /// Whether the operator has the guest stand still.
+    pub paused: bool,
+}
+
+/// A machine that follows a primary's.
+#[derive(Debug)]
+pub struct Following<C: Cpu> {
+    replayer: Replayer<C>,
+    /// When the entry with the last clock reading arrived: time goes on from there at go-live (PROTOCOL 20).
+    last_clock: Instant,
+}
+
+impl<C: Cpu> Following<C> {
+    /// `machine` has not run; it is `now`, and `clock` tells the time.
+    #[must_use]
+    pub fn new(machine: Machine<C>, now: Instant, clock: fn() -> Instant) -> Self {
+        Following {
+            replayer: Replayer::new(machine, clock),
+            last_clock: now,
+        }
+    }
+
+    /// With private disks of its own.
+    #[must_use]
+    pub fn with_copies(mut self, copies: Box<dyn Copies + Send>) -> Self {
+        self.replayer = self.replayer.with_copies(copies);
+        self
+    }
+
+    /// Puts blocks on this host's copy of a private disk, ahead of the state.
+    ///
+    /// # Errors
+    /// How far the machine has come, namely no further: it is of no use as a backup.
+    pub fn blocks(&mut self, disk: u8, numbers: &[u64], content: &[u8]) -> Result<(), Progress> {
+        let put = self.replayer.copies().put(disk, numbers, content);
+        self.useless(put)
+    }
+
+    /// Makes them stable.
+    ///
+    /// # Errors
+    /// As [`Following::blocks`].
+    pub fn flush_blocks(&mut self) -> Result<(), Progress> {
+        let flushed = self.replayer.copies().flush();
+        self.useless(flushed)
+    }
+
+    fn useless(&mut self, result: Result<(), String>) -> Result<(), Progress> {
+        let at = self.replayer.machine().at();
+        result.map_err(|what| Progress::Diverged { at, what })
+    }
+
+    /// Takes pages of RAM, ahead of the state.
+    pub fn pages(&mut self, numbers: Vec<u64>, content: Vec<u8>) -> Progress {
+        let result = self.replayer.pages(numbers, content);
+        self.progress(result)
+    }
+
+    /// Takes the state to start from.
+    pub fn load(&mut self, record: &[u8]) -> Progress {
+        let result = self.replayer.load(record);
+        self.progress(result)
+    }
+
+    /// Executes log entries that arrived `now`; `disks` have what the log leaves out.
+    pub fn execute(&mut self, entries: Vec<LogEntry>, now: Instant, disks: &mut dyn DiskReader) -> Progress {
+        let is_clock = |entry: &LogEntry| {
+            matches!(
+                entry,
+                LogEntry::Input {
+                    input: Input::Clock(_),
+                    ..
+                }
+            )
+        };
+        if entries.iter().any(is_clock) {
+            self.last_clock = now;
+        }
+        for entry in entries {
+            self.replayer.feed(entry);
+        }
+        let result = self.replayer.catch_up(disks);
+        self.progress(result)
+    }
+
+    /// The machine at its horizon, what is to be done outside first, and the time it lives on with.
+    #[must_use]
+    pub fn into_live(self) -> (Machine<C>, Horizon, LiveClock) {
+        let (machine, mut outputs) = self.replayer.into_live();
+        let horizon = Horizon {
+            requests: machine.chipset().outstanding_requests(),
+            outputs: std::iter::from_fn(|| outputs.pop()).collect(),
+            entropy: machine.chipset().entropy_wanted(),
+            outputs_made: machine.outputs(),
+            paused: machine.paused(),
+        };
+        let mut clock = LiveClock::resuming(machine.now(), self.last_clock);
+        if machine.paused() {
+            clock.stop(machine.now());
+        }
+        (machine, horizon, clock)
+    }
+
+    fn progress(&mut self, result: Result<(), ReplayError>) -> Progress {
+        let at = self.replayer.machine().at();
+        match (result, self.replayer.ended()) {
+            (Ok(()), Some(reason)) => Progress::Ended(reason.clone()),
+            (Ok(()), None) => Progress::Executed(at),
+            (Err(error), _) => Progress::Diverged {
+                at,
+                what: error.to_string(),
+            },
+        }
+    }
+}

@@ -1,0 +1,554 @@
+//! Replaying a log: the machine is run to each entry's exit and given what the log says happened there. A file replay
+//! and a backup use the same [`Replayer`]; a backup merely gets its entries one frame at a time.
+//!
+//! Every difference between this history and the recorded one is a [`Divergence`] with one cause, and is named.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use ftvm_schema::entry::{
+    Digest, DiskStatus, EndReason, ExitSeq, Input, LogEntry, Mark, Position, REGISTER_NAMES, RegisterFile,
+};
+use ftvm_schema::request::DiskRequest;
+use logging_channel::chunk::Assembler;
+use serde::Serialize;
+
+use super::copies::{Copies, NoCopies};
+use ftvm_hypervisor::Cpu;
+use ftvm_machine::machine::state::MAX_RECORD;
+use ftvm_machine::machine::{Machine, MachineError, Step, TimeSource};
+use ftvm_machine::output::{Emission, OutputQueue};
+
+/// A guest that makes no exit for this long, though the log says it made one, is elsewhere than the recorded guest. A
+/// recorded stretch without an exit ends after the patience, except where a kernel that starts has its interrupts off:
+/// on an emulated host that others keep busy, Linux was seen to take more than 10 s for that. Whoever replays has to kick
+/// the vCPU now and then for this to be noticed.
+const NO_EXIT: Duration = Duration::from_secs(120);
+
+/// A replay that is not the recorded history.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Divergence {
+    /// The exit at which the difference was noticed or, with `exact`, at which it first showed.
+    pub at_exit: u64,
+    /// Inputs applied at that exit so far.
+    pub inputs: u32,
+    /// Whether `at_exit` is the first exit that differs; otherwise it lies between the last good mark and `at_exit`.
+    pub exact: bool,
+    /// The last exit at which a mark's digest agreed.
+    pub last_good_exit: u64,
+    /// What was expected and what was found.
+    pub what: String,
+    /// Registers of the replayed guest, in the order of `REGISTER_NAMES`.
+    pub registers: RegisterFile,
+    /// Registers in the log, where the noticing mark carried them.
+    pub recorded: Option<RegisterFile>,
+}
+
+impl std::fmt::Display for Divergence {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.exact {
+            writeln!(
+                f,
+                "diverged at exit {}, RIP {:#x}: {}",
+                self.at_exit, self.registers[16], self.what
+            )?;
+        } else {
+            writeln!(
+                f,
+                "diverged between exits {} and {}.{}, noticed at RIP {:#x}: {}",
+                self.last_good_exit, self.at_exit, self.inputs, self.registers[16], self.what
+            )?;
+        }
+        for (index, name) in REGISTER_NAMES.iter().enumerate() {
+            write!(f, "  {name:>6} {:016x}", self.registers[index])?;
+            match self.recorded {
+                Some(recorded) if recorded[index] != self.registers[index] => {
+                    writeln!(f, "  recorded {:016x}", recorded[index])?;
+                }
+                _ if index % 3 == 2 || self.recorded.is_some() => writeln!(f)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Why a replay stopped before the log's end.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    /// The history differs.
+    #[error("{0}")]
+    Diverged(Box<Divergence>),
+    /// The machine failed.
+    #[error(transparent)]
+    Machine(MachineError),
+}
+
+/// Reads from the shared disks what a log leaves out (`--disk-reads=backup`).
+pub trait DiskReader {
+    /// What is on the disk where `request`, a read, asks for it.
+    ///
+    /// # Errors
+    /// A sentence: the disk cannot be read.
+    fn read(&mut self, request: &DiskRequest) -> Result<Vec<u8>, String>;
+}
+
+/// For a log that carries everything.
+#[derive(Clone, Copy, Debug)]
+pub struct NoDisks;
+
+impl DiskReader for NoDisks {
+    fn read(&mut self, request: &DiskRequest) -> Result<Vec<u8>, String> {
+        Err(format!(
+            "the log leaves out what was read from disk {}, and no disk is at hand",
+            request.disk
+        ))
+    }
+}
+
+/// A machine that follows a log.
+#[derive(Debug)]
+pub struct Replayer<C: Cpu> {
+    machine: Machine<C>,
+    pending: VecDeque<LogEntry>,
+    checkpoint: Assembler,
+    /// Outputs made here and not yet known to be released by the primary.
+    unreleased: OutputQueue,
+    copies: Box<dyn Copies + Send>,
+    last_good: ExitSeq,
+    /// Tells the time.
+    now: fn() -> Instant,
+    last_exit: Instant,
+    ended: Option<EndReason>,
+    inputs: u64,
+    checkpoints: u64,
+}
+
+/// Gives an exit the clock reading that the log has at its head.
+struct FromLog<'a> {
+    pending: &'a mut VecDeque<LogEntry>,
+    inputs: &'a mut u64,
+}
+
+impl TimeSource for FromLog<'_> {
+    fn read(&mut self, at: Position, _floor: u64) -> Result<u64, MachineError> {
+        match self.pending.front() {
+            Some(LogEntry::Input {
+                at: exit,
+                input: Input::Clock(time),
+            }) if *exit == at.exit => {
+                let time = *time;
+                self.pending.pop_front();
+                *self.inputs += 1;
+                Ok(time)
+            }
+            other => Err(MachineError::Divergence(format!(
+                "exit {} reads the clock, but the log's next entry is {}",
+                at.exit.0,
+                other.map_or_else(|| "not there".to_owned(), describe)
+            ))),
+        }
+    }
+}
+
+impl<C: Cpu> Replayer<C> {
+    /// Follows a log from where `machine` stands. `now` tells the time, by which a guest that makes no exit any more is noticed.
+    #[must_use]
+    pub fn new(machine: Machine<C>, now: fn() -> Instant) -> Self {
+        Replayer {
+            last_good: machine.at().exit,
+            machine,
+            pending: VecDeque::new(),
+            checkpoint: Assembler::new(MAX_RECORD),
+            unreleased: OutputQueue::default(),
+            copies: Box::new(NoCopies),
+            now,
+            last_exit: now(),
+            ended: None,
+            inputs: 0,
+            checkpoints: 0,
+        }
+    }
+
+    /// With private disks of its own.
+    #[must_use]
+    pub fn with_copies(mut self, copies: Box<dyn Copies + Send>) -> Self {
+        self.copies = copies;
+        self
+    }
+
+    /// This host's copies of the private disks.
+    pub fn copies(&mut self) -> &mut dyn Copies {
+        &mut *self.copies
+    }
+
+    /// Takes the next entry; [`Replayer::catch_up`] executes it.
+    pub fn feed(&mut self, entry: LogEntry) {
+        self.pending.push_back(entry);
+    }
+
+    /// Executes everything fed so far; `disks` have what the log leaves out.
+    ///
+    /// # Errors
+    /// At the first difference from the recorded history.
+    pub fn catch_up(&mut self, disks: &mut dyn DiskReader) -> Result<(), ReplayError> {
+        while self.ended.is_none()
+            && let Some(entry) = self.pending.front()
+        {
+            let consumed = match entry {
+                LogEntry::Input { at, .. } => {
+                    let at = *at;
+                    self.replay_input(at, disks)
+                }
+                _ => {
+                    let entry = self.pending.pop_front().expect("looked at above");
+                    self.replay_entry(entry)
+                }
+            };
+            consumed.map_err(|error| self.diagnose(error))?;
+        }
+        Ok(())
+    }
+
+    /// Takes pages of RAM, ahead of the state record that [`Replayer::load`] will get.
+    ///
+    /// # Errors
+    /// If they are not this guest's.
+    pub fn pages(&mut self, numbers: Vec<u64>, content: Vec<u8>) -> Result<(), ReplayError> {
+        self.machine.write_pages(numbers, content).map_err(ReplayError::Machine)
+    }
+
+    /// Starts from a state record instead of from boot.
+    ///
+    /// # Errors
+    /// If the record does not fit the machine.
+    pub fn load(&mut self, record: &[u8]) -> Result<(), ReplayError> {
+        self.machine.load(record).map_err(ReplayError::Machine)?;
+        self.last_good = self.machine.at().exit;
+        self.level_copies()
+            .map_err(|what| ReplayError::Machine(MachineError::Disk(what)))
+    }
+
+    /// The copies have what had landed before the state was saved; what the guest had asked for and had not been told of
+    /// comes on top, whether it had landed or not.
+    fn level_copies(&mut self) -> Result<(), String> {
+        for request in self.machine.chipset().outstanding_requests() {
+            if self.machine.private_disks().contains(&request.disk) {
+                self.copies.request(&request)?;
+            }
+        }
+        self.copies.level()
+    }
+
+    /// How the recorded life ended, once that entry has been executed.
+    #[must_use]
+    pub fn ended(&self) -> Option<&EndReason> {
+        self.ended.as_ref()
+    }
+
+    /// The machine as far as it has come.
+    pub fn machine(&mut self) -> &mut Machine<C> {
+        &mut self.machine
+    }
+
+    /// Inputs and micro-checkpoints executed so far.
+    #[must_use]
+    pub fn totals(&self) -> (u64, u64) {
+        (self.inputs, self.checkpoints)
+    }
+
+    /// Outputs not known to be released.
+    pub fn unreleased(&mut self) -> &mut OutputQueue {
+        &mut self.unreleased
+    }
+
+    /// The machine at its horizon, and the outputs to be emitted again, to go live with. A checkpoint that has not
+    /// come whole is discarded (PROTOCOL 4).
+    #[must_use]
+    pub fn into_live(self) -> (Machine<C>, OutputQueue) {
+        (self.machine, self.unreleased)
+    }
+
+    /// Names the first differing exit, if `checks` (read ahead of the noticed divergence) show it earlier.
+    pub fn refine(&mut self, from: ExitSeq, checks: &[u8], divergence: &mut Divergence) {
+        if let Some(trail) = self.machine.trail()
+            && let Err(found) = trail.compare(from, checks)
+        {
+            let (exit, registers) = *found;
+            divergence.at_exit = exit.0;
+            divergence.exact = true;
+            divergence.registers = registers;
+            divergence.recorded = None;
+        }
+    }
+
+    fn replay_input(&mut self, at: ExitSeq, disks: &mut dyn DiskReader) -> Result<(), MachineError> {
+        let before = self.inputs;
+        self.run_to(at)?;
+        if self.inputs > before {
+            return Ok(()); // the exit itself took it: a clock reading
+        }
+        let Some(LogEntry::Input { input, .. }) = self.pending.pop_front() else {
+            unreachable!("looked at before")
+        };
+        self.settle_at(at, &input)?;
+        let input = match input {
+            Input::DiskRead { disk, id, digest } => self.read_disk(disk, id, digest, disks)?,
+            Input::DiskDone { disk, id, .. } => {
+                self.copies.brought(disk, id); // the primary's read failed: what this one brought is of no use
+                input
+            }
+            other => other,
+        };
+        self.machine.apply(&input)?;
+        self.inputs += 1;
+        self.collect()
+    }
+
+    /// The completion of a read whose data the log leaves to the shared disk. No write to these blocks starts before this
+    /// side has said that it is past here (PROTOCOL 8, `Primary::executed`).
+    fn read_disk(
+        &mut self,
+        disk: u8,
+        id: u64,
+        digest: Digest,
+        disks: &mut dyn DiskReader,
+    ) -> Result<Input, MachineError> {
+        let outstanding = self.machine.chipset().outstanding_requests();
+        let request = outstanding
+            .into_iter()
+            .find(|request| (request.disk, request.id) == (disk, id));
+        let request = request.ok_or_else(|| {
+            MachineError::Divergence(format!(
+                "the log ends request {id} of disk {disk}, which this guest has not made"
+            ))
+        })?;
+        let data = match self.copies.brought(disk, id) {
+            Some(data) => data,
+            None => disks.read(&request).map_err(MachineError::Disk)?,
+        };
+        let found = Digest::of(&data);
+        if found != digest {
+            return Err(MachineError::Disk(format!(
+                "disk {disk} has other contents here than on the primary: {:?} gives digest {:016x}, there {:016x}; is it \
+                 the same disk, opened with direct=on on both hosts?",
+                request.op, found.0, digest.0
+            )));
+        }
+        Ok(Input::DiskDone {
+            disk,
+            id,
+            status: DiskStatus::Ok,
+            data,
+        })
+    }
+
+    fn settle_at(&mut self, at: ExitSeq, input: &Input) -> Result<(), MachineError> {
+        let mut time = FromLog {
+            pending: &mut self.pending,
+            inputs: &mut self.inputs,
+        };
+        self.machine.settle(&mut time)?;
+        if self.machine.at().exit != at {
+            return Err(MachineError::Divergence(format!(
+                "the log applies {} at exit {}, which here is followed by a further exit of the same instruction",
+                describe(&LogEntry::Input {
+                    at,
+                    input: input.clone()
+                }),
+                at.0
+            )));
+        }
+        Ok(())
+    }
+
+    fn replay_entry(&mut self, entry: LogEntry) -> Result<(), MachineError> {
+        match entry {
+            LogEntry::Input { .. } => unreachable!("inputs are taken from the head of the queue"),
+            LogEntry::Mark(mark) => self.compare_mark(&mark),
+            LogEntry::Released { through } => {
+                self.unreleased.forget_before(through);
+                Ok(())
+            }
+            LogEntry::Checkpoint { at, chunk } => {
+                if let Some(record) = self
+                    .checkpoint
+                    .add(chunk)
+                    .map_err(|e| MachineError::State(e.to_string()))?
+                {
+                    self.run_to(at.exit)?;
+                    self.machine.apply_checkpoint(&record)?;
+                    self.checkpoints += 1;
+                }
+                Ok(())
+            }
+            LogEntry::Checks { from, bytes } => {
+                self.run_to(ExitSeq(from.0 + (bytes.len() as u64).saturating_sub(1)))?;
+                self.compare_checks(from, &bytes)
+            }
+            LogEntry::End { at, reason } => {
+                self.run_to(at.exit)?;
+                self.compare_end(at, &reason)?;
+                self.copies.ended().map_err(MachineError::Disk)?;
+                self.ended = Some(reason);
+                Ok(())
+            }
+        }
+    }
+
+    /// Runs to exit `exit`, where the log has its next entry.
+    fn run_to(&mut self, exit: ExitSeq) -> Result<(), MachineError> {
+        let here = self.machine.at().exit;
+        if here > exit {
+            return Err(MachineError::Divergence(format!(
+                "the log's next entry is at exit {}, but the guest is already at exit {}",
+                exit.0, here.0
+            )));
+        }
+        self.last_exit = (self.now)();
+        while self.machine.at().exit < exit {
+            let mut time = FromLog {
+                pending: &mut self.pending,
+                inputs: &mut self.inputs,
+            };
+            let step = self.machine.run_to_exit(&mut time)?;
+            self.collect()?;
+            match step {
+                Step::Exit => self.last_exit = (self.now)(),
+                Step::Interrupted if (self.now)().saturating_duration_since(self.last_exit) < NO_EXIT => {}
+                Step::Ended(_) if self.machine.at().exit == exit => {}
+                other => {
+                    let found = match other {
+                        Step::Halted => "sleeps with nothing to wake it".to_owned(),
+                        Step::Interrupted => format!("made no exit for {} s", NO_EXIT.as_secs()),
+                        Step::Ended(reason) => format!("ended ({})", describe_end(&reason)),
+                        Step::Exit => unreachable!("handled above"),
+                    };
+                    return Err(MachineError::Divergence(format!(
+                        "the log goes on to exit {}, but the guest {found} after exit {}",
+                        exit.0,
+                        self.machine.at().exit.0
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<(), MachineError> {
+        for output in self.machine.drain_outputs() {
+            if let Emission::PrivateDisk(request) = &output.emission {
+                self.copies.request(request).map_err(MachineError::Disk)?;
+            } else if output.emission.is_output() {
+                self.unreleased.push(output);
+            }
+        }
+        Ok(())
+    }
+
+    fn compare_mark(&mut self, mark: &Mark) -> Result<(), MachineError> {
+        self.run_to(mark.at.exit)?;
+        let found = (self.machine.at(), self.machine.digest(), self.machine.outputs());
+        if found != (mark.at, mark.digest, mark.outputs) {
+            let recorded = mark.registers.as_deref().copied();
+            return Err(MachineError::MarkDiffers(Box::new(
+                ftvm_machine::machine::MarkDifference {
+                    expected: (mark.at, mark.digest, mark.outputs),
+                    found,
+                    recorded,
+                },
+            )));
+        }
+        self.last_good = mark.at.exit;
+        Ok(())
+    }
+
+    fn compare_checks(&mut self, from: ExitSeq, checks: &[u8]) -> Result<(), MachineError> {
+        let Some(trail) = self.machine.trail() else {
+            return Ok(());
+        };
+        trail.compare(from, checks).map_err(|found| MachineError::CheckDiffers {
+            exit: found.0,
+            registers: Box::new(found.1),
+        })
+    }
+
+    fn compare_end(&mut self, at: Position, reason: &EndReason) -> Result<(), MachineError> {
+        if matches!(reason, EndReason::Stopped | EndReason::Limit) {
+            return Ok(());
+        }
+        let mut time = FromLog {
+            pending: &mut self.pending,
+            inputs: &mut self.inputs,
+        };
+        let step = self.machine.run_to_exit(&mut time)?;
+        self.collect()?;
+        match step {
+            Step::Ended(found) if found == *reason => Ok(()),
+            other => Err(MachineError::Divergence(format!(
+                "the log ends at exit {} ({}), but the guest goes on: {other:?}",
+                at.exit.0,
+                describe_end(reason)
+            ))),
+        }
+    }
+
+    fn diagnose(&mut self, error: MachineError) -> ReplayError {
+        let at = self.machine.at();
+        let mut divergence = Divergence {
+            at_exit: at.exit.0,
+            inputs: at.k,
+            exact: false,
+            last_good_exit: self.last_good.0,
+            what: error.to_string(),
+            registers: self.machine.cpu().registers(),
+            recorded: None,
+        };
+        match error {
+            MachineError::Divergence(_) | MachineError::Apply { .. } => {}
+            MachineError::MarkDiffers(difference) => divergence.recorded = difference.recorded,
+            MachineError::CheckDiffers { exit, registers } => {
+                divergence.at_exit = exit.0;
+                divergence.exact = true;
+                divergence.registers = *registers;
+            }
+            other => return ReplayError::Machine(other),
+        }
+        ReplayError::Diverged(Box::new(divergence))
+    }
+}
+
+/// An entry in words, without its bulk.
+fn describe(entry: &LogEntry) -> String {
+    match entry {
+        LogEntry::Input { at, input } => match input {
+            Input::Clock(time) => format!("a clock reading of {time} ns at exit {}", at.0),
+            Input::NetRx { nic, frame } => format!("a frame of {} bytes for NIC {nic} at exit {}", frame.len(), at.0),
+            Input::DiskDone { disk, id, .. } | Input::DiskRead { disk, id, .. } => {
+                format!("the end of request {id} of disk {disk} at exit {}", at.0)
+            }
+            Input::ConsoleRx { bytes, .. } => format!("{} console bytes at exit {}", bytes.len(), at.0),
+            Input::Entropy { bytes } => format!("{} bytes of entropy at exit {}", bytes.len(), at.0),
+            Input::Control(intervention) => format!("the operator's {intervention:?} at exit {}", at.0),
+        },
+        LogEntry::Mark(mark) => format!("a mark at exit {}.{}", mark.at.exit.0, mark.at.k),
+        LogEntry::Released { through } => format!("a release of outputs up to {}", through.0),
+        LogEntry::Checkpoint { at, .. } => format!("a checkpoint at exit {}.{}", at.exit.0, at.k),
+        LogEntry::Checks { from, bytes } => format!("checks of {} exits from {}", bytes.len(), from.0),
+        LogEntry::End { at, reason } => format!("the end at exit {} ({})", at.exit.0, describe_end(reason)),
+    }
+}
+
+/// An end in words.
+#[must_use]
+pub fn describe_end(reason: &EndReason) -> String {
+    match reason {
+        EndReason::PowerOff { status: 0 } => "power-off".to_owned(),
+        EndReason::PowerOff { status } => format!("power-off with status {status}"),
+        EndReason::Reset => "reset".to_owned(),
+        EndReason::GuestFailure { what } => format!("guest failure: {what}"),
+        EndReason::Stopped => "stopped by the operator".to_owned(),
+        EndReason::Limit => "limit reached".to_owned(),
+        EndReason::Halted => "halted with interrupts off".to_owned(),
+    }
+}
