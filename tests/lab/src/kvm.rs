@@ -299,7 +299,7 @@ pub fn become_nested(why: &str, again: &Again) -> String {
         let host = own.with_file_name("nested-host");
         if !host.is_file() {
             return Err(format!(
-                "{why}, and there is no nested host at {}: build it with `cargo build --release -p tests`",
+                "{why}, and there is no nested host at {}: build it with `cargo build --release -p ftvm-lab`",
                 host.display()
             ));
         }

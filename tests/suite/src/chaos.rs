@@ -6,7 +6,7 @@ use ftvm_chaos::Settings;
 use ftvm_chaos::faults::Kind;
 use ftvm_lab::{kvm_test, time_factor};
 
-/// Faults: one of each kind. The long form is `cargo run --release -p tests --bin chaos -- --faults 200`.
+/// Faults: one of each kind. The long form is `cargo run --release --bin chaos -- --faults 200`.
 const FAULTS: u32 = 6;
 /// Among its faults are a killed primary and a storage that fails when it is needed.
 const SEED: u64 = 1;

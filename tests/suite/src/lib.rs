@@ -11,6 +11,7 @@ mod clone;
 mod control;
 mod demo;
 mod demo_scripts;
+mod docs;
 mod hostile;
 mod hypervisor;
 mod kv;

@@ -42,7 +42,7 @@ fn the_protocol_holds_in_every_seed() {
     let failure = first_failure(SEEDS, None);
     assert!(
         failure.is_none(),
-        "{:?}; rerun with: cargo run --release -p tests --bin simulate -- --seed {}",
+        "{:?}; rerun with: cargo run --release --bin simulate -- --seed {}",
         failure.as_ref().map(|run| &run.violation),
         failure.as_ref().map_or(0, |run| run.seed)
     );

@@ -224,7 +224,7 @@ impl fmt::Display for Lock {
         writeln!(
             f,
             "# Debian packages of the Linux guest: NAME VERSION ARCHITECTURE SHA256.\n\
-             # Written by: cargo run --release -p tests --bin guest-image -- update-lock"
+             # Written by: cargo run --release --bin guest-image -- update-lock"
         )?;
         for (set, packages) in &self.sets {
             writeln!(f, "\n[{}]", set.name())?;

@@ -49,7 +49,7 @@ pub enum Error {
     /// The archive does not have the version (any more), or is out of reach.
     #[error(
         "Debian's archive did not give {package}: {reason}. If guest-images/linux/packages.lock names it and the archive has a \
-         newer version by now, take that with `cargo run --release -p tests --bin guest-image -- update-lock`"
+         newer version by now, take that with `cargo run --release --bin guest-image -- update-lock`"
     )]
     Unavailable {
         /// Name and version.

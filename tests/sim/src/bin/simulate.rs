@@ -193,7 +193,7 @@ fn finish(args: &Args, plant: Option<Plant>, sum: &Sum, took: Duration) -> ExitC
                 .map(|plant| format!(" --plant {}", plant.name()))
                 .unwrap_or_default();
             println!(
-                "rerun with: cargo run --release -p tests --bin simulate -- --seed {}{planted}",
+                "rerun with: cargo run --release --bin simulate -- --seed {}{planted}",
                 run.seed
             );
             if let (Some(plant), Some(violation)) = (plant, &run.violation) {
