@@ -5,7 +5,7 @@
 
 mod joining;
 
-use fault_detector::detector::{Config, Detector, Role, Verdict};
+use fault_detector::detector::{Detector, DetectorConfig, PairRole, Verdict};
 use logging_channel::chunk::Assembler;
 use logging_channel::entry::{Chunk, EndReason, ExitSeq, Generation, Incarnation, Input, LogEntry, Position};
 use logging_channel::flow::{Inbox, LeaseWait};
@@ -133,9 +133,9 @@ impl Backup {
     /// A backup that has passed the handshake.
     #[must_use]
     pub fn new(config: BackupConfig, now: u64) -> Self {
-        let detector = Config {
+        let detector = DetectorConfig {
             detection_ns: config.detection_ns,
-            role: Role::Backup,
+            role: PairRole::Backup,
         };
         Backup {
             config,
@@ -359,7 +359,7 @@ impl Backup {
             }
             Phase::Following => match self.detector.step(now) {
                 Verdict::Lost(reason) => self.suspect(now, reason.to_string(), actions),
-                Verdict::Healthy | Verdict::SelfStalled { .. } | Verdict::EarlyHint(_) => {}
+                Verdict::Healthy | Verdict::SelfStalled { .. } => {}
             },
             Phase::Claiming(_) => self.advance(now, actions),
             Phase::Joining { .. } | Phase::Ending | Phase::Over => {}
