@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use logging_channel::codec::FrameEncoder;
 use logging_channel::entry::{Generation, Incarnation};
 use logging_channel::message::{Heartbeat, Message};
-use shared_disk::arbiter::Outcome;
+use shared_disk::arbiter::ClaimOutcome;
 use vmm::roles::operation::Operation;
 
 use super::checks::NO_FAILURE;
@@ -21,7 +21,7 @@ pub enum LinkEvent {
     Message(ConnId, Generation, Message),
     Closed(ConnId, String),
     Joined(ConnId, Incarnation, ProcId),
-    Claimed(Outcome),
+    Claimed(ClaimOutcome),
     PagesSent(Incarnation, u64),
     Operate(Operation),
 }

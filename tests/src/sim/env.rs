@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use logging_channel::entry::{Generation, Incarnation};
 use logging_channel::message::DiskReads;
-use shared_disk::arbiter::Outcome;
+use shared_disk::arbiter::ClaimOutcome;
 use shared_disk::request::DiskRequest;
 use vmm::roles::operation::Operation;
 
@@ -108,7 +108,7 @@ pub enum What {
         generation: u64,
         owner: u128,
     },
-    Answer(Option<Outcome>),
+    Answer(Option<ClaimOutcome>),
     ClaimAgain,
     SendPages,
     Submit(DiskRequest),

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use logging_channel::codec::{FrameEncoder, decode_heartbeat};
 use logging_channel::entry::{Generation, Incarnation};
-use shared_disk::arbiter::Outcome;
+use shared_disk::arbiter::ClaimOutcome;
 use vmm::roles::backup::{Backup, BackupConfig, only_the_last_ack};
 use vmm::roles::clock::LiveClock;
 use vmm::roles::primary::{Primary, PrimaryConfig};
@@ -514,7 +514,7 @@ fn run_claim(env: &mut Env, process: ProcId, me: Incarnation, generation: u64, o
         return env.at(until + delay, process, What::Claim { generation, owner });
     }
     let outcome = env.register.claim(generation, owner, me.0, env.plant);
-    if let Outcome::Won { generation } = outcome {
+    if let ClaimOutcome::Won { generation } = outcome {
         env.checks.won(env.now, generation, me.0);
     }
     let lost = !env.quiet && env.rng.permille(200);

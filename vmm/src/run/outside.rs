@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use logging_channel::entry::{ConsolePort, DiskStatus};
-use shared_disk::arbiter::Record;
-use shared_disk::image::{Access, Image, ImageError};
-use shared_disk::mark::Held;
+use shared_disk::arbiter::GenerationRecord;
+use shared_disk::image::{DiskImage, ImageAccess, ImageError};
+use shared_disk::mark::CopyState;
 use shared_disk::mirror::Written;
 use shared_disk::plan::Gate;
 use shared_disk::request::{DiskOp, DiskRequest};
@@ -69,7 +69,7 @@ pub struct DiskLost {
 /// A disk whose writes are known to the fence.
 #[derive(Debug)]
 struct FencedDisk {
-    image: Arc<Image>,
+    image: Arc<DiskImage>,
     fence: Arc<Mutex<Fence>>,
     superseded: Superseded,
 }
@@ -83,7 +83,7 @@ impl Disk for FencedDisk {
                 tracing::error!("{error}");
             }
         }
-        if result.as_ref().is_err_and(ImageError::is_fenced) {
+        if result.as_ref().is_err_and(ImageError::is_reservation_conflict) {
             self.superseded.notice();
         }
         ended(result)
@@ -101,7 +101,7 @@ impl Disk for FencedDisk {
 /// A disk that nobody else reaches: its writes are noted for a backup that is to get a copy.
 #[derive(Debug)]
 struct PrivateDisk {
-    image: Arc<Image>,
+    image: Arc<DiskImage>,
     written: Arc<Mutex<Written>>,
 }
 
@@ -277,11 +277,11 @@ impl Outside {
         let mut images = Vec::new();
         for option in &self.disk_options {
             let access = if option.readonly {
-                Access::ReadOnly
+                ImageAccess::ReadOnly
             } else {
-                Access::ReadWrite
+                ImageAccess::ReadWrite
             };
-            let image = Image::open(&option.path, access, option.caching()).map_err(OutsideError::from)?;
+            let image = DiskImage::open(&option.path, access, option.caching()).map_err(OutsideError::from)?;
             if option.reserve {
                 self.fences.add(&option.path).map_err(OutsideError::from)?;
             }
@@ -291,7 +291,8 @@ impl Outside {
             images.push((option.private, Arc::new(image)));
         }
         let private = (0u8..).zip(&images).filter(|(_, (private, _))| *private);
-        let private: BTreeMap<u8, Arc<Image>> = private.map(|(disk, (_, image))| (disk, Arc::clone(image))).collect();
+        let private: BTreeMap<u8, Arc<DiskImage>> =
+            private.map(|(disk, (_, image))| (disk, Arc::clone(image))).collect();
         let numbers = private.keys().copied().collect();
         self.blocks = BlockSource::new(private);
         let written = self.blocks.written();
@@ -347,7 +348,7 @@ impl Outside {
     ///
     /// # Errors
     /// If another host may have a newer copy of one.
-    pub fn may_start(&self, last: Option<&Record>) -> Result<(), OutsideError> {
+    pub fn may_start(&self, last: Option<&GenerationRecord>) -> Result<(), OutsideError> {
         self.marks.check(last).map_err(OutsideError::from)
     }
 
@@ -356,7 +357,7 @@ impl Outside {
     /// # Errors
     /// If that cannot be noted beside them.
     pub fn mark_current(&self, generation: u64, owner: u128) -> Result<(), OutsideError> {
-        let stored = self.marks.store(Held::Current, generation, owner);
+        let stored = self.marks.store(CopyState::Current, generation, owner);
         stored.map_err(OutsideError::from)
     }
 
@@ -379,7 +380,7 @@ impl Outside {
         }
         self.blocks
             .images()
-            .try_for_each(Image::flush)
+            .try_for_each(DiskImage::flush)
             .map_err(OutsideError::from)
     }
 

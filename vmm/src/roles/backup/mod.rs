@@ -11,7 +11,7 @@ use logging_channel::entry::{Chunk, EndReason, ExitSeq, Generation, Incarnation,
 use logging_channel::flow::{Inbox, LeaseWait};
 use logging_channel::message::{Health, Heartbeat, Message};
 use logging_channel::session::presentable;
-use shared_disk::arbiter::Outcome;
+use shared_disk::arbiter::ClaimOutcome;
 
 use super::event::{EXIT_LOST, EXIT_NOT_ENTITLED, Event, Protection};
 use crate::machine::state::MAX_RECORD;
@@ -367,12 +367,12 @@ impl Backup {
     }
 
     /// The storage has answered.
-    pub fn claimed(&mut self, now: u64, outcome: &Outcome, actions: &mut Vec<Action>) {
+    pub fn claimed(&mut self, now: u64, outcome: &ClaimOutcome, actions: &mut Vec<Action>) {
         let Phase::Claiming(claim) = &mut self.phase else {
             return;
         };
         match outcome {
-            Outcome::Won { generation } => {
+            ClaimOutcome::Won { generation } => {
                 claim.won = Some(Generation(*generation));
                 let took_ns = now.saturating_sub(claim.since);
                 actions.push(Action::Report(Event::ClaimWon {
@@ -381,7 +381,7 @@ impl Backup {
                 }));
                 self.advance(now, actions);
             }
-            Outcome::Lost { .. } => {
+            ClaimOutcome::Lost { .. } => {
                 self.phase = Phase::Over;
                 let wanted = self.config.generation.0 + 1;
                 let why = format!("the test-and-set for generation {wanted} was lost: the primary goes on");
