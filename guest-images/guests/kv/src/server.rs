@@ -140,7 +140,7 @@ impl Server {
             }
             if self.stopping && self.is_all_stable() {
                 self.hang_up();
-                println!("kv stopped with {} keys", self.engine.store().keys().len());
+                println!("kv stopped with {} keys", self.engine.store().len());
                 return status::OK;
             }
             self.reply();
