@@ -162,7 +162,7 @@ kvm_test! {
         let mut recording = Recording::start(dir.path(), "exit", &format!("tap={}", tap.name()));
         let (host, port) = (GUEST_IP.to_string(), PORT.to_string());
         let requests = if time_factor() > 1 { "1000" } else { "20000" };
-        let load = ["-h", &host, "-p", &port, "-t", "set,get,lpush", "-c", "5", "-P", "4", "-n", requests, "-q"];
+        let load = ["-h", &host, "-p", &port, "-t", "set,get,incr", "-c", "5", "-P", "4", "-n", requests, "-q"];
         run("redis-benchmark", &load);
         run("redis-cli", &["-h", &host, "-p", &port, "SHUTDOWN"]);
         let recorded = recording.figures(dir.path());
