@@ -11,6 +11,7 @@
 extern crate alloc;
 
 pub mod command;
+pub mod connection;
 pub mod crc;
 pub mod engine;
 pub mod journal;

@@ -317,9 +317,7 @@ mod tests {
     fn a_refused_write_is_not_acknowledged() {
         let mut workload = Workload::new(100, 4);
         workload.write(&mut Vec::new());
-        workload
-            .answer(&Reply::Error("ERR full".into()), 0)
-            .expect("expected");
+        workload.answer(&Reply::Error("ERR full".into()), 0).expect("expected");
         written(&mut workload, 1);
         let mut out = Vec::new();
         while workload.read_back(&mut out) {}
