@@ -1,7 +1,8 @@
 //! What a machine can be doing: recording, replaying, leading a pair, following one.
 //!
-//! The protocol decisions ([`primary`], [`backup`]) are pure functions of time, messages and answers, the same code in
-//! production and in a simulator; the loops around a machine ([`live`], [`replay`]) run on the thread that owns it.
+//! The protocol decisions ([`primary`], [`backup`]) are pure functions of time, messages and answers; the [`link`]s carry
+//! them out over a world that is production's or the simulator's; the loops around a machine ([`live`], [`replay`]) run on
+//! the thread that owns it.
 
 pub mod backup;
 pub mod clock;
@@ -10,6 +11,7 @@ pub mod copies;
 pub mod disks;
 pub mod event;
 pub mod following;
+pub mod link;
 pub mod live;
 #[cfg(test)]
 mod mirror_tests;
@@ -17,3 +19,4 @@ pub mod operation;
 pub mod patience;
 pub mod primary;
 pub mod replay;
+pub mod terms;

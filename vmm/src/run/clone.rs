@@ -9,12 +9,13 @@ use logging_channel::message::{MAX_PAGES, Message};
 use tokio::sync::mpsc;
 use vm_memory::{GuestMemoryBackend as _, GuestMemoryRegion as _};
 
-use super::link::{LinkEvent, Outbox};
+use super::link::Outbox;
 use crate::hypervisor::GuestMemory;
 use crate::machine::pages::{Zeros, copy_pages};
 use crate::machine::state::PAGE;
 use crate::roles::clone::Selection;
 use crate::roles::event::Event;
+use crate::roles::link::world::LinkEvent;
 
 /// Bytes that may wait to be written; pages copied too early are pages copied twice.
 const WINDOW: usize = 4 << 20;

@@ -25,6 +25,7 @@ pub mod reads;
 pub mod record;
 pub mod replay;
 pub mod say;
+mod shell;
 pub mod vcpu;
 
 use std::process::ExitCode;

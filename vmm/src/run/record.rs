@@ -8,7 +8,7 @@ use logging_channel::file::{Ending, Existing, FileHeader, LogWriter, Verify};
 use logging_channel::message::PROTOCOL_VERSION;
 use shared_disk::plan::Gate;
 
-use super::outside::Outside;
+use super::outside::{DiskThreads, Outside};
 use super::say::{answer, tell};
 use super::{Failure, guest};
 use crate::backends::console::{ConsoleTarget, Life};
@@ -17,8 +17,9 @@ use crate::backends::queue::{EventSender, event_queue};
 use crate::backends::{HostEvent, StopKind};
 use crate::cli::{RecordArgs, VerifyArg};
 use crate::machine::MachineError;
-use crate::output::Output;
+use crate::output::{Emission, Output};
 use crate::roles::clock::LiveClock;
+use crate::roles::disks::Disks;
 use crate::roles::event::clean_end;
 use crate::roles::live::{Live, LiveConfig, Marks, Sink, Totals};
 use crate::roles::primary::Writes;
@@ -34,6 +35,7 @@ struct FileSink {
     /// Of micro-checkpoints, as they are in the log.
     checkpoint_bytes: u64,
     outside: Outside,
+    disks: Disks<DiskThreads>,
 }
 
 fn log_error(error: impl std::fmt::Display) -> MachineError {
@@ -53,19 +55,22 @@ impl Sink for FileSink {
     }
 
     fn output(&mut self, output: Output) -> Result<(), MachineError> {
-        self.outside.accept(&output.emission, Gate::Open).map_err(log_error)?;
-        self.outside.release(&output).map(|_| ()).map_err(log_error)
+        match &output.emission {
+            // Open: its turn in the plan is all it waits for.
+            Emission::Disk(request) | Emission::PrivateDisk(request) => {
+                self.disks.accept(request, Gate::Open).map_err(log_error)
+            }
+            Emission::WantEntropy { len } => self.outside.want_entropy(*len).map_err(log_error),
+            said => self.outside.emit(said).map(|_| ()).map_err(log_error),
+        }
     }
 
     fn flush(&mut self) -> Result<(), MachineError> {
-        self.outside.start_ready(|| Writes::Freely).map_err(log_error)
+        self.disks.start_ready(|| Writes::Freely).map_err(log_error)
     }
 
     fn disk_done(&mut self, disk: u8, id: u64, _at: Position) {
-        let done = self
-            .outside
-            .finished(disk, id)
-            .and_then(|()| self.outside.acked(disk, id));
+        let done = self.disks.finished(disk, id).and_then(|()| self.disks.acked(disk, id));
         if let Err(error) = done {
             tracing::error!("{error}");
         }
@@ -112,6 +117,7 @@ pub fn run(args: &RecordArgs) -> Result<u8, Failure> {
     let sink = FileSink {
         log,
         checkpoint_bytes: 0,
+        disks: outside.take_disks().map_err(Failure::new)?,
         outside,
     };
     let live = Live::new(machine, sink, queue, clock, live, begun);
@@ -120,9 +126,10 @@ pub fn run(args: &RecordArgs) -> Result<u8, Failure> {
     let FileSink {
         log,
         checkpoint_bytes,
+        disks,
         outside,
     } = sink;
-    drop(outside);
+    drop((disks, outside));
     let (code, text) = clean_end(&reason);
     let ending = Ending {
         exits: machine.at().exit.0,
