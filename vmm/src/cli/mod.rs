@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 use logging_channel::message::DiskReads;
-use shared_disk::arbiter::Storage;
+use shared_disk::arbiter::SharedStorage;
 
 use ftvm_demo::command::DemoArgs;
 use ftvm_host::console::ConsoleTarget;
@@ -160,7 +160,7 @@ pub struct RunArgs {
     /// Where the backup gets what the guest reads from its disks; the primary's choice counts for the pair
     #[arg(long, value_enum, default_value = "log")]
     pub disk_reads: DiskReadsArg,
-    /// Listen at this Unix socket for `ftvm status`, `ftvm failover` and the like (README, "Operating a guest")
+    /// Listen at this Unix socket for `ftvm status`, `ftvm failover` and the like (docs/src/operations.md)
     #[arg(long, value_name = "SOCKET")]
     pub control: Option<PathBuf>,
     /// Append what happens as JSON lines to this file
@@ -180,7 +180,7 @@ pub struct RunArgs {
 pub struct StorageArgs {
     /// What both hosts reach: a directory on a shared file system, scsi:/dev/DEVICE, or etcd:http://HOST:PORT[,http://...]
     #[arg(long, value_name = "STORAGE")]
-    pub shared: Storage,
+    pub shared: SharedStorage,
     /// The guest's name there
     #[arg(long, default_value = "guest", value_name = "NAME")]
     pub name: String,

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use ftvm_schema::request::{DiskOp, DiskRequest};
-use shared_disk::image::{Access, Image, IoStatus};
+use shared_disk::image::{DiskImage, ImageAccess};
 
 use crate::cli::options::DiskOption;
 use ftvm_host::failure::Failure;
-use ftvm_roles::replay::DiskReader;
+use ftvm_roles::replay::{DiskError, DiskReader};
 
 /// The primary's request succeeded, so this side's is repeated when it fails: this often, with this pause, some five seconds in
 /// all. A path to the disk that is gone for longer makes this host useless as a backup.
@@ -15,7 +15,7 @@ const TRIES: (u32, Duration) = (50, Duration::from_millis(100));
 
 /// The disks, open for reading: writing is for a side that is live (PROTOCOL 8).
 #[derive(Debug)]
-pub struct DiskReads(Vec<Image>);
+pub struct DiskReads(Vec<DiskImage>);
 
 impl DiskReads {
     /// Opens what this host was given.
@@ -23,16 +23,18 @@ impl DiskReads {
     /// # Errors
     /// A sentence saying which disk, what is wrong and what to do.
     pub fn open(disks: &[DiskOption]) -> Result<Self, Failure> {
-        let open = |disk: &DiskOption| Image::open(&disk.path, Access::ReadOnly, disk.caching()).map_err(Failure::new);
+        let open = |disk: &DiskOption| {
+            DiskImage::open(&disk.path, ImageAccess::ReadOnly, disk.caching()).map_err(Failure::new)
+        };
         disks.iter().map(open).collect::<Result<_, _>>().map(DiskReads)
     }
 }
 
 impl DiskReader for DiskReads {
-    fn read(&mut self, request: &DiskRequest) -> Result<Vec<u8>, String> {
+    fn read(&mut self, request: &DiskRequest) -> Result<Vec<u8>, DiskError> {
         let image = self.0.get(usize::from(request.disk));
         let image = image.ok_or_else(|| format!("this host was not given disk {}: add --disk", request.disk))?;
-        insist(image, request)
+        Ok(insist(image, request)?)
     }
 }
 
@@ -40,10 +42,9 @@ impl DiskReader for DiskReads {
 ///
 /// # Errors
 /// A sentence: this host cannot, for some five seconds.
-pub fn insist(image: &Image, request: &DiskRequest) -> Result<Vec<u8>, String> {
+pub fn insist(image: &DiskImage, request: &DiskRequest) -> Result<Vec<u8>, String> {
     for _ in 0..TRIES.0 {
-        let (status, data) = image.execute(request);
-        if status == IoStatus::Ok {
+        if let Ok(data) = image.perform(request) {
             return Ok(data);
         }
         std::thread::sleep(TRIES.1);

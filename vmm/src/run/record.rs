@@ -9,20 +9,19 @@ use logging_channel::message::PROTOCOL_VERSION;
 use shared_disk::plan::Gate;
 
 use super::guest;
-use super::outside::Outside;
+use super::outside::{DiskThreads, Outside};
 use crate::cli::{RecordArgs, VerifyArg};
 use ftvm_host::console::{ConsoleTarget, Life};
 use ftvm_host::failure::Failure;
 use ftvm_host::net::Inbound;
 use ftvm_host::queue::{EventSender, event_queue};
 use ftvm_host::stdio::{answer, tell};
-use ftvm_machine::machine::MachineError;
-use ftvm_machine::output::Output;
+use ftvm_machine::output::{Emission, Output};
 use ftvm_roles::clock::LiveClock;
+use ftvm_roles::disks::Disks;
 use ftvm_roles::event::clean_end;
-use ftvm_roles::host_event::HostEvent;
-use ftvm_roles::host_event::StopKind;
-use ftvm_roles::live::{Live, LiveConfig, Marks, Sink, Totals};
+use ftvm_roles::host_event::{HostEvent, StopKind};
+use ftvm_roles::live::{Live, LiveConfig, Marks, Sink, SinkError, Totals};
 use ftvm_roles::primary::Writes;
 use ftvm_roles::replay::describe_end;
 
@@ -36,10 +35,7 @@ struct FileSink {
     /// Of micro-checkpoints, as they are in the log.
     checkpoint_bytes: u64,
     outside: Outside,
-}
-
-fn log_error(error: impl std::fmt::Display) -> MachineError {
-    MachineError::Log(error.to_string())
+    disks: Disks<DiskThreads>,
 }
 
 impl Sink for FileSink {
@@ -47,37 +43,40 @@ impl Sink for FileSink {
         true
     }
 
-    fn log(&mut self, entry: LogEntry) -> Result<(), MachineError> {
+    fn log(&mut self, entry: LogEntry) -> Result<(), SinkError> {
         if let LogEntry::Checkpoint { chunk, .. } = &entry {
             self.checkpoint_bytes += chunk.bytes.len() as u64;
         }
-        self.log.append(&[entry]).map_err(log_error)
+        self.log.append(&[entry]).map_err(SinkError::from)
     }
 
-    fn output(&mut self, output: Output) -> Result<(), MachineError> {
-        self.outside.accept(&output.emission, Gate::Open).map_err(log_error)?;
-        self.outside.release(&output).map(|_| ()).map_err(log_error)
+    fn output(&mut self, output: Output) -> Result<(), SinkError> {
+        match &output.emission {
+            // Open: its turn in the plan is all it waits for.
+            Emission::Disk(request) | Emission::PrivateDisk(request) => {
+                self.disks.accept(request, Gate::Open).map_err(SinkError::from)
+            }
+            Emission::WantEntropy { len } => self.outside.want_entropy(*len).map_err(SinkError::from),
+            said => self.outside.emit(said).map(|_| ()).map_err(SinkError::from),
+        }
     }
 
-    fn flush(&mut self) -> Result<(), MachineError> {
-        self.outside.start_ready(|| Writes::Freely).map_err(log_error)
+    fn flush(&mut self) -> Result<(), SinkError> {
+        self.disks.start_ready(|| Writes::Freely).map_err(SinkError::from)
     }
 
     fn disk_done(&mut self, disk: u8, id: u64, _at: Position) {
-        let done = self
-            .outside
-            .finished(disk, id)
-            .and_then(|()| self.outside.acked(disk, id));
+        let done = self.disks.finished(disk, id).and_then(|()| self.disks.acked(disk, id));
         if let Err(error) = done {
             tracing::error!("{error}");
         }
     }
 
-    fn dirty(&mut self, _pages: Vec<u64>) -> Result<(), MachineError> {
+    fn dirty(&mut self, _pages: Vec<u64>) -> Result<(), SinkError> {
         Ok(())
     }
 
-    fn state(&mut self, _record: Vec<u8>, _at: Mark, _stopped: Duration) -> Result<(), MachineError> {
+    fn state(&mut self, _record: Vec<u8>, _at: Mark, _stopped: Duration) -> Result<(), SinkError> {
         Ok(()) // nobody joins a recording
     }
 }
@@ -114,6 +113,7 @@ pub fn run(args: &RecordArgs) -> Result<u8, Failure> {
     let sink = FileSink {
         log,
         checkpoint_bytes: 0,
+        disks: outside.take_disks().map_err(Failure::new)?,
         outside,
     };
     let live = Live::new(machine, sink, queue, clock, live, begun);
@@ -122,9 +122,10 @@ pub fn run(args: &RecordArgs) -> Result<u8, Failure> {
     let FileSink {
         log,
         checkpoint_bytes,
+        disks,
         outside,
     } = sink;
-    drop(outside);
+    drop((disks, outside));
     let (code, text) = clean_end(&reason);
     let ending = Ending {
         exits: machine.at().exit.0,

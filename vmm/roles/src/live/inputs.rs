@@ -114,7 +114,7 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
         match order {
             Control::TakeDirty => {
                 let pages = self.machine.take_dirty()?;
-                return self.sink.dirty(pages);
+                return Ok(self.sink.dirty(pages)?);
             }
             Control::SaveState => return self.save_state(time),
             Control::Intervene(Intervention::Pause) => {
@@ -141,7 +141,7 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
             }
         }
         self.flush()?;
-        self.sink.obeyed(order)
+        Ok(self.sink.obeyed(order)?)
     }
 
     pub(super) fn type_console(&mut self, port: ConsolePort) -> Result<(), LiveError> {
@@ -175,6 +175,6 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
         let mark = self.mark();
         let saved = now();
         self.last_harvest = saved;
-        self.sink.state(record, mark, saved.saturating_duration_since(begun))
+        Ok(self.sink.state(record, mark, saved.saturating_duration_since(begun))?)
     }
 }
