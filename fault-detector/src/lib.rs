@@ -4,6 +4,5 @@
 //! log's content: a mark is a number here, and a position a pair of numbers. Heartbeat datagrams are encoded, sent and
 //! received by vmm, which only tells the detector that one has arrived.
 #![forbid(unsafe_code)]
-#![forbid(unsafe_code)]
 
 pub mod detector;
