@@ -86,7 +86,10 @@ pub fn configure(
 ) -> Result<MachineConfig, Failure> {
     let cmdline = kernel
         .cmdline(&args.cmdline, &modules_to_keep_out(kernel))
-        .map_err(|text| Failure { code: 2, text })?;
+        .map_err(|error| Failure {
+            code: 2,
+            text: error.to_string(),
+        })?;
     let mut nics = Vec::new();
     for net in &host.nets {
         let [.., a, b, c] = random_u64()?.to_le_bytes();

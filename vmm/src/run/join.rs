@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ftvm_schema::entry::Incarnation;
-use ftvm_schema::record;
 use logging_channel::message::{Join, PROTOCOL_VERSION, Standby, Welcome};
 use logging_channel::session::{HANDSHAKE_TIMEOUT, JoinClient, join};
 use logging_channel::transport::{Backoff, TcpFrames, connect};
@@ -22,9 +21,6 @@ use ftvm_hypervisor::DeliveryMode;
 use ftvm_kvm::selftest::Capabilities;
 use ftvm_machine::config::MachineConfig;
 use ftvm_roles::event::EXIT_NOT_ENTITLED;
-
-/// Most bytes of a machine configuration from a peer.
-const MAX_CONFIG: usize = 1 << 20;
 
 /// A backup may be started before its primary: it tries for about half a minute.
 pub(super) const PATIENT: Backoff = Backoff {
@@ -100,7 +96,7 @@ impl<'a> Joiner<'a> {
             code: EXIT_NOT_ENTITLED,
             text: e.to_string(),
         })?;
-        let config = record::from_bytes(&welcome.config, MAX_CONFIG).map_err(Failure::new)?;
+        let config = MachineConfig::from_record(&welcome.config).map_err(Failure::new)?;
         Ok((frames, welcome, config))
     }
 }
@@ -115,8 +111,7 @@ fn modes(host: &Capabilities) -> Vec<String> {
 
 /// Whether this host, with the devices it was given, can carry the guest on; if not, the reason for the primary too.
 fn acceptable(args: &RunArgs, host: &Capabilities, welcome: &Welcome) -> Result<(), String> {
-    let config: MachineConfig = record::from_bytes(&welcome.config, MAX_CONFIG).map_err(|e| e.to_string())?;
-    config.validate()?;
+    let config = MachineConfig::from_record(&welcome.config).map_err(|e| e.to_string())?;
     ftvm_kvm::profile::check_supported(&config.profile).map_err(|e| format!("the backup's CPU: {e}"))?;
     guest::check_host(&config, host).map_err(|why| format!("the backup: {why}"))?;
     let counts = [

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ftvm_schema::entry::{ConsolePort, LogEntry};
-use ftvm_schema::record;
 use logging_channel::file::{LogError, LogReader, Verify};
 
 use super::guest;
@@ -19,9 +18,6 @@ use ftvm_machine::boot::Kernel;
 use ftvm_machine::config::MachineConfig;
 use ftvm_machine::output::Emission;
 use ftvm_roles::replay::{Divergence, NoDisks, ReplayError, Replayer, describe_end};
-
-/// Most bytes of a machine configuration in a log's header.
-const MAX_CONFIG: usize = 1 << 20;
 
 /// How often the replayed guest is interrupted, to see whether it still makes exits.
 const KICK_EVERY: Duration = Duration::from_secs(1);
@@ -49,8 +45,7 @@ struct Outcome {
 /// A sentence for the user.
 pub fn run(args: &ReplayArgs) -> Result<u8, Failure> {
     let mut log = LogReader::open(&args.log).map_err(Failure::new)?;
-    let config: MachineConfig = record::from_bytes(&log.header().config, MAX_CONFIG).map_err(Failure::new)?;
-    config.validate().map_err(Failure::new)?;
+    let config = MachineConfig::from_record(&log.header().config).map_err(Failure::new)?;
     ftvm_kvm::profile::check_supported(&config.profile).map_err(Failure::new)?;
     let capabilities = guest::capabilities()?;
     check_delivery(&config, &capabilities)?;
@@ -127,7 +122,7 @@ fn follow(args: &ReplayArgs, log: &mut LogReader, replayer: &mut Replayer<KvmCpu
                 outcome.divergence = Some(*divergence);
                 break;
             }
-            Err(ReplayError::Machine(error)) => return Err(Failure::new(error)),
+            Err(error) => return Err(Failure::new(error)),
         }
         print_outputs(args, replayer);
         if show && shown.elapsed() > PROGRESS {

@@ -9,7 +9,7 @@ use logging_channel::codec::data_bytes;
 use logging_channel::message::DiskReads;
 
 use super::super::disks::{DiskEnd, Known};
-use super::super::live::{Sink, SinkError};
+use super::super::live::{LiveError, Sink, SinkError};
 use crate::host_event::Control;
 use ftvm_machine::output::Output;
 
@@ -43,7 +43,7 @@ pub enum FromGuest {
     /// An order other than those answered above is carried out, at this point of the stream.
     Obeyed(Control),
     /// The guest's life is over, or this host cannot go on with it.
-    Ended(Result<EndReason, SinkError>),
+    Ended(Result<EndReason, LiveError>),
 }
 
 /// The way from the vCPU thread to the link.
