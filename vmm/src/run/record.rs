@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use ftvm_schema::entry::{EndReason, LogEntry, Mark, Position};
 use ftvm_schema::record;
-use logging_channel::file::{Ending, Existing, FileHeader, LogWriter, Verify};
+use logging_channel::file::{Existing, FileHeader, LogWriter, RecordingEnd, Verify};
 use logging_channel::message::PROTOCOL_VERSION;
 use shared_disk::plan::Gate;
 
@@ -127,7 +127,7 @@ pub fn run(args: &RecordArgs) -> Result<u8, Failure> {
     } = sink;
     drop((disks, outside));
     let (code, text) = clean_end(&reason);
-    let ending = Ending {
+    let ending = RecordingEnd {
         exits: machine.at().exit.0,
         outputs: machine.outputs(),
         digest: machine.digest(),
