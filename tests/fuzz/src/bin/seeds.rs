@@ -15,6 +15,9 @@ use ftvm_schema::record;
 // The instrumentation that everything here is built with calls into the fuzzer.
 use libfuzzer_sys as _;
 
+/// Where kernels are linked to.
+const TEXT: u64 = 0xffff_ffff_8100_0000;
+
 type Seeds = Vec<(String, Vec<u8>)>;
 
 fn main() -> std::io::Result<()> {
@@ -76,7 +79,7 @@ fn all() -> Vec<(&'static str, Seeds)> {
         ),
         ("elf", vec![("guest".into(), elf(&[(0x20_0000, b"\xf4")], &[]))]),
         ("linux_image", linux_images()),
-        ("kallsyms", vec![("table".into(), kallsyms())]),
+        ("kallsyms", vec![("table".into(), kernel_image())]),
         ("initrd", initrds()),
         (
             "audit_elf",
@@ -252,13 +255,7 @@ fn elf(segments: &[(u64, &[u8])], sections: &[(&str, bool, &[u8])]) -> Vec<u8> {
         };
         for (index, (name, code, bytes)) in sections.iter().enumerate() {
             let flags = if *code { 6 } else { 2 };
-            put(
-                names.len(),
-                1,
-                flags,
-                0xffff_ffff_8100_0000 + 0x1000 * index as u64,
-                bytes,
-            );
+            put(names.len(), 1, flags, TEXT + 0x1000 * index as u64, bytes);
             names.extend(name.bytes().chain([0]));
         }
         let at = names.len();
@@ -294,7 +291,8 @@ fn linux_images() -> Seeds {
     let vmlinux = elf(
         &[(0x100_0000, b"\xf4Linux version 6.1.0\n")],
         &[
-            (".init.text", true, b"\x0f\x31\xc3"),
+            (".text", true, b"\x0f\x31\xc3"),
+            (".init.text", true, b"\xc3"),
             ("__ksymtab", false, b"Linux version "),
             (".rodata", false, &kallsyms()),
         ],
@@ -316,43 +314,39 @@ fn linux_images() -> Seeds {
     seeds
 }
 
-/// The smallest table as scripts/kallsyms.c writes it: one symbol, `Tx`, in the layout with a relative base.
+/// Names in the smallest table that is taken for one: a marker's worth.
+const NAMES: usize = 256;
+
+/// A table as scripts/kallsyms.c writes it, in the order before Linux 6.4; all symbols are at the kernel's base.
 fn kallsyms() -> Vec<u8> {
-    let tokens: Vec<Vec<u8>> = (0..=255u8)
-        .map(|token| {
-            if token.is_ascii_graphic() {
-                vec![token]
-            } else {
-                vec![b'_', b'a' + token % 26]
-            }
-        })
-        .collect();
-    let mut table = Vec::new();
     let align = |table: &mut Vec<u8>| table.resize(table.len().next_multiple_of(8), 0);
-    // Offsets, relative base, number of names; names; markers; tokens; their index.
-    table.extend(0u32.to_le_bytes());
-    align(&mut table);
-    table.extend(0xffff_ffff_8100_0000u64.to_le_bytes());
-    table.extend(1u32.to_le_bytes());
-    align(&mut table);
-    table.extend([2, b'T', b'x']);
-    align(&mut table);
-    table.extend(0u32.to_le_bytes());
-    align(&mut table);
-    let mut index = Vec::new();
-    let start = table.len();
-    for token in &tokens {
-        index.extend(
-            u16::try_from(table.len() - start)
-                .expect("256 short tokens")
-                .to_le_bytes(),
-        );
-        table.extend(token);
-        table.push(0);
+    let mut table = vec![0; 4 * NAMES];
+    table.extend(TEXT.to_le_bytes());
+    table.extend((NAMES as u64).to_le_bytes());
+    table.extend(b"\x07T_stext");
+    for _ in 1..NAMES {
+        table.extend(b"\x02Tx");
     }
+    align(&mut table);
+    table.extend([0; 8]);
+    let (mut index, mut tokens) = (Vec::new(), Vec::new());
+    for token in 0..=255u8 {
+        index.extend(u16::try_from(tokens.len()).expect("256 short tokens").to_le_bytes());
+        tokens.extend([if token.is_ascii_graphic() { token } else { b'_' }, 0]);
+    }
+    table.extend(tokens);
     align(&mut table);
     table.extend(index);
     table
+}
+
+/// As the target `kallsyms` takes an image apart: where the code ends, the code, the table.
+fn kernel_image() -> Vec<u8> {
+    let mut image = vec![64, 0];
+    image.extend(b"\x0f\x31\xc3");
+    image.resize(64, 0x90);
+    image.extend(kallsyms());
+    image
 }
 
 fn cpio(files: &[(&str, &[u8])]) -> Vec<u8> {
