@@ -6,7 +6,7 @@ use ftvm_roles::operation::Operation;
 use ftvm_schema::entry::{Generation, Incarnation};
 use logging_channel::codec::FrameEncoder;
 use logging_channel::message::{Heartbeat, Message};
-use shared_disk::arbiter::Outcome;
+use shared_disk::arbiter::ClaimOutcome;
 
 use super::checks::NO_FAILURE;
 use super::env::{Env, MS, Point, US, What};
@@ -21,7 +21,7 @@ pub enum LinkEvent {
     Message(ConnId, Generation, Message),
     Closed(ConnId, String),
     Joined(ConnId, Incarnation, ProcId),
-    Claimed(Outcome),
+    Claimed(ClaimOutcome),
     PagesSent(Incarnation, u64),
     Operate(Operation),
 }

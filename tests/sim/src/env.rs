@@ -8,7 +8,7 @@ use ftvm_roles::operation::Operation;
 use ftvm_schema::entry::{Generation, Incarnation};
 use ftvm_schema::request::DiskRequest;
 use logging_channel::message::DiskReads;
-use shared_disk::arbiter::Outcome;
+use shared_disk::arbiter::ClaimOutcome;
 
 use super::checks::Checks;
 use super::guest::Guest;
@@ -108,7 +108,7 @@ pub enum What {
         generation: u64,
         owner: u128,
     },
-    Answer(Option<Outcome>),
+    Answer(Option<ClaimOutcome>),
     ClaimAgain,
     SendPages,
     Submit(DiskRequest),

@@ -7,7 +7,7 @@ use ftvm_roles::clock::LiveClock;
 use ftvm_roles::primary::{Primary, PrimaryConfig};
 use ftvm_schema::entry::{Generation, Incarnation};
 use logging_channel::codec::{FrameEncoder, decode_heartbeat};
-use shared_disk::arbiter::Outcome;
+use shared_disk::arbiter::ClaimOutcome;
 
 use super::checks::NO_FAILURE;
 use super::common::{Common, LinkEvent};
@@ -514,7 +514,7 @@ fn run_claim(env: &mut Env, process: ProcId, me: Incarnation, generation: u64, o
         return env.at(until + delay, process, What::Claim { generation, owner });
     }
     let outcome = env.register.claim(generation, owner, me.0, env.plant);
-    if let Outcome::Won { generation } = outcome {
+    if let ClaimOutcome::Won { generation } = outcome {
         env.checks.won(env.now, generation, me.0);
     }
     let lost = !env.quiet && env.rng.permille(200);

@@ -6,7 +6,7 @@
 
 use ftvm_schema::entry::Position;
 use ftvm_schema::request::{DiskOp, DiskRequest};
-use shared_disk::plan::{Gate, Limits, Plan, PlanError};
+use shared_disk::plan::{DiskPlan, Gate, PlanError, PlanLimits};
 
 use super::primary::Writes;
 use ftvm_devices::{MAX_OUTSTANDING, MAX_OUTSTANDING_DATA};
@@ -74,7 +74,7 @@ pub enum DisksError<E: std::fmt::Display> {
 #[derive(Debug)]
 pub struct Disks<S> {
     shell: S,
-    plans: Vec<Plan>,
+    plans: Vec<DiskPlan>,
     /// Requests whose turn in the plan has come, waiting for leave to write.
     ready: Vec<DiskRequest>,
     /// Disks that nobody else reaches: what touches them waits for no ack, no lease and no fence.
@@ -89,7 +89,7 @@ impl<S: DiskShell> Disks<S> {
     pub fn new(shell: S, count: usize) -> Self {
         Disks {
             shell,
-            plans: (0..count).map(|_| Plan::new(Limits::default())).collect(),
+            plans: (0..count).map(|_| DiskPlan::new(PlanLimits::default())).collect(),
             ready: Vec::new(),
             private: Vec::new(),
             fence: None,
@@ -164,7 +164,7 @@ impl<S: DiskShell> Disks<S> {
             .private
             .iter()
             .filter_map(|disk| self.plans.get(usize::from(*disk)));
-        (private.flat_map(Plan::pending).cloned().collect(), self.shell)
+        (private.flat_map(DiskPlan::pending).cloned().collect(), self.shell)
     }
 
     /// There is no backup any more: nothing waits for acks.
@@ -247,7 +247,7 @@ impl<S: DiskShell> Disks<S> {
     fn with_plan(
         &mut self,
         disk: u8,
-        call: impl FnOnce(&mut Plan, &mut Vec<DiskRequest>) -> Result<(), PlanError>,
+        call: impl FnOnce(&mut DiskPlan, &mut Vec<DiskRequest>) -> Result<(), PlanError>,
     ) -> Result<(), DisksError<S::Error>> {
         let plan = self.plans.get_mut(usize::from(disk));
         let plan = plan.ok_or(DisksError::NoSuchDisk(disk))?;
@@ -303,7 +303,7 @@ mod tests {
             id,
             op: DiskOp::Read { offset: 0, len: 512 },
         };
-        let limit = (Limits::default().requests - MAX_OUTSTANDING) as u64;
+        let limit = (PlanLimits::default().requests - MAX_OUTSTANDING) as u64;
         for id in 0..=limit {
             assert!(disks.has_room(), "at request {id}");
             disks.accept(&read(id), Gate::Held).unwrap();

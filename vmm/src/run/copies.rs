@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use ftvm_schema::entry::{Generation, Incarnation};
 use ftvm_schema::request::{DiskOp, DiskRequest};
 use logging_channel::message::{DiskReads, MAX_BLOCKS};
-use shared_disk::image::{Access, Image};
-use shared_disk::mark::Held;
+use shared_disk::image::{DiskImage, ImageAccess};
+use shared_disk::mark::CopyState;
 use shared_disk::mirror::{EXTENT, extent_len};
 
 use super::marks::Marks;
@@ -23,7 +23,7 @@ const FLUSH_EVERY: u64 = 64 << 20;
 /// The copies, and what is being done with them.
 #[derive(Debug)]
 pub struct PrivateDisks {
-    images: BTreeMap<u8, Image>,
+    images: BTreeMap<u8, DiskImage>,
     marks: Marks,
     /// The life that they belong to.
     generation: Generation,
@@ -31,7 +31,7 @@ pub struct PrivateDisks {
     reads: DiskReads,
     /// What reads have brought that the guest has not been told of: as much as its devices let it ask for.
     brought: BTreeMap<(u8, u64), Vec<u8>>,
-    held: Option<Held>,
+    held: Option<CopyState>,
     unflushed: u64,
 }
 
@@ -65,13 +65,13 @@ impl PrivateDisks {
         })
     }
 
-    fn image(&self, disk: u8) -> Result<&Image, String> {
+    fn image(&self, disk: u8) -> Result<&DiskImage, String> {
         let image = self.images.get(&disk);
         image.ok_or_else(|| format!("disk {disk} is no private disk of this host"))
     }
 
     /// The marks say it before it is so where that is worse, and after where it is better.
-    fn mark(&mut self, held: Held) -> Result<(), String> {
+    fn mark(&mut self, held: CopyState) -> Result<(), String> {
         if self.held != Some(held) {
             let stored = self.marks.store(held, self.generation.0, self.owner.0);
             stored.map_err(|e| e.to_string())?;
@@ -82,8 +82,8 @@ impl PrivateDisks {
 }
 
 /// Opens a host's copy of a private disk for writing.
-fn open(option: &DiskOption) -> Result<Image, Failure> {
-    let image = Image::open(&option.path, Access::ReadWrite, option.caching()).map_err(Failure::new)?;
+fn open(option: &DiskOption) -> Result<DiskImage, Failure> {
+    let image = DiskImage::open(&option.path, ImageAccess::ReadWrite, option.caching()).map_err(Failure::new)?;
     image.lock().map_err(Failure::new)?;
     Ok(image)
 }
@@ -125,7 +125,7 @@ pub fn agree(options: &[DiskOption], platform: &PlatformConfig) -> Result<(), St
 
 impl Copies for PrivateDisks {
     fn put(&mut self, disk: u8, numbers: &[u64], content: &[u8]) -> Result<(), String> {
-        self.mark(Held::Incomplete)?;
+        self.mark(CopyState::Incomplete)?;
         let image = self.image(disk)?;
         let size = image.size();
         let lengths: Vec<usize> = numbers.iter().map(|number| extent_len(size, *number)).collect();
@@ -167,7 +167,7 @@ impl Copies for PrivateDisks {
     }
 
     fn level(&mut self) -> Result<(), String> {
-        self.mark(Held::Following)
+        self.mark(CopyState::Following)
     }
 
     fn request(&mut self, request: &DiskRequest) -> Result<(), String> {
@@ -188,13 +188,13 @@ impl Copies for PrivateDisks {
 
     fn ended(&mut self) -> Result<(), String> {
         self.flush()?;
-        self.mark(Held::Current)
+        self.mark(CopyState::Current)
     }
 }
 
 /// Writes an extent unless it is there already: an image with holes keeps them, and a copy that is nearly level is read
 /// more than written. How many bytes were written.
-fn put_extent(image: &Image, number: u64, extent: &[u8]) -> Result<u64, shared_disk::image::ImageError> {
+fn put_extent(image: &DiskImage, number: u64, extent: &[u8]) -> Result<u64, shared_disk::image::ImageError> {
     let mut before = vec![0; extent.len()];
     image.read_at(number * EXTENT, &mut before)?;
     if before == extent {

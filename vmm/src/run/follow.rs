@@ -9,7 +9,7 @@ use ftvm_schema::entry::{Generation, Incarnation, LogEntry, Position};
 use logging_channel::clock::boottime_ns;
 use logging_channel::message::Heartbeat;
 use logging_channel::transport::TcpFrames;
-use shared_disk::arbiter::{Arbiter, Outcome};
+use shared_disk::arbiter::{Arbiter, ClaimOutcome};
 use tokio::sync::mpsc;
 
 use super::clone::PageSource;
@@ -188,7 +188,7 @@ impl Follow {
             };
             tokio::select! {
                 event = events.recv() => for event in at_once(event, &mut events) {
-                    claimed &= !matches!(event, LinkEvent::Claimed(Outcome::Lost { .. }));
+                    claimed &= !matches!(event, LinkEvent::Claimed(ClaimOutcome::Lost { .. }));
                     self.link_event(event, &mut actions);
                 },
                 report = follower.reports.recv() => self.report(report, &mut actions),

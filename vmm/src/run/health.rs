@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use ftvm_schema::request::{DiskOp, DiskRequest};
 use logging_channel::message::Health;
-use shared_disk::image::{Access, Image};
+use shared_disk::image::{DiskImage, ImageAccess};
 use tokio::sync::mpsc;
 
 use crate::cli::HostArgs;
@@ -88,7 +88,7 @@ fn reads(disk: &DiskOption) -> bool {
         id: 0,
         op: DiskOp::Read { offset: 0, len: 512 },
     };
-    Image::open(&disk.path, Access::ReadOnly, disk.caching()).is_ok_and(|image| image.perform(&first).is_ok())
+    DiskImage::open(&disk.path, ImageAccess::ReadOnly, disk.caching()).is_ok_and(|image| image.perform(&first).is_ok())
 }
 
 /// Whether the interface is there and up. The other end of a datagram socket may come and go.

@@ -11,7 +11,7 @@ use logging_channel::clock::boottime_ns;
 use logging_channel::message::Message;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use shared_disk::arbiter::{Arbiter, Outcome};
+use shared_disk::arbiter::{Arbiter, ClaimOutcome};
 use shared_disk::plan::Gate;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -247,7 +247,7 @@ impl Leading {
             LinkEvent::Claimed(outcome) => {
                 self.lead.core.claimed(now, &outcome, actions);
                 self.lead.door.generation.send_replace(self.lead.core.generation());
-                if matches!(outcome, Outcome::Won { .. }) {
+                if matches!(outcome, ClaimOutcome::Won { .. }) {
                     self.mark_current();
                 }
                 if self.lead.core.covered(Position::default()) {

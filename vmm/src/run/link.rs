@@ -9,7 +9,7 @@ use logging_channel::codec::data_bytes;
 use logging_channel::message::Message;
 use logging_channel::session::Candidate;
 use logging_channel::transport::{FrameReader, FrameWriter, TcpFrames};
-use shared_disk::arbiter::{Arbiter, ArbiterError, Claimant, Outcome};
+use shared_disk::arbiter::{Arbiter, ArbiterError, ClaimOutcome, Claimant};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -41,7 +41,7 @@ pub enum LinkEvent {
     /// Blocks of private disks have been written by a joining backup: so many bytes of its disks.
     BlocksSent { to: Incarnation, bytes: u64 },
     /// The storage has answered.
-    Claimed(Outcome),
+    Claimed(ClaimOutcome),
     /// The storage does not answer, or not usefully; it is asked again.
     StorageSilent(String),
 }
@@ -232,7 +232,7 @@ pub fn claim(
         loop {
             let event = match claimant.claim_with_timeout(CLAIM_TRY) {
                 Ok(outcome) => LinkEvent::Claimed(outcome),
-                Err(ArbiterError::Unreachable { what }) => LinkEvent::StorageSilent(what),
+                Err(ArbiterError::Unreachable { cause }) => LinkEvent::StorageSilent(cause.to_string()),
                 Err(error) => LinkEvent::StorageSilent(error.to_string()),
             };
             let answered = matches!(event, LinkEvent::Claimed(_));

@@ -3,8 +3,8 @@
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::PathBuf;
 
-use shared_disk::arbiter::Record;
-use shared_disk::mark::{Held, Mark, may_start};
+use shared_disk::arbiter::GenerationRecord;
+use shared_disk::mark::{CopyState, DiskMark, may_start};
 
 use crate::cli::options::DiskOption;
 use ftvm_host::failure::Failure;
@@ -52,9 +52,9 @@ impl Marks {
     ///
     /// # Errors
     /// If one is not known to be the newest.
-    pub fn check(&self, last: Option<&Record>) -> Result<(), Failure> {
+    pub fn check(&self, last: Option<&GenerationRecord>) -> Result<(), Failure> {
         for (image, path) in &self.0 {
-            let mark = Mark::load(path).map_err(Failure::new)?;
+            let mark = DiskMark::load(path).map_err(Failure::new)?;
             may_start(mark.as_ref(), last).map_err(|stale| {
                 Failure::new(format!(
                     "the private disk {} is not known to hold the guest's newest data: {stale}. Start the guest where its \
@@ -72,8 +72,8 @@ impl Marks {
     ///
     /// # Errors
     /// If a mark cannot be written.
-    pub fn store(&self, held: Held, generation: u64, owner: u128) -> Result<(), Failure> {
-        let mark = Mark::now(held, generation, owner);
+    pub fn store(&self, held: CopyState, generation: u64, owner: u128) -> Result<(), Failure> {
+        let mark = DiskMark::now(held, generation, owner);
         self.0
             .iter()
             .try_for_each(|(_, path)| mark.store(path))

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use ftvm_schema::entry::{ConsolePort, DiskStatus};
 use ftvm_schema::request::{DiskOp, DiskRequest};
-use shared_disk::arbiter::Record;
-use shared_disk::image::{Access, Image, ImageError};
-use shared_disk::mark::Held;
+use shared_disk::arbiter::GenerationRecord;
+use shared_disk::image::{DiskImage, ImageAccess, ImageError};
+use shared_disk::mark::CopyState;
 use shared_disk::mirror::Written;
 use shared_disk::plan::Gate;
 use tokio::sync::mpsc;
@@ -70,7 +70,7 @@ pub struct DiskLost {
 /// A disk whose writes are known to the fence.
 #[derive(Debug)]
 struct FencedDisk {
-    image: Arc<Image>,
+    image: Arc<DiskImage>,
     fence: Arc<Mutex<Fence>>,
     superseded: Superseded,
 }
@@ -84,7 +84,7 @@ impl Disk for FencedDisk {
                 tracing::error!("{error}");
             }
         }
-        if result.as_ref().is_err_and(ImageError::is_fenced) {
+        if result.as_ref().is_err_and(ImageError::is_reservation_conflict) {
             self.superseded.notice();
         }
         ended(result)
@@ -102,7 +102,7 @@ impl Disk for FencedDisk {
 /// A disk that nobody else reaches: its writes are noted for a backup that is to get a copy.
 #[derive(Debug)]
 struct PrivateDisk {
-    image: Arc<Image>,
+    image: Arc<DiskImage>,
     written: Arc<Mutex<Written>>,
 }
 
@@ -278,11 +278,11 @@ impl Outside {
         let mut images = Vec::new();
         for option in &self.disk_options {
             let access = if option.readonly {
-                Access::ReadOnly
+                ImageAccess::ReadOnly
             } else {
-                Access::ReadWrite
+                ImageAccess::ReadWrite
             };
-            let image = Image::open(&option.path, access, option.caching()).map_err(OutsideError::from)?;
+            let image = DiskImage::open(&option.path, access, option.caching()).map_err(OutsideError::from)?;
             if option.reserve {
                 self.fences.add(&option.path).map_err(OutsideError::from)?;
             }
@@ -292,7 +292,8 @@ impl Outside {
             images.push((option.private, Arc::new(image)));
         }
         let private = (0u8..).zip(&images).filter(|(_, (private, _))| *private);
-        let private: BTreeMap<u8, Arc<Image>> = private.map(|(disk, (_, image))| (disk, Arc::clone(image))).collect();
+        let private: BTreeMap<u8, Arc<DiskImage>> =
+            private.map(|(disk, (_, image))| (disk, Arc::clone(image))).collect();
         let numbers = private.keys().copied().collect();
         self.blocks = BlockSource::new(private);
         let written = self.blocks.written();
@@ -348,7 +349,7 @@ impl Outside {
     ///
     /// # Errors
     /// If another host may have a newer copy of one.
-    pub fn may_start(&self, last: Option<&Record>) -> Result<(), OutsideError> {
+    pub fn may_start(&self, last: Option<&GenerationRecord>) -> Result<(), OutsideError> {
         self.marks.check(last).map_err(OutsideError::from)
     }
 
@@ -357,7 +358,7 @@ impl Outside {
     /// # Errors
     /// If that cannot be noted beside them.
     pub fn mark_current(&self, generation: u64, owner: u128) -> Result<(), OutsideError> {
-        let stored = self.marks.store(Held::Current, generation, owner);
+        let stored = self.marks.store(CopyState::Current, generation, owner);
         stored.map_err(OutsideError::from)
     }
 
@@ -380,7 +381,7 @@ impl Outside {
         }
         self.blocks
             .images()
-            .try_for_each(Image::flush)
+            .try_for_each(DiskImage::flush)
             .map_err(OutsideError::from)
     }
 

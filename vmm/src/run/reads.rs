@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ftvm_schema::request::{DiskOp, DiskRequest};
-use shared_disk::image::{Access, Image, IoStatus};
+use shared_disk::image::{DiskImage, ImageAccess};
 
 use crate::cli::options::DiskOption;
 use ftvm_host::failure::Failure;
@@ -15,7 +15,7 @@ const TRIES: (u32, Duration) = (50, Duration::from_millis(100));
 
 /// The disks, open for reading: writing is for a side that is live (PROTOCOL 8).
 #[derive(Debug)]
-pub struct DiskReads(Vec<Image>);
+pub struct DiskReads(Vec<DiskImage>);
 
 impl DiskReads {
     /// Opens what this host was given.
@@ -23,7 +23,9 @@ impl DiskReads {
     /// # Errors
     /// A sentence saying which disk, what is wrong and what to do.
     pub fn open(disks: &[DiskOption]) -> Result<Self, Failure> {
-        let open = |disk: &DiskOption| Image::open(&disk.path, Access::ReadOnly, disk.caching()).map_err(Failure::new);
+        let open = |disk: &DiskOption| {
+            DiskImage::open(&disk.path, ImageAccess::ReadOnly, disk.caching()).map_err(Failure::new)
+        };
         disks.iter().map(open).collect::<Result<_, _>>().map(DiskReads)
     }
 }
@@ -40,10 +42,9 @@ impl DiskReader for DiskReads {
 ///
 /// # Errors
 /// A sentence: this host cannot, for some five seconds.
-pub fn insist(image: &Image, request: &DiskRequest) -> Result<Vec<u8>, String> {
+pub fn insist(image: &DiskImage, request: &DiskRequest) -> Result<Vec<u8>, String> {
     for _ in 0..TRIES.0 {
-        let (status, data) = image.execute(request);
-        if status == IoStatus::Ok {
+        if let Ok(data) = image.perform(request) {
             return Ok(data);
         }
         std::thread::sleep(TRIES.1);

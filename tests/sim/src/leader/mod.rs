@@ -25,7 +25,7 @@ use ftvm_roles::primary::{Action, Primary};
 use ftvm_schema::entry::{Generation, LogEntry, Position};
 use ftvm_schema::request::DiskRequest;
 use logging_channel::message::Message;
-use shared_disk::arbiter::Outcome;
+use shared_disk::arbiter::ClaimOutcome;
 use shared_disk::plan::Gate;
 use vmm::run::vcpu::{FromGuest, GuestStream, pair_sink};
 
@@ -318,9 +318,9 @@ impl Leader {
         }
     }
 
-    fn claimed(&mut self, env: &mut Env, common: &mut Common, outcome: &Outcome, actions: &mut Vec<Action>) {
+    fn claimed(&mut self, env: &mut Env, common: &mut Common, outcome: &ClaimOutcome, actions: &mut Vec<Action>) {
         let now = env.local(common.host);
-        if matches!(outcome, Outcome::Won { .. }) {
+        if matches!(outcome, ClaimOutcome::Won { .. }) {
             self.granted = false;
             env.reach(Point::Won, common.id);
         }
@@ -328,7 +328,14 @@ impl Leader {
     }
 
     /// The core hears that it won or lost.
-    fn settle_claim(&mut self, env: &mut Env, common: &Common, now: u64, outcome: &Outcome, actions: &mut Vec<Action>) {
+    fn settle_claim(
+        &mut self,
+        env: &mut Env,
+        common: &Common,
+        now: u64,
+        outcome: &ClaimOutcome,
+        actions: &mut Vec<Action>,
+    ) {
         self.core.claimed(now, outcome, actions);
         env.checks.moves_on(common.id, self.core.generation().0);
         if self.core.covered(Position::default()) {
@@ -346,7 +353,7 @@ impl Leader {
             && heartbeat.generation == self.core.generation()
         {
             let generation = self.core.generation().0;
-            self.settle_claim(env, common, now, &Outcome::Won { generation }, &mut actions);
+            self.settle_claim(env, common, now, &ClaimOutcome::Won { generation }, &mut actions);
         }
         self.finish_turn(env, common, actions);
     }
@@ -405,7 +412,7 @@ impl Leader {
                 Action::Claim(generation) if env.plant == Some(Plant::LeavingWithoutClaim) && starting => {
                     let now = env.local(common.host);
                     let mut more = Vec::new();
-                    let won = Outcome::Won {
+                    let won = ClaimOutcome::Won {
                         generation: generation.0,
                     };
                     self.settle_claim(env, common, now, &won, &mut more);

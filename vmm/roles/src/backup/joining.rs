@@ -1,6 +1,6 @@
 //! How a backup comes to hold the guest: pages and blocks ahead of the state, then the state, then the grant.
 
-use fault_detector::detector::{Config, Detector, Role};
+use fault_detector::detector::{Detector, DetectorConfig, PairRole};
 use ftvm_schema::entry::Chunk;
 use logging_channel::flow::Inbox;
 use logging_channel::message::{Ack, BLOCKS_UNDER_WAY, Grant, Message};
@@ -106,9 +106,9 @@ impl Backup {
             MAX_RECORD,
         ));
         self.detector = Detector::new(
-            Config {
+            DetectorConfig {
                 detection_ns,
-                role: Role::Backup,
+                role: PairRole::Backup,
             },
             now,
         );

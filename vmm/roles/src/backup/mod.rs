@@ -5,13 +5,13 @@
 
 mod joining;
 
-use fault_detector::detector::{Config, Detector, Role, Verdict};
+use fault_detector::detector::{Detector, DetectorConfig, PairRole, Verdict};
 use ftvm_schema::entry::{Chunk, EndReason, ExitSeq, Generation, Incarnation, Input, LogEntry, Position};
 use logging_channel::chunk::Assembler;
 use logging_channel::flow::{Inbox, LeaseWait};
 use logging_channel::message::{Health, Heartbeat, Message};
 use logging_channel::session::presentable;
-use shared_disk::arbiter::Outcome;
+use shared_disk::arbiter::ClaimOutcome;
 
 use super::event::{EXIT_LOST, EXIT_NOT_ENTITLED, Event, Protection};
 use ftvm_machine::machine::state::MAX_RECORD;
@@ -133,9 +133,9 @@ impl Backup {
     /// A backup that has passed the handshake.
     #[must_use]
     pub fn new(config: BackupConfig, now: u64) -> Self {
-        let detector = Config {
+        let detector = DetectorConfig {
             detection_ns: config.detection_ns,
-            role: Role::Backup,
+            role: PairRole::Backup,
         };
         Backup {
             config,
@@ -359,7 +359,7 @@ impl Backup {
             }
             Phase::Following => match self.detector.step(now) {
                 Verdict::Lost(reason) => self.suspect(now, reason.to_string(), actions),
-                Verdict::Healthy | Verdict::SelfStalled { .. } | Verdict::EarlyHint(_) => {}
+                Verdict::Healthy | Verdict::SelfStalled { .. } => {}
             },
             Phase::Claiming(_) => self.advance(now, actions),
             Phase::Joining { .. } | Phase::Ending | Phase::Over => {}
@@ -367,12 +367,12 @@ impl Backup {
     }
 
     /// The storage has answered.
-    pub fn claimed(&mut self, now: u64, outcome: &Outcome, actions: &mut Vec<Action>) {
+    pub fn claimed(&mut self, now: u64, outcome: &ClaimOutcome, actions: &mut Vec<Action>) {
         let Phase::Claiming(claim) = &mut self.phase else {
             return;
         };
         match outcome {
-            Outcome::Won { generation } => {
+            ClaimOutcome::Won { generation } => {
                 claim.won = Some(Generation(*generation));
                 let took_ns = now.saturating_sub(claim.since);
                 actions.push(Action::Report(Event::ClaimWon {
@@ -381,7 +381,7 @@ impl Backup {
                 }));
                 self.advance(now, actions);
             }
-            Outcome::Lost { .. } => {
+            ClaimOutcome::Lost { .. } => {
                 self.phase = Phase::Over;
                 let wanted = self.config.generation.0 + 1;
                 let why = format!("the test-and-set for generation {wanted} was lost: the primary goes on");

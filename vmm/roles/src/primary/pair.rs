@@ -1,6 +1,6 @@
 //! A pair: log and marks one way, acks the other, and what they say about the backup's health (PROTOCOL 2, 6, 12, 15, 16).
 
-use fault_detector::detector::{Config, Detector, Role, Verdict};
+use fault_detector::detector::{Detector, DetectorConfig, PairRole, Verdict};
 use ftvm_schema::entry::{Chunk, Incarnation, Input, Intervention, LogEntry, Mark, OutputSeq, Position};
 use logging_channel::chunk;
 use logging_channel::codec::data_bytes;
@@ -120,9 +120,9 @@ impl Primary {
         if !pair.level {
             // Until here the backup was taking the state; from here on silence counts.
             pair.level = true;
-            let config = Config {
+            let config = DetectorConfig {
                 detection_ns: self.config.detection_ns,
-                role: Role::Primary,
+                role: PairRole::Primary,
             };
             pair.detector = Detector::new(config, now);
             self.report_state("the backup holds everything", actions);
@@ -153,7 +153,7 @@ impl Primary {
                 input: Input::Control(Intervention::Reset),
             } = &entry
             {
-                pair.detector.long_step(at.0);
+                pair.detector.reset_at(at.0);
             }
             pair.cost.add(&entry);
             bytes += data_bytes(&entry);
@@ -172,9 +172,9 @@ impl Primary {
 impl Pair {
     /// A backup to which the state at `mark` has been sent.
     pub(super) fn new(config: &PrimaryConfig, now: u64, backup: Incarnation, mark: &Mark, released: OutputSeq) -> Self {
-        let detector = Config {
+        let detector = DetectorConfig {
             detection_ns: config.detection_ns,
-            role: Role::Primary,
+            role: PairRole::Primary,
         };
         Pair {
             backup,

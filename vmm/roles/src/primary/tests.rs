@@ -3,7 +3,7 @@
 use ftvm_schema::entry::{ConsolePort, Digest, ExitSeq, Input, Intervention, LogEntry, Mark};
 use logging_channel::chunk;
 use logging_channel::message::Ack;
-use shared_disk::arbiter::Outcome;
+use shared_disk::arbiter::ClaimOutcome;
 
 use super::super::event::EXIT_LOST;
 use super::*;
@@ -176,7 +176,7 @@ fn a_lost_backup_costs_a_generation() {
         if loses {
             primary.claimed(
                 now,
-                &Outcome::Lost {
+                &ClaimOutcome::Lost {
                     generation: 2,
                     owner: 9,
                 },
@@ -185,7 +185,7 @@ fn a_lost_backup_costs_a_generation() {
             assert!(matches!(actions[..], [Action::End { code: EXIT_LOST, .. }]));
             assert_eq!(primary.next_release(now), None);
         } else {
-            primary.claimed(now, &Outcome::Won { generation: 2 }, &mut actions);
+            primary.claimed(now, &ClaimOutcome::Won { generation: 2 }, &mut actions);
             assert_eq!(
                 (primary.generation(), primary.protection()),
                 (Generation(2), Protection::NotProtected)
