@@ -1,6 +1,8 @@
 //! Writes the inputs that each target begins with into `FOLDER/TARGET`: small ones that reach behind the first checks.
 //! They are made by the code that writes what the targets read, so that they follow it.
 
+#![forbid(unsafe_code)]
+
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -89,6 +91,18 @@ fn all() -> Vec<(&'static str, Seeds)> {
             "decompress",
             compressed(b"what is compressed, and compressed again, and again, and again"),
         ),
+        ("generation_record", plain(&[("running", b"ftvm-generation 1\ngeneration 3\nowner 00000000000000000000000000000abc\nstate running\nhost alpha\npid 7\ntime 1795435200 x\n")])),
+        ("disk_mark", plain(&[("current", b"ftvm-mark 1\nheld current\ngeneration 3\nowner 00000000000000000000000000000abc\nhost alpha\ntime 7\n")])),
+        ("lun_cell", plain(&[("register", b"FTVMSLOT\x05\0\x07\0guest")])),
+        ("etcd_answer", plain(&[
+            ("value", br#"{"header":{"cluster_id":"1","revision":"5"},"kvs":[{"key":"Zm9v","mod_revision":"4","value":"YmFy"}]}"#),
+            ("refusal", br#"{"error":"etcdserver: no leader","code":14}"#),
+        ])),
+        ("scsi_answer", plain(&[
+            ("capacity", &[0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 2, 0]),
+            ("keys", &[0, 0, 0, 1, 0, 0, 0, 8, 1, 2, 3, 4, 5, 6, 7, 8]),
+            ("sense", &[2, 0, 0, 0x70, 0, 6, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x29, 0]),
+        ])),
         (
             "options",
             plain(&[
