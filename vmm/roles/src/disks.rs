@@ -8,13 +8,13 @@ use ftvm_schema::entry::Position;
 use ftvm_schema::request::{DiskOp, DiskRequest};
 use shared_disk::plan::{DiskPlan, Gate, PlanError, PlanLimits};
 
-use super::primary::Writes;
+use super::primary::{UnderWay, Writes};
 use ftvm_devices::{MAX_OUTSTANDING, MAX_OUTSTANDING_DATA};
 
 /// The hands of [`Disks`]. It counts the writes that have begun and are not over, and owns the fence: a timer that ends this
 /// process when the lease does. Whenever the last write is over, it disarms the fence itself, at that moment.
 pub trait DiskShell {
-    type Error: std::fmt::Display;
+    type Error: std::error::Error + 'static;
     /// A write is about to start: from here on it counts.
     fn write_begins(&mut self);
     /// Writes that count.
@@ -39,6 +39,8 @@ pub trait DiskShell {
     /// # Errors
     /// It cannot be started.
     fn start(&mut self, request: DiskRequest) -> Result<(), Self::Error>;
+    /// Requests whose I/O is being done at this moment, which may be fewer than have started.
+    fn under_way(&self) -> Vec<UnderWay>;
 }
 
 /// The guest has been told at `at` that a disk request is finished.
@@ -61,12 +63,12 @@ pub enum Known {
 
 /// Why a request cannot be carried out.
 #[derive(Debug, thiserror::Error)]
-pub enum DisksError<E: std::fmt::Display> {
+pub enum DisksError<E: std::error::Error + 'static> {
     #[error("the guest uses disk {0}, which this host was not given: add --disk")]
     NoSuchDisk(u8),
     #[error(transparent)]
     Plan(#[from] PlanError),
-    #[error("{0}")]
+    #[error(transparent)]
     Shell(E),
 }
 
@@ -101,6 +103,18 @@ impl<S: DiskShell> Disks<S> {
     pub fn with_private(mut self, disks: Vec<u8>) -> Self {
         self.private = disks;
         self
+    }
+
+    /// How many disks are private.
+    #[must_use]
+    pub fn private_count(&self) -> usize {
+        self.private.len()
+    }
+
+    /// Requests that the hands are at.
+    #[must_use]
+    pub fn under_way(&self) -> Vec<UnderWay> {
+        self.shell.under_way()
     }
 
     fn is_private(&self, disk: u8) -> bool {
@@ -292,6 +306,10 @@ mod tests {
         fn start(&mut self, request: DiskRequest) -> Result<(), Self::Error> {
             self.started.push((request.disk, request.id));
             Ok(())
+        }
+
+        fn under_way(&self) -> Vec<UnderWay> {
+            Vec::new()
         }
     }
 

@@ -14,9 +14,10 @@ use shared_disk::image::{DiskImage, ImageError};
 use shared_disk::mirror::{EXTENT, Extents, Written, extent_len};
 use tokio::sync::mpsc;
 
-use super::link::{LinkEvent, Outbox};
+use super::link::Outbox;
 use ftvm_roles::clone::Blocks;
 use ftvm_roles::event::Event;
+use ftvm_roles::link::world::LinkEvent;
 
 /// How often a full window is looked at.
 const LOOK: Duration = Duration::from_millis(1);

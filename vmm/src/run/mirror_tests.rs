@@ -8,7 +8,7 @@ use shared_disk::image::{Caching, ImageAccess};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::super::copies::PrivateDisks;
-use super::super::link::{Connection, link_events};
+use super::super::link::{Connection, connection_id, link_events};
 use super::*;
 use ftvm_devices::{DiskAccess, DiskConfig, DiskSharing, PlatformConfig};
 use ftvm_roles::copies::Copies as _;
@@ -82,7 +82,7 @@ async fn play() {
     let mut source = BlockSource::new(BTreeMap::from([(0, Arc::clone(&original))]));
     let (ours, mut theirs) = frames().await;
     let (events, mut heard) = link_events();
-    let connection = Connection::start(ours, &events);
+    let connection = Connection::start(connection_id(), ours, &events);
 
     source.send(Blocks::All, BACKUP, G, connection.outbox(), events.clone());
     assert_eq!(

@@ -24,6 +24,7 @@ pub mod protect;
 pub mod reads;
 pub mod record;
 pub mod replay;
+mod shell;
 pub mod vcpu;
 
 use std::process::ExitCode;

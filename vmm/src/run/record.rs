@@ -9,7 +9,7 @@ use logging_channel::message::PROTOCOL_VERSION;
 use shared_disk::plan::Gate;
 
 use super::guest;
-use super::outside::Outside;
+use super::outside::{DiskThreads, Outside};
 use crate::cli::{RecordArgs, VerifyArg};
 use ftvm_host::console::{ConsoleTarget, Life};
 use ftvm_host::failure::Failure;
@@ -17,11 +17,11 @@ use ftvm_host::net::Inbound;
 use ftvm_host::queue::{EventSender, event_queue};
 use ftvm_host::stdio::{answer, tell};
 use ftvm_machine::machine::MachineError;
-use ftvm_machine::output::Output;
+use ftvm_machine::output::{Emission, Output};
 use ftvm_roles::clock::LiveClock;
+use ftvm_roles::disks::Disks;
 use ftvm_roles::event::clean_end;
-use ftvm_roles::host_event::HostEvent;
-use ftvm_roles::host_event::StopKind;
+use ftvm_roles::host_event::{HostEvent, StopKind};
 use ftvm_roles::live::{Live, LiveConfig, Marks, Sink, Totals};
 use ftvm_roles::primary::Writes;
 use ftvm_roles::replay::describe_end;
@@ -36,6 +36,7 @@ struct FileSink {
     /// Of micro-checkpoints, as they are in the log.
     checkpoint_bytes: u64,
     outside: Outside,
+    disks: Disks<DiskThreads>,
 }
 
 fn log_error(error: impl std::fmt::Display) -> MachineError {
@@ -55,19 +56,22 @@ impl Sink for FileSink {
     }
 
     fn output(&mut self, output: Output) -> Result<(), MachineError> {
-        self.outside.accept(&output.emission, Gate::Open).map_err(log_error)?;
-        self.outside.release(&output).map(|_| ()).map_err(log_error)
+        match &output.emission {
+            // Open: its turn in the plan is all it waits for.
+            Emission::Disk(request) | Emission::PrivateDisk(request) => {
+                self.disks.accept(request, Gate::Open).map_err(log_error)
+            }
+            Emission::WantEntropy { len } => self.outside.want_entropy(*len).map_err(log_error),
+            said => self.outside.emit(said).map(|_| ()).map_err(log_error),
+        }
     }
 
     fn flush(&mut self) -> Result<(), MachineError> {
-        self.outside.start_ready(|| Writes::Freely).map_err(log_error)
+        self.disks.start_ready(|| Writes::Freely).map_err(log_error)
     }
 
     fn disk_done(&mut self, disk: u8, id: u64, _at: Position) {
-        let done = self
-            .outside
-            .finished(disk, id)
-            .and_then(|()| self.outside.acked(disk, id));
+        let done = self.disks.finished(disk, id).and_then(|()| self.disks.acked(disk, id));
         if let Err(error) = done {
             tracing::error!("{error}");
         }
@@ -114,6 +118,7 @@ pub fn run(args: &RecordArgs) -> Result<u8, Failure> {
     let sink = FileSink {
         log,
         checkpoint_bytes: 0,
+        disks: outside.take_disks().map_err(Failure::new)?,
         outside,
     };
     let live = Live::new(machine, sink, queue, clock, live, begun);
@@ -122,9 +127,10 @@ pub fn run(args: &RecordArgs) -> Result<u8, Failure> {
     let FileSink {
         log,
         checkpoint_bytes,
+        disks,
         outside,
     } = sink;
-    drop(outside);
+    drop((disks, outside));
     let (code, text) = clean_end(&reason);
     let ending = Ending {
         exits: machine.at().exit.0,

@@ -1,10 +1,10 @@
 //! Each test plays one rule of PROTOCOL against the pure core, on both sides of its boundary.
 
-use ftvm_schema::entry::{Digest, ExitSeq, Input, Mark, OutputSeq};
+use ftvm_schema::entry::{Digest, ExitSeq, Incarnation, Input, Mark, OutputSeq};
 use logging_channel::chunk;
 use logging_channel::flow::AckTracker;
 
-use logging_channel::message::Grant;
+use logging_channel::message::{DiskReads, Grant};
 
 use super::*;
 
@@ -33,14 +33,16 @@ fn mark(exit: u64, sent_ns: u64) -> LogEntry {
 }
 
 pub(super) fn joining(now: u64) -> Backup {
-    let config = BackupConfig {
+    let terms = Terms {
         me: ME,
         guest: 1,
         generation: G,
         detection_ns: D,
         lease_ns: L,
+        patience_ns: 0,
+        disk_reads: DiskReads::Log,
     };
-    Backup::new(config, now)
+    Backup::new(terms, now)
 }
 
 pub(super) fn grant() -> Message {

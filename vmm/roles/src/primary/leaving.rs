@@ -42,6 +42,17 @@ impl Primary {
         actions.push(Action::End { code: EXIT_LOST, why });
     }
 
+    /// A disk's device has refused a write of this host: another one has fenced it off (PROTOCOL 14).
+    pub fn fenced_off(&mut self, actions: &mut Vec<Action>) {
+        self.phase = Phase::Over { writes: Writes::NotNow };
+        let why = "another side has fenced this one off a disk: it is live, and nothing more is written here";
+        self.answer(Err(format!("this process ends: {why}")), actions);
+        actions.push(Action::End {
+            code: EXIT_LOST,
+            why: why.to_owned(),
+        });
+    }
+
     /// The storage has answered a [`Action::Claim`].
     pub fn claimed(&mut self, now: u64, outcome: &ClaimOutcome, actions: &mut Vec<Action>) {
         let Phase::Claiming { since, cause } = self.phase else {

@@ -6,14 +6,14 @@ use shared_disk::arbiter::ClaimOutcome;
 
 use super::super::event::{EXIT_HANDED_OVER, EXIT_LOST};
 use super::super::operation::{Answer, Operation, Path, Unprotected};
-use super::tests::{BACKUP, D, MS, ack, at, clone_pages, config, mark, output, paired};
+use super::tests::{BACKUP, D, MS, ack, at, clone_pages, mark, output, paired, terms};
 use super::*;
 use crate::host_event::Control;
 
 const NOW: u64 = 1_000 * MS;
 
 fn alone() -> Primary {
-    Primary::new(config(), Generation(1))
+    Primary::new(terms())
 }
 
 /// Asks; the answer, if it has come at once.
@@ -459,7 +459,8 @@ fn a_lost_path_hands_over_only_to_a_healthier_backup() {
 fn what_is_lost_on_both_hosts_does_not_go_to_and_fro() {
     let calm = 60_000 * MS;
     for (at, expected) in [(NOW + calm - 1, Failure::Told), (NOW + calm, Failure::Withheld)] {
-        let mut primary = paired(NOW).gone_live(NOW);
+        let mut primary = paired(NOW);
+        primary.came_over(NOW);
         let mut actions = Vec::new();
         primary.message(NOW, Generation(1), Message::Health(Health::default()), &mut actions);
         assert_eq!(primary.path_lost(at, Path::Disk(0), "EIO", &mut actions), expected);

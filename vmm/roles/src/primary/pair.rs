@@ -8,8 +8,9 @@ use logging_channel::flow::{AckTracker, Lease, Pace};
 use logging_channel::message::{Ack, Health, Message};
 
 use super::super::event::Cost;
+use super::super::terms::Terms;
 use super::operating::Leaving;
-use super::{Action, FRAME_BYTES, JOIN_SILENCE, LONG_CHANNEL, Phase, Primary, PrimaryConfig, SLOW_AT};
+use super::{Action, FRAME_BYTES, JOIN_SILENCE, LONG_CHANNEL, Phase, Primary, SLOW_AT};
 
 #[derive(Debug)]
 pub(super) struct Pair {
@@ -68,7 +69,7 @@ impl Primary {
                 actions.push(Action::Pace(idle));
             }
         }
-        let due = now.saturating_sub(pair.mark_sent) >= self.config.detection_ns / 8;
+        let due = now.saturating_sub(pair.mark_sent) >= self.terms.detection_ns / 8;
         if due || pair.released_told < self.released {
             let mark = pair.mark.clone();
             self.send_log(now, vec![LogEntry::Mark(mark)], actions);
@@ -121,7 +122,7 @@ impl Primary {
             // Until here the backup was taking the state; from here on silence counts.
             pair.level = true;
             let config = DetectorConfig {
-                detection_ns: self.config.detection_ns,
+                detection_ns: self.terms.detection_ns,
                 role: PairRole::Primary,
             };
             pair.detector = Detector::new(config, now);
@@ -171,20 +172,20 @@ impl Primary {
 
 impl Pair {
     /// A backup to which the state at `mark` has been sent.
-    pub(super) fn new(config: &PrimaryConfig, now: u64, backup: Incarnation, mark: &Mark, released: OutputSeq) -> Self {
+    pub(super) fn new(terms: &Terms, now: u64, backup: Incarnation, mark: &Mark, released: OutputSeq) -> Self {
         let detector = DetectorConfig {
-            detection_ns: config.detection_ns,
+            detection_ns: terms.detection_ns,
             role: PairRole::Primary,
         };
         Pair {
             backup,
             tracker: AckTracker::new(backup, mark.at, mark.outputs),
-            lease: Lease::new(config.lease_ns),
+            lease: Lease::new(terms.lease_ns),
             detector: Detector::new(detector, now),
             next_frame: 1,
             cost: Cost::default(),
-            pace: Pace::new(config.detection_ns / SLOW_AT),
-            channel_ns: config.detection_ns / LONG_CHANNEL,
+            pace: Pace::new(terms.detection_ns / SLOW_AT),
+            channel_ns: terms.detection_ns / LONG_CHANNEL,
             idle: 0,
             mark: mark.clone(),
             mark_sent: now,
