@@ -8,9 +8,15 @@ use super::{Exceptions, Files, judge};
 const CLOCKLESS: [&str; 4] = ["fault-detector/", "vmm/devices/", "vmm/machine/", "vmm/roles/"];
 
 const WITH_UNSAFE_CODE: Exceptions = &[
-    ("shared-disk/src/lib.rs", "denied; `syscall` has two system calls without a safe wrapper"),
+    (
+        "shared-disk/src/lib.rs",
+        "denied; `syscall` has two system calls without a safe wrapper",
+    ),
     ("vmm/host/src/lib.rs", "the lease guard's timer and the TAP's ioctl"),
-    ("vmm/hypervisor/src/lib.rs", "denied; the scripted CPU stores past the dirty bitmap, as a vCPU does"),
+    (
+        "vmm/hypervisor/src/lib.rs",
+        "denied; the scripted CPU stores past the dirty bitmap, as a vCPU does",
+    ),
     ("vmm/hypervisor/kvm/src/lib.rs", "KVM"),
 ];
 
@@ -19,7 +25,10 @@ const UNSAFE_FILES: Exceptions = &[
     ("shared-disk/src/syscall/statx.rs", "statx(STATX_DIOALIGN)"),
     ("vmm/host/src/fence.rs", "a timer that signals one thread"),
     ("vmm/host/src/net/tap.rs", "ioctl(TUNSETIFF)"),
-    ("vmm/hypervisor/src/scripted/mod.rs", "stores past the dirty bitmap, as a vCPU does"),
+    (
+        "vmm/hypervisor/src/scripted/mod.rs",
+        "stores past the dirty bitmap, as a vCPU does",
+    ),
     ("vmm/hypervisor/kvm/src/kick.rs", "the signal that interrupts a vCPU"),
     ("vmm/hypervisor/kvm/src/lib.rs", "KVM"),
     ("vmm/hypervisor/kvm/src/run_page.rs", "the page that the kernel shares"),
@@ -30,7 +39,9 @@ const UNSAFE_FILES: Exceptions = &[
 
 /// A crate's root without comments, as what is claimed there is not done.
 fn attributes(files: &Files, package: &str) -> Option<String> {
-    let root = ["src/lib.rs", "src/main.rs"].iter().find_map(|root| files.get(&format!("{package}{root}")))?;
+    let root = ["src/lib.rs", "src/main.rs"]
+        .iter()
+        .find_map(|root| files.get(&format!("{package}{root}")))?;
     Some(parts(root).code)
 }
 
@@ -50,7 +61,9 @@ fn short(package: &str) -> &str {
 /// Libraries and programs without the attribute that the house has agreed on.
 fn missing(files: &Files) -> Vec<(String, String)> {
     let packages = packages(files);
-    let hosted = files.iter().filter(|(path, _)| !path.starts_with("guest-images/guests/"));
+    let hosted = files
+        .iter()
+        .filter(|(path, _)| !path.starts_with("guest-images/guests/"));
     let roots = hosted.filter(|(path, _)| {
         let is_fuzz_target = path.contains("/fuzz_targets/");
         root_of(path, &packages) == Some(Part::Program) && !path.ends_with("build.rs") && !is_fuzz_target
@@ -66,24 +79,43 @@ fn unsafe_files(files: &Files) -> Vec<(String, String)> {
     let rust = files.iter().filter(|(path, _)| path.ends_with(".rs"));
     let hosted = rust.filter(|(path, _)| !path.starts_with("guest-images/guests/"));
     let with = hosted.filter(|(_, text)| words(&parts(text).code).any(|(_, word)| word == "unsafe"));
-    with.map(|(path, _)| (path.clone(), "unsafe code has a few places of its own".to_owned())).collect()
+    with.map(|(path, _)| (path.clone(), "unsafe code has a few places of its own".to_owned()))
+        .collect()
 }
 
 fn clocks(files: &Files) -> Vec<(String, String)> {
     let without = CLOCKLESS.iter().filter(|package| !denies_clocks(files, package));
-    without.map(|package| ((*package).to_owned(), "clippy::disallowed_methods is not denied".to_owned())).collect()
+    without
+        .map(|package| {
+            (
+                (*package).to_owned(),
+                "clippy::disallowed_methods is not denied".to_owned(),
+            )
+        })
+        .collect()
 }
 
 /// The sentences of a document or of comments, with the line breaks in them taken out.
 fn sentences(text: &str) -> Vec<String> {
-    let lines = text.lines().map(|line| line.trim_start().trim_start_matches(['/', '!', '#']).trim());
+    let lines = text
+        .lines()
+        .map(|line| line.trim_start().trim_start_matches(['/', '!', '#']).trim());
     let flowing = lines.fold(String::new(), |mut flowing, line| {
         // A row of a table, an item and a paragraph stand for themselves.
-        flowing.push(if line.is_empty() || line.starts_with(['|', '-', '*']) { '\n' } else { ' ' });
+        flowing.push(if line.is_empty() || line.starts_with(['|', '-', '*']) {
+            '\n'
+        } else {
+            ' '
+        });
         flowing.push_str(line);
         flowing
     });
-    flowing.split('\n').flat_map(|paragraph| paragraph.split(". ")).flat_map(|sentence| sentence.split("; ")).map(str::to_owned).collect()
+    flowing
+        .split('\n')
+        .flat_map(|paragraph| paragraph.split(". "))
+        .flat_map(|sentence| sentence.split("; "))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Claims that a lint denies something in crates that do not have it.
@@ -106,13 +138,20 @@ fn untrue(files: &Files) -> Vec<(String, String)> {
             }
             // Only crates that are named as code are meant; a word alone may be any machine or host.
             let named = packages.iter().filter(|package| {
-                sentence.contains(&format!("`{}`", short(package))) || sentence.contains(&format!("`{}`", package.trim_end_matches('/')))
+                sentence.contains(&format!("`{}`", short(package)))
+                    || sentence.contains(&format!("`{}`", package.trim_end_matches('/')))
             });
             for package in named {
                 if unsafe_code && !forbids_unsafe(files, package) {
-                    untrue.push((path.clone(), format!("{package} does not forbid unsafe code: \"{}\"", sentence.trim())));
+                    untrue.push((
+                        path.clone(),
+                        format!("{package} does not forbid unsafe code: \"{}\"", sentence.trim()),
+                    ));
                 } else if !unsafe_code && !denies_clocks(files, package) {
-                    untrue.push((path.clone(), format!("{package} denies no methods: \"{}\"", sentence.trim())));
+                    untrue.push((
+                        path.clone(),
+                        format!("{package} denies no methods: \"{}\"", sentence.trim()),
+                    ));
                 }
             }
         }
@@ -123,11 +162,20 @@ fn untrue(files: &Files) -> Vec<(String, String)> {
 /// Packages that ARCHITECTURE's table says never read a clock, but that are not in the list above.
 fn unlisted(files: &Files) -> Vec<(String, String)> {
     let table = files.get("ARCHITECTURE.md").map_or("", String::as_str);
-    let rows = table.lines().filter(|line| line.starts_with("| `") && line.contains("read a clock"));
-    let folders = rows.filter_map(|row| row.split('`').nth(1)).map(|folder| format!("{folder}/"));
+    let rows = table
+        .lines()
+        .filter(|line| line.starts_with("| `") && line.contains("read a clock"));
+    let folders = rows
+        .filter_map(|row| row.split('`').nth(1))
+        .map(|folder| format!("{folder}/"));
     folders
         .filter(|folder| !CLOCKLESS.contains(&folder.as_str()))
-        .map(|folder| (folder, "ARCHITECTURE.md says that it never reads a clock; CLOCKLESS has it not".to_owned()))
+        .map(|folder| {
+            (
+                folder,
+                "ARCHITECTURE.md says that it never reads a clock; CLOCKLESS has it not".to_owned(),
+            )
+        })
         .collect()
 }
 
@@ -153,12 +201,16 @@ fn what_prose_says_of_lints_is_so() {
 fn a_missing_attribute_and_an_untrue_claim_are_named() {
     let deny = "#![deny(clippy::disallowed_methods)]\n#![forbid(unsafe_code)]\n";
     let claim = "Clocks are denied by clippy\nin `machine` and `roles`. `roles` forbids unsafe code. The host may.\n";
-    let table = "| `vmm/roles` | `r` | it decides | read a clock |\n| `vmm/kvm` | `k` | it runs | read a clock, wait |\n";
+    let table =
+        "| `vmm/roles` | `r` | it decides | read a clock |\n| `vmm/kvm` | `k` | it runs | read a clock, wait |\n";
     let mut planted = vec![
         ("docs/a.md", claim),
         ("ARCHITECTURE.md", table),
         ("vmm/kvm/Cargo.toml", ""),
-        ("vmm/kvm/src/lib.rs", "// #![forbid(unsafe_code)]\nfn f() { unsafe { g() } } // unsafe\n"),
+        (
+            "vmm/kvm/src/lib.rs",
+            "// #![forbid(unsafe_code)]\nfn f() { unsafe { g() } } // unsafe\n",
+        ),
     ];
     for (manifest, root) in [
         ("fault-detector/Cargo.toml", "fault-detector/src/lib.rs"),

@@ -35,7 +35,9 @@ fn dead(files: &Files) -> Vec<(String, String)> {
         // By its name, or with all that is in its folder.
         let folder: Vec<&str> = folder.rsplit('/').take(2).collect();
         let folder = folder.into_iter().rev().collect::<Vec<_>>().join("/");
-        let mentioned = files.iter().any(|(other, text)| other != path && (text.contains(name) || text.contains(&folder)));
+        let mentioned = files
+            .iter()
+            .any(|(other, text)| other != path && (text.contains(name) || text.contains(&folder)));
         if !mentioned {
             dead.push((path.clone(), "no other file mentions it or its folder".to_owned()));
         }

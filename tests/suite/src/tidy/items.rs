@@ -62,7 +62,10 @@ fn unused(files: &Files) -> Vec<(String, String)> {
             let name = definition.name;
             if counts.get(name).is_none_or(|count| *count <= 0) && name != "main" {
                 let line = line(text, definition.at);
-                unused.push((name.to_owned(), format!("{path}:{line}: public, and only tests of its own crate use it")));
+                unused.push((
+                    name.to_owned(),
+                    format!("{path}:{line}: public, and only tests of its own crate use it"),
+                ));
             }
         }
     }
@@ -82,7 +85,14 @@ fn shared_names(files: &Files) -> Vec<(String, String)> {
         }
     }
     let shared = places.into_iter().filter(|(_, places)| places.len() > 1);
-    shared.map(|(name, places)| (name.to_owned(), format!("one name for several types: {}", places.join(", ")))).collect()
+    shared
+        .map(|(name, places)| {
+            (
+                name.to_owned(),
+                format!("one name for several types: {}", places.join(", ")),
+            )
+        })
+        .collect()
 }
 
 #[test]
@@ -116,8 +126,14 @@ fn an_item_that_only_its_own_tests_use_is_named() {
 fn types_that_share_a_name_are_named() {
     let files = super::planted(&[
         ("vmm/Cargo.toml", ""),
-        ("vmm/src/lib.rs", "pub mod a;\npub(crate) struct Life;\nstruct Own;\nimpl X for Y {\n    type Err = u8;\n}\n"),
-        ("vmm/src/a.rs", "pub enum Life {}\nimpl X for Z {\n    type Err = u8;\n}\n#[cfg(test)]\nmod t { struct Own; }\n"),
+        (
+            "vmm/src/lib.rs",
+            "pub mod a;\npub(crate) struct Life;\nstruct Own;\nimpl X for Y {\n    type Err = u8;\n}\n",
+        ),
+        (
+            "vmm/src/a.rs",
+            "pub enum Life {}\nimpl X for Z {\n    type Err = u8;\n}\n#[cfg(test)]\nmod t { struct Own; }\n",
+        ),
     ]);
     let found: Vec<String> = shared_names(&files).into_iter().map(|(name, _)| name).collect();
     assert_eq!(found, ["Life"]);

@@ -80,14 +80,19 @@ fn nothing_is_wrong(wrong: &[String]) {
 /// A repository of a few files, for faults planted in it.
 #[cfg(test)]
 fn planted(files: &[(&str, &str)]) -> Files {
-    let owned = files.iter().map(|(path, text)| ((*path).to_owned(), (*text).to_owned()));
+    let owned = files
+        .iter()
+        .map(|(path, text)| ((*path).to_owned(), (*text).to_owned()));
     owned.collect()
 }
 
 #[test]
 fn an_exception_is_used_up_by_what_it_excepts() {
     const LIST: Exceptions = &[("a", "because"), ("b", "because")];
-    let found = vec![("a".to_owned(), "wrong".to_owned()), ("c".to_owned(), "wrong".to_owned())];
+    let found = vec![
+        ("a".to_owned(), "wrong".to_owned()),
+        ("c".to_owned(), "wrong".to_owned()),
+    ];
     let judged = judge(found, LIST);
     assert_eq!(judged.len(), 2, "{judged:?}");
     assert!(judged[0] == "c: wrong" && judged[1].starts_with("b needs no exception"));

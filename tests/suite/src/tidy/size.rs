@@ -19,14 +19,29 @@ const TEXT_ERRORS: Exceptions = &[];
 /// Path and code of what is in the program.
 fn product(files: &Files) -> Vec<(String, String)> {
     let reached = tree(files).reached;
-    let product = reached.into_iter().filter(|(path, part)| is_product(path) && *part == Part::Program);
-    product.map(|(path, _)| { let code = without_tests(&parts(&files[&path]).code); (path, code) }).collect()
+    let product = reached
+        .into_iter()
+        .filter(|(path, part)| is_product(path) && *part == Part::Program);
+    product
+        .map(|(path, _)| {
+            let code = without_tests(&parts(&files[&path]).code);
+            (path, code)
+        })
+        .collect()
 }
 
 fn long_files(files: &Files) -> Vec<(String, String)> {
-    let lengths = product(files).into_iter().map(|(path, code)| (path, code.lines().count()));
+    let lengths = product(files)
+        .into_iter()
+        .map(|(path, code)| (path, code.lines().count()));
     let long = lengths.filter(|(_, lines)| *lines > FILE);
-    long.map(|(path, lines)| (path, format!("{lines} lines, at most {FILE}: split it by what it is about"))).collect()
+    long.map(|(path, lines)| {
+        (
+            path,
+            format!("{lines} lines, at most {FILE}: split it by what it is about"),
+        )
+    })
+    .collect()
 }
 
 fn long_functions(files: &Files) -> Vec<(String, String)> {
@@ -84,7 +99,10 @@ fn text_errors(files: &Files) -> Vec<(String, String)> {
         });
         let lines: Vec<String> = texts.map(|(at, _)| line(&code, at).to_string()).collect();
         if !lines.is_empty() {
-            found.push((path, format!("Result<_, String> in line {}: an error is a type", lines.join(", "))));
+            found.push((
+                path,
+                format!("Result<_, String> in line {}: an error is a type", lines.join(", ")),
+            ));
         }
     }
     found
@@ -109,7 +127,9 @@ fn errors_are_types() {
 fn what_is_too_long_or_an_error_of_text_is_named() {
     let body = "    x();\n".repeat(FUNCTION - 2);
     let fits = format!("fn fits() {{\n{body}}}\n");
-    let long = format!("fn long(\n) {{\n{body}}}\nfn bad() -> Result<Vec<(u8, u8)>, String> {{}}\nfn good() -> Result<String, E> {{}}\n");
+    let long = format!(
+        "fn long(\n) {{\n{body}}}\nfn bad() -> Result<Vec<(u8, u8)>, String> {{}}\nfn good() -> Result<String, E> {{}}\n"
+    );
     let lines = "\n".repeat(FILE + 1);
     let files = super::planted(&[
         ("vmm/Cargo.toml", ""),
@@ -122,5 +142,8 @@ fn what_is_too_long_or_an_error_of_text_is_named() {
     assert_eq!(names(long_functions(&files)), ["long"]);
     assert_eq!(names(long_files(&files)), ["vmm/src/b.rs"]);
     let text = text_errors(&files);
-    assert!(text.len() == 1 && text[0].1.contains(&format!("line {}:", 2 * FUNCTION + 2)), "{text:?}");
+    assert!(
+        text.len() == 1 && text[0].1.contains(&format!("line {}:", 2 * FUNCTION + 2)),
+        "{text:?}"
+    );
 }

@@ -47,8 +47,15 @@ fn piece(before: Option<char>, rest: &str) -> (Piece, usize) {
     if let Some(inner) = rest.strip_prefix('\'') {
         // A character in quotes; else it is a lifetime.
         let escape = inner.starts_with('\\');
-        let from = inner.char_indices().nth(if escape { 2 } else { 1 }).map_or(inner.len(), |(at, _)| at);
-        let end = if escape { inner[from..].find('\'').map(|at| from + at) } else { Some(from) };
+        let from = inner
+            .char_indices()
+            .nth(if escape { 2 } else { 1 })
+            .map_or(inner.len(), |(at, _)| at);
+        let end = if escape {
+            inner[from..].find('\'').map(|at| from + at)
+        } else {
+            Some(from)
+        };
         if let Some(end) = end.filter(|end| inner[*end..].starts_with('\'')) {
             return (Piece::Literal, end + 2);
         }
@@ -57,7 +64,9 @@ fn piece(before: Option<char>, rest: &str) -> (Piece, usize) {
 }
 
 fn blank(text: &str) -> String {
-    text.bytes().map(|byte| if byte == b'\n' { '\n' } else { ' ' }).collect()
+    text.bytes()
+        .map(|byte| if byte == b'\n' { '\n' } else { ' ' })
+        .collect()
 }
 
 pub(super) fn parts(text: &str) -> Parts {
@@ -188,7 +197,13 @@ pub(super) fn definitions(code: &str) -> Vec<Definition<'_>> {
         let before = &code[line_begin..at];
         let public = before.trim_start().starts_with("pub ");
         let outermost = !before.starts_with(' ') && !before.is_empty() || line_begin == at;
-        found.push(Definition { kind, name, at, public, outermost });
+        found.push(Definition {
+            kind,
+            name,
+            at,
+            public,
+            outermost,
+        });
     }
     found
 }
@@ -209,12 +224,16 @@ fn tests_are_taken_out_and_nothing_else() {
                 #[cfg(not(test))]\nfn f() {}\n#[cfg(any(test, feature = \"g\"))]\npub use h;\n";
     let left = without_tests(code);
     assert!(left.contains("fn a") && left.contains("fn e") && left.contains("fn f") && left.len() == code.len());
-    assert!(!left.contains("fn b") && !left.contains("mod") && !left.contains("use"), "{left}");
+    assert!(
+        !left.contains("fn b") && !left.contains("mod") && !left.contains("use"),
+        "{left}"
+    );
 }
 
 #[test]
 fn definitions_are_found_with_what_they_are() {
-    let code = "pub const fn a() {}\npub(crate) struct B;\nimpl B {\n    pub fn c(x: *const D) {}\n    const E: u8 = 1;\n}\n";
+    let code =
+        "pub const fn a() {}\npub(crate) struct B;\nimpl B {\n    pub fn c(x: *const D) {}\n    const E: u8 = 1;\n}\n";
     let found = definitions(code);
     let named: Vec<_> = found.iter().map(|d| (d.kind, d.name, d.public, d.outermost)).collect();
     assert_eq!(
