@@ -54,13 +54,13 @@ const BANNED: &[Banned] = &[
         word: "master",
         scope: Scope::Everywhere,
         instead: "the primary",
-        except: MASTER_AND_SLAVE,
+        except: &[PIC, PTY, ("vmm/devices/src/virtio/function.rs", "a bus master, in PCI's words")],
     },
     Banned {
         word: "slave",
         scope: Scope::Everywhere,
         instead: "the backup",
-        except: MASTER_AND_SLAVE,
+        except: &[PIC, PTY],
     },
     Banned {
         word: "secondary",
@@ -154,10 +154,8 @@ const BANNED: &[Banned] = &[
     },
 ];
 
-const MASTER_AND_SLAVE: &[(&str, &str)] = &[
-    ("vmm/devices/src/pic/", "the two chips, in their data sheet"),
-    ("vmm/host/src/console/", "the two ends of a pty, in its manual page"),
-];
+const PIC: (&str, &str) = ("vmm/devices/src/pic/", "the two chips, in their data sheet");
+const PTY: (&str, &str) = ("vmm/host/src/console/", "the two ends of a pty, in its manual page");
 
 /// The words in a name: `LeaseFence` and `lease_fence` are lease and fence.
 fn pieces(name: &str) -> Vec<String> {
