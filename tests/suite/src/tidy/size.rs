@@ -2,7 +2,7 @@
 
 use super::text::{closing, definitions, line, parts, without_tests, words};
 use super::tree::{Part, tree};
-use super::{Exceptions, Files, is_product, judge};
+use super::{Exceptions, Files, OLD, is_product, judge};
 
 /// Most lines of a file, with its tests.
 const FILE: usize = 450;
@@ -10,11 +10,53 @@ const FILE: usize = 450;
 /// Most lines of a function, from `fn` to its last brace.
 const FUNCTION: usize = 60;
 
-const LONG_FILES: Exceptions = &[];
+const LONG_FILES: Exceptions = &[
+    ("logging-channel/src/codec/entries.rs", OLD),
+    ("logging-channel/src/transport.rs", OLD),
+    ("vmm/hypervisor/kvm/src/selftest/checks.rs", OLD),
+    ("vmm/hypervisor/kvm/src/selftest/mod.rs", OLD),
+    ("vmm/hypervisor/src/scripted/mod.rs", OLD),
+    ("vmm/machine/src/machine/mod.rs", OLD),
+    ("vmm/roles/src/backup/mod.rs", OLD),
+    ("vmm/roles/src/link/primary.rs", OLD),
+    ("vmm/roles/src/live/mod.rs", OLD),
+    ("vmm/roles/src/primary/mod.rs", OLD),
+    ("vmm/roles/src/replay.rs", OLD),
+    ("vmm/src/run/outside.rs", OLD),
+];
 
-const LONG_FUNCTIONS: Exceptions = &[];
+const LONG_FUNCTIONS: Exceptions = &[
+    ("logging-channel/src/codec/encoder.rs::message", OLD),
+    ("logging-channel/src/flow/acks.rs::check", OLD),
+    ("vmm/machine/src/machine/mod.rs::handle", OLD),
+    ("vmm/src/run/events.rs::in_words", OLD),
+    ("vmm/src/run/pair.rs::primary", OLD),
+    ("vmm/src/run/protect.rs::go_live", OLD),
+    ("vmm/src/run/protect.rs::protect", OLD),
+    ("vmm/src/run/record.rs::run", OLD),
+];
 
-const TEXT_ERRORS: Exceptions = &[];
+const TEXT_ERRORS: Exceptions = &[
+    ("logging-channel/src/session/run.rs", OLD),
+    ("vmm/hypervisor/kvm/src/selftest/mod.rs", OLD),
+    ("vmm/machine/src/audit/cpio.rs", OLD),
+    ("vmm/machine/src/audit/mod.rs", OLD),
+    ("vmm/machine/src/boot/elf.rs", OLD),
+    ("vmm/machine/src/boot/linux/cmdline.rs", OLD),
+    ("vmm/machine/src/boot/mod.rs", OLD),
+    ("vmm/machine/src/config.rs", OLD),
+    ("vmm/roles/src/copies.rs", OLD),
+    ("vmm/roles/src/following.rs", OLD),
+    ("vmm/roles/src/operation.rs", OLD),
+    ("vmm/roles/src/primary/mod.rs", OLD),
+    ("vmm/roles/src/primary/operating.rs", OLD),
+    ("vmm/roles/src/replay.rs", OLD),
+    ("vmm/src/cli/options.rs", OLD),
+    ("vmm/src/run/copies.rs", OLD),
+    ("vmm/src/run/guest.rs", OLD),
+    ("vmm/src/run/join.rs", OLD),
+    ("vmm/src/run/reads.rs", OLD),
+];
 
 /// Path and code of what is in the program.
 fn product(files: &Files) -> Vec<(String, String)> {
@@ -57,8 +99,8 @@ fn long_functions(files: &Files) -> Vec<(String, String)> {
             }
             let lines = 1 + line(&code, closing(&code, open).min(code.len() - 1)) - line(&code, from);
             if lines > FUNCTION {
-                let what = format!("{lines} lines, at most {FUNCTION} ({path}:{})", line(&code, from));
-                long.push((definition.name.to_owned(), what));
+                let what = format!("{lines} lines from line {} on, at most {FUNCTION}", line(&code, from));
+                long.push((format!("{path}::{}", definition.name), what));
             }
         }
     }
@@ -139,7 +181,7 @@ fn what_is_too_long_or_an_error_of_text_is_named() {
         ("vmm/src/t.rs", &lines),
     ]);
     let names = |found: Vec<(String, String)>| found.into_iter().map(|(name, _)| name).collect::<Vec<_>>();
-    assert_eq!(names(long_functions(&files)), ["long"]);
+    assert_eq!(names(long_functions(&files)), ["vmm/src/a.rs::long"]);
     assert_eq!(names(long_files(&files)), ["vmm/src/b.rs"]);
     let text = text_errors(&files);
     assert!(

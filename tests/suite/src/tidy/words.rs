@@ -1,7 +1,7 @@
 //! One word for each thing: words that the house has given up, with the word to use (ARCHITECTURE, "Words").
 
-use super::Files;
 use super::text::{line, parts, words};
+use super::{Files, OLD};
 
 /// Where a word is not to stand.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -24,9 +24,6 @@ struct Banned {
 
 /// What is not searched: this list, guests' own sources, and what others have written.
 const NOT_SEARCHED: [&str; 4] = ["tests/suite/src/tidy/", "guest-images/", "LICENSE", "CHANGELOG.md"];
-
-/// Where names of before still stand, and go with the next change of the room.
-const OLD: &str = "not yet renamed";
 
 const BANNED: &[Banned] = &[
     Banned {
@@ -54,7 +51,11 @@ const BANNED: &[Banned] = &[
         word: "master",
         scope: Scope::Everywhere,
         instead: "the primary",
-        except: &[PIC, PTY, ("vmm/devices/src/virtio/function.rs", "a bus master, in PCI's words")],
+        except: &[
+            PIC,
+            PTY,
+            ("vmm/devices/src/virtio/function.rs", "a bus master, in PCI's words"),
+        ],
     },
     Banned {
         word: "slave",
