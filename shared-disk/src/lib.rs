@@ -18,6 +18,14 @@ pub mod scsi;
 mod syscall;
 mod textfile;
 
+/// What parses bytes from outside and is private otherwise, with what must hold for any bytes.
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing {
+    pub use crate::arbiter::{fuzz_etcd_answer, fuzz_generation_record, fuzz_lun_cell};
+    pub use crate::mark::fuzz as fuzz_disk_mark;
+    pub use crate::scsi::{fuzz_answer, fuzz_reply};
+}
+
 /// Every offset and length of a disk is a multiple of it, and the kernel counts block devices in it
 /// (`/sys/dev/block/…/size`).
 pub(crate) use ftvm_schema::request::SECTOR;

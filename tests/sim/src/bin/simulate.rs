@@ -1,5 +1,7 @@
 //! Runs the seeded simulation of the protocol: many seeds, one seed with its timeline, or a planted bug.
 
+#![forbid(unsafe_code)]
+
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::process::ExitCode;

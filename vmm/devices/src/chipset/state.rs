@@ -1,4 +1,4 @@
-//! The chipset's state as it travels in checkpoints and snapshots.
+//! The chipset's state as it travels in checkpoints and state records.
 //!
 //! The devices' own structs are the state, so a new field cannot be forgotten; what arithmetic relies on is checked
 //! when a state comes in. There are no maps with a random order in it: equal states are equal bytes.
