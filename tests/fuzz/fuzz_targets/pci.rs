@@ -1,7 +1,7 @@
 //! A guest that writes and reads PCI configuration space and the windows it opens, at any width and alignment.
 #![no_main]
 
-use ftvm_devices::Direction;
+use ftvm_devices::AccessDirection;
 use ftvm_fuzz::{Board, Script};
 use libfuzzer_sys::fuzz_target;
 
@@ -9,7 +9,7 @@ fuzz_target!(|data: &[u8]| {
     let mut script = Script::new(data);
     let mut board = Board::default();
     while !script.is_over() {
-        let direction = script.pick(&[Direction::Read, Direction::Write]);
+        let direction = script.pick(&[AccessDirection::Read, AccessDirection::Write]);
         let (kind, width) = (script.u8() % 4, script.pick(&[1, 2, 4, 8]));
         let mut value = script.u64().to_le_bytes();
         match kind {

@@ -2,7 +2,7 @@
 //! port, real-time clock, keyboard controller, PCI.
 #![no_main]
 
-use ftvm_devices::Direction;
+use ftvm_devices::AccessDirection;
 use ftvm_fuzz::{Board, Script};
 use libfuzzer_sys::fuzz_target;
 
@@ -20,7 +20,7 @@ fuzz_target!(|data: &[u8]| {
         match script.u8() % 16 {
             0..=9 => {
                 let port = script.pick(&PORTS);
-                let direction = script.pick(&[Direction::Read, Direction::Write]);
+                let direction = script.pick(&[AccessDirection::Read, AccessDirection::Write]);
                 let width = script.pick(&[1, 1, 1, 2, 4]);
                 let mut value = if width == 1 {
                     u32::from(script.u8())
@@ -30,7 +30,7 @@ fuzz_target!(|data: &[u8]| {
                 .to_le_bytes();
                 board.port(port, direction, &mut value[..width]);
             }
-            10 => board.port(script.u16(), Direction::Write, &mut script.u8().to_le_bytes()),
+            10 => board.port(script.u16(), AccessDirection::Write, &mut script.u8().to_le_bytes()),
             11 => board.pass(u64::from(script.u32())),
             12 => board.pass(script.u64()),
             13 => board.receive(&mut script),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use ftvm_fuzz::platform;
 use ftvm_hypervisor::DeliveryMode;
-use ftvm_hypervisor::scripted::{Program, ScriptedCpu};
+use ftvm_hypervisor::scripted::{Script, ScriptedCpu};
 use ftvm_machine::config::{GuestKind, MachineConfig};
 use ftvm_machine::machine::{Machine, allocate_memory};
 use ftvm_schema::entry::{Digest, EndReason, OutputSeq};
@@ -144,7 +144,7 @@ fn frames() -> Seeds {
 }
 
 fn log_files() -> Seeds {
-    use logging_channel::file::{Ending, FileHeader, LogWriter, Verify};
+    use logging_channel::file::{FileHeader, LogWriter, RecordingEnd, Verify};
     let header = FileHeader {
         version: logging_channel::message::PROTOCOL_VERSION,
         created_unix_ns: 1,
@@ -156,7 +156,7 @@ fn log_files() -> Seeds {
     };
     let path = std::env::temp_dir().join(format!("ftvm-fuzz-seed-{}.ftlog", std::process::id()));
     let writer = LogWriter::create(&path, &header, logging_channel::file::Existing::Replace).expect("a file");
-    let ending = Ending {
+    let ending = RecordingEnd {
         exits: 0,
         outputs: OutputSeq::default(),
         digest: Digest::default(),
@@ -198,7 +198,7 @@ fn config() -> MachineConfig {
 fn state_records() -> Seeds {
     let config = config();
     let memory = allocate_memory(config.memory).expect("RAM for a test");
-    let cpu = ScriptedCpu::new(&memory, Arc::new(Program::random(1, 40)), DeliveryMode::None);
+    let cpu = ScriptedCpu::new(&memory, Arc::new(Script::random(1, 40)), DeliveryMode::None);
     let mut machine = Machine::new(&config, memory, cpu).expect("a valid configuration");
     let checkpoint = machine.checkpoint().expect("a new machine stands at an exit").0;
     vec![
