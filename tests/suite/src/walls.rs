@@ -10,7 +10,7 @@ use serde_json::Value;
 /// Packages by layer, lowest first. One knows only what stands in a lower layer; in the last, where programs and tests are, they
 /// may know each other.
 const LAYERS: [&[&str]; 7] = [
-    &["ftvm-schema", "guest-images"],
+    &["ftvm-schema", "guest-abi", "guest-images"],
     &["fault-detector", "ftvm-hypervisor", "logging-channel", "shared-disk"],
     &["ftvm-devices", "ftvm-kvm"],
     &["ftvm-machine"],
