@@ -4,16 +4,17 @@ use ftvm_schema::entry::{Intervention, LogEntry};
 use logging_channel::chunk;
 use serde::{Deserialize, Serialize};
 
+use super::exit_code::ExitCode;
 use super::operation::{Operation, Path};
 
 /// Exit code of a side that lost the test-and-set or saw a higher generation (PROTOCOL 11).
-pub const EXIT_LOST: u8 = 10;
+pub const EXIT_LOST: u8 = ExitCode::Lost.number();
 /// Exit code of a backup that left without having been entitled to go live (PROTOCOL 16, 17).
-pub const EXIT_NOT_ENTITLED: u8 = 11;
+pub const EXIT_NOT_ENTITLED: u8 = ExitCode::NotEntitled.number();
 /// Exit code of a primary whose guest lives on at its backup because it was wanted so (PROTOCOL 28).
-pub const EXIT_HANDED_OVER: u8 = 12;
+pub const EXIT_HANDED_OVER: u8 = ExitCode::HandedOver.number();
 /// Exit code after a guest's own failure.
-pub const EXIT_GUEST_FAILED: u8 = 3;
+pub const EXIT_GUEST_FAILED: u8 = ExitCode::GuestFailed.number();
 
 /// How protected the guest is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,6 +12,7 @@ pub mod clone;
 pub mod copies;
 pub mod disks;
 pub mod event;
+pub mod exit_code;
 pub mod following;
 pub mod host_event;
 pub mod live;
