@@ -160,7 +160,7 @@ pub struct RunArgs {
     /// Where the backup gets what the guest reads from its disks; the primary's choice counts for the pair
     #[arg(long, value_enum, default_value = "log")]
     pub disk_reads: DiskReadsArg,
-    /// Listen at this Unix socket for `ftvm status`, `ftvm failover` and the like (README, "Operating a guest")
+    /// Listen at this Unix socket for `ftvm status`, `ftvm failover` and the like (docs/src/operations.md)
     #[arg(long, value_name = "SOCKET")]
     pub control: Option<PathBuf>,
     /// Append what happens as JSON lines to this file

@@ -32,7 +32,7 @@ pub fn check_kvm(args: &DemoArgs) -> Result<(), Failure> {
     if !nested.is_file() {
         return Err(Failure::new(format!(
             "/dev/kvm cannot be opened ({error}); enable virtualization, or build the nested host, an emulated machine \
-             that has one, with `cargo build --release -p tests`, and start this again: it was looked for at {}",
+             that has one, with `cargo build --release -p ftvm-lab`, and start this again: it was looked for at {}",
             nested.display()
         )));
     }

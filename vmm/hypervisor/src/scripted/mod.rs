@@ -341,7 +341,10 @@ impl ScriptedCpu {
     }
 
     /// Stores as a vCPU does: seen in this CPU's dirty log, not in the bitmap of what the host writes.
-    #[allow(unsafe_code, reason = "safe accessors of guest memory set the bitmap, which a vCPU's stores do not")]
+    #[allow(
+        unsafe_code,
+        reason = "safe accessors of guest memory set the bitmap, which a vCPU's stores do not"
+    )]
     fn store(&mut self, addr: u64, bytes: &[u8]) -> Result<(), CpuError> {
         let slice = self
             .memory
