@@ -84,6 +84,12 @@ impl From<ExitCode> for u8 {
     }
 }
 
+impl std::fmt::Display for ExitCode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.number().fmt(f)
+    }
+}
+
 /// A number that `ftvm` never ends with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0} is no exit code of ftvm's")]

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 use super::accept::{Offers, host_name, nanos};
 use super::heartbeat::{Heartbeats, heard};
 use crate::cli::RunArgs;
-use ftvm_host::failure::Failure;
+use crate::failure::Failure;
 use ftvm_machine::config::MachineConfig;
 use ftvm_roles::primary::PrimaryConfig;
 

@@ -19,7 +19,7 @@ use super::health::Probe;
 use super::heartbeat::Heartbeats;
 use super::link::{Connection, LinkEvent, at_once, claim, link_events};
 use super::vcpu::{Life, live};
-use ftvm_host::failure::Failure;
+use crate::failure::Failure;
 use ftvm_hypervisor::Cpu;
 use ftvm_machine::machine::Machine;
 use ftvm_machine::machine::intervention::BootCell;

@@ -12,7 +12,7 @@ use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use ftvm_host::failure::Failure;
+use crate::failure::Failure;
 
 /// Heartbeats received and not yet looked at; further ones are dropped: the next says the same.
 const RECEIVED: usize = 16;

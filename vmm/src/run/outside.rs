@@ -9,7 +9,7 @@ use std::time::Duration;
 use ftvm_schema::entry::{ConsolePort, DiskStatus};
 use ftvm_schema::request::{DiskOp, DiskRequest};
 use shared_disk::arbiter::Record;
-use shared_disk::image::{Access, Image, ImageError};
+use shared_disk::image::{Image, ImageError};
 use shared_disk::mark::Held;
 use shared_disk::mirror::Written;
 use shared_disk::plan::Gate;
@@ -19,14 +19,14 @@ use super::fence::{Fences, Superseded};
 use super::marks::Marks;
 use super::mirror::{BlockSource, lock};
 use crate::cli::HostArgs;
-use crate::cli::options::{DiskOption, NetTarget};
 use ftvm_host::Sent;
-use ftvm_host::console::{Console, ConsoleTarget, Life};
+use ftvm_host::console::{ByteStream, Console, ConsoleTarget};
 use ftvm_host::disk::{Disk, DiskPool, Ended, Losses};
 use ftvm_host::entropy::host_entropy;
-use ftvm_host::fence::{FenceError, LeaseGuard};
+use ftvm_host::lease_guard::{LeaseGuard, LeaseGuardError};
 use ftvm_host::net::rarp::rarp_frame;
-use ftvm_host::net::{Inbound, NetBackend, NetConfig, NetReader, spawn_reader};
+use ftvm_host::net::{Inbound, NetBackend, NetReader, spawn_reader};
+use ftvm_host::option::DiskOption;
 use ftvm_host::queue::EventSender;
 use ftvm_machine::output::{Emission, Output};
 use ftvm_roles::disks::{DiskShell, Disks, DisksError};
@@ -152,7 +152,7 @@ impl DiskThreads {
 }
 
 impl Fence {
-    fn write_over(&mut self) -> Result<(), FenceError> {
+    fn write_over(&mut self) -> Result<(), LeaseGuardError> {
         self.writes = self.writes.saturating_sub(1);
         if self.writes == 0 { self.guard.disarm() } else { Ok(()) }
     }
@@ -218,21 +218,14 @@ impl Outside {
     /// A sentence saying which device, what is wrong and what to do.
     pub fn open(
         host: &HostArgs,
-        life: Life,
+        stream: ByteStream,
         inbound: Inbound,
         keep: Duration,
         events: &EventSender,
     ) -> Result<Self, OutsideError> {
         let mut nics = Vec::new();
         for (index, net) in host.nets.iter().enumerate() {
-            let config = match &net.target {
-                NetTarget::Tap(name) => NetConfig::Tap { name: name.clone() },
-                NetTarget::Dgram { local, remote } => NetConfig::Dgram {
-                    local: local.clone(),
-                    remote: remote.clone(),
-                },
-            };
-            let backend = Arc::new(NetBackend::open(&config).map_err(OutsideError::from)?);
+            let backend = Arc::new(NetBackend::open(&net.cable).map_err(OutsideError::from)?);
             let nic = u8::try_from(index).map_err(OutsideError::from)?;
             let reader = spawn_reader(Arc::clone(&backend), nic, inbound, keep, events.clone());
             nics.push(Nic {
@@ -247,7 +240,7 @@ impl Outside {
         ];
         for (port, target) in targets {
             if let Some(target) = target {
-                let console = Console::open(target, port, life).map_err(OutsideError::from)?;
+                let console = Console::open(target, port, stream).map_err(OutsideError::from)?;
                 if let (ConsoleTarget::Pty, Some(place)) = (target, console.place()) {
                     tracing::info!("{port:?} console at {}", place.display());
                 }
@@ -277,19 +270,14 @@ impl Outside {
         let fence = Arc::new(Mutex::new(Fence { guard, writes: 0 }));
         let mut images = Vec::new();
         for option in &self.disk_options {
-            let access = if option.readonly {
-                Access::ReadOnly
-            } else {
-                Access::ReadWrite
-            };
-            let image = Image::open(&option.path, access, option.caching()).map_err(OutsideError::from)?;
-            if option.reserve {
+            let image = Image::open(&option.path, option.access(), option.caching()).map_err(OutsideError::from)?;
+            if option.is_reserved() {
                 self.fences.add(&option.path).map_err(OutsideError::from)?;
             }
-            if option.private {
+            if option.is_private() {
                 image.lock().map_err(OutsideError::from)?;
             }
-            images.push((option.private, Arc::new(image)));
+            images.push((option.is_private(), Arc::new(image)));
         }
         let private = (0u8..).zip(&images).filter(|(_, (private, _))| *private);
         let private: BTreeMap<u8, Arc<Image>> = private.map(|(disk, (_, image))| (disk, Arc::clone(image))).collect();

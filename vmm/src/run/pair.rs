@@ -16,11 +16,11 @@ use super::join::{Joiner, ONCE, PATIENT};
 use super::lead::{Beginning, Lead};
 use super::outside::Outside;
 use super::protect::{Life, protect};
-use super::record::watch_signals;
 use super::vcpu::{self, live, new_clock, pair_sink};
 use crate::cli::RunArgs;
+use crate::failure::Failure;
+use crate::signals::watch_signals;
 use ftvm_host::console;
-use ftvm_host::failure::Failure;
 use ftvm_host::net::Inbound;
 use ftvm_host::queue::event_queue;
 use ftvm_machine::machine::intervention::BootCell;
@@ -40,7 +40,7 @@ pub fn run(args: &RunArgs) -> Result<u8, Failure> {
             "--lease {} ms must not exceed --detection {} ms",
             args.lease, args.detection
         );
-        return Err(Failure { code: 2, text });
+        return Err(Failure::usage(text));
     }
     if args.die_with_parent {
         nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).map_err(Failure::new)?;
@@ -84,7 +84,7 @@ async fn primary(args: &RunArgs, desk: Desk) -> Result<u8, Failure> {
     let (events, queue) = event_queue();
     let keep = Duration::from_millis(2 * args.detection);
     let mut outside =
-        Outside::open(&args.host, console::Life::First, Inbound::Forward, keep, &events).map_err(Failure::new)?;
+        Outside::open(&args.host, console::ByteStream::New, Inbound::Forward, keep, &events).map_err(Failure::new)?;
     let sizes = outside.open_disks().map_err(Failure::new)?;
     let capabilities = guest::capabilities()?;
     let config = guest::configure(&args.guest, &args.host, &kernel, &sizes, capabilities.best_delivery())?;
@@ -158,7 +158,7 @@ async fn backup(args: &RunArgs, desk: Desk) -> Result<u8, Failure> {
             "--backup joins one --peer, {} were given; --standby takes several",
             args.peer.len()
         );
-        return Err(Failure { code: 2, text });
+        return Err(Failure::usage(text));
     };
     let joiner = Joiner::new(args, desk)?;
     let joined = joiner.join(peer, PATIENT).await?;

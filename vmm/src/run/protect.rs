@@ -19,11 +19,11 @@ use super::heartbeat::{Heartbeats, heard};
 use super::join::Joiner;
 use super::lead::{Beginning, Lead};
 use super::outside::Outside;
-use super::record::watch_signals;
 use super::vcpu::{self, new_clock, pair_sink};
 use crate::cli::RunArgs;
+use crate::failure::Failure;
+use crate::signals::watch_signals;
 use ftvm_host::console;
-use ftvm_host::failure::Failure;
 use ftvm_host::net::Inbound;
 use ftvm_host::queue::{EventQueue, EventSender, event_queue};
 use ftvm_machine::config::MachineConfig;
@@ -74,7 +74,7 @@ pub(super) async fn protect(
     };
     let outside = Outside::open(
         &args.host,
-        console::Life::Continued,
+        console::ByteStream::Continued,
         Inbound::Keep,
         2 * terms.detection,
         &events,
@@ -93,7 +93,7 @@ pub(super) async fn protect(
     )?;
     let mut follower = match terms.disk_reads {
         DiskReads::Log => start_follower(machine, Box::new(copies), NoDisks),
-        DiskReads::Backup => start_follower(machine, Box::new(copies), super::reads::DiskReads::open(disks)?),
+        DiskReads::Backup => start_follower(machine, Box::new(copies), ftvm_host::reads::SharedReads::open(disks)?),
     }?;
     let any = if peer.is_ipv4() {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED)
