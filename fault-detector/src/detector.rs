@@ -1,38 +1,39 @@
-//! From evidence to a verdict about the other side (PROTOCOL 15 and 16; paper section 2.3).
+//! From evidence to a verdict about the other side.
 //!
-//! Heartbeats alone prove nothing: a backup whose network stack answers while its log is stuck protects nobody. So the
-//! primary believes acks and the backup believes marks, and heartbeats only tell the reader of a timeline which part
-//! died. The opposite error is as bad: whoever was asleep himself (a stopped process, a starved host) sees old evidence
-//! and must not judge by it. A step that comes late therefore drains first and judges later.
+//! Heartbeats alone prove nothing: a backup whose network stack still answers while its log is stuck protects nobody.
+//! So a primary judges by the acks of its marks (a *mark* is an entry of the log that the backup must acknowledge), and
+//! a backup judges by the marks that arrive. Heartbeats never change a verdict. They are kept for its text only, where
+//! they tell whoever reads it later whether the host was dead as well or only its log.
 //!
-//! All times are nanoseconds of one monotonic clock of this host, given by the caller; a time before the latest one
-//! counts as that. The verdict is final once it is [`Verdict::Lost`] (PROTOCOL 11).
+//! The opposite error is as bad. A process that was stopped, or whose host had no time for it, wakes up to evidence
+//! that is old only because nobody looked. So a step that comes too late gives no verdict ([`Verdict::SelfStalled`]):
+//! the caller first hands over what has arrived meanwhile, and ages are counted anew.
+//!
+//! All times are nanoseconds of one monotonic clock of this host, given by the caller. A time before the latest one
+//! counts as that one.
 
 use std::collections::VecDeque;
 use std::fmt;
 
-/// Steps per detection time: the caller makes one at least every [`Config::step_ns`].
+/// Steps in one detection time: callers make one at least every eighth of it.
 const STEPS_PER_DETECTION: u64 = 8;
 
-/// A step that is later than this part of the detection time finds that this side was itself asleep.
+/// A step that is late by more than this part of the detection time (a quarter) means that this side was itself asleep.
 const STALLS_PER_DETECTION: u64 = 4;
 
-/// Unacked marks kept apart. A mark goes with every output, so thousands a second are usual; beyond this many the
-/// youngest are taken as one, which can only delay a verdict.
+/// The most unacked marks that are remembered one by one. A mark goes with every output, so thousands a second are
+/// usual. Beyond this many, each new mark replaces the youngest, which can delay a verdict and never causes one.
 const UNACKED_MARKS: usize = 4096;
 
-/// How much longer than the detection time a backup may stand still at a reset, in nanoseconds: RAM is compared page by page,
-/// at some GiB/s on hardware, and at tens of MiB/s in an emulated host.
-pub const LONG_STEP_NS: u64 = 30_000_000_000;
+/// How much longer than the detection time a backup may stand still at a reset, in nanoseconds. A reset puts all of RAM
+/// back, comparing it page by page: some GiB/s on hardware, but tens of MiB/s in an emulated host.
+const RESET_NS: u64 = 30_000_000_000;
 
 const NS_PER_MS: u64 = 1_000_000;
 
-/// A position in the guest's history: the exit, and the inputs applied at it.
-pub type Place = (u64, u32);
-
-/// Which side this is; it watches the other.
+/// Which side of the pair this one is. It judges the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
+pub enum PairRole {
     /// Sends marks and waits for acks.
     Primary,
     /// Receives marks.
@@ -41,75 +42,64 @@ pub enum Role {
 
 /// What a detector needs to know from the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// Which side this is.
-    pub role: Role,
-    /// The detection time D, in nanoseconds: evidence older than this is too old. The pair uses the primary's.
+pub struct DetectorConfig {
+    /// Which side this one is.
+    pub role: PairRole,
+    /// The detection time D, in nanoseconds, at least 8: evidence older than this is too old. Both sides use the value
+    /// that the primary was started with.
     pub detection_ns: u64,
 }
 
-impl Config {
+impl DetectorConfig {
     /// The longest time between two steps, in nanoseconds: D/8.
-    #[must_use]
-    pub fn step_ns(&self) -> u64 {
+    fn step_ns(&self) -> u64 {
         self.detection_ns / STEPS_PER_DETECTION
     }
 }
 
 /// What a step found.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Nothing speaks against the other side.
     Healthy,
-    /// It may be dead: the test-and-set may begin, the lease must still be outwaited (PROTOCOL 13). Asking for it is
-    /// final; a side that has not asked may see the hint go away again.
-    EarlyHint(Reason),
-    /// It is lost. Every later verdict is this one.
+    /// It is lost. This is final, and every later verdict is the same: from here on only the test-and-set decides who
+    /// lives (PROTOCOL 11).
     Lost(Reason),
-    /// This side was asleep. Drain all sockets, hand their evidence over, and step again; the window starts anew.
+    /// This side was asleep, so the age of its evidence says nothing. Nothing counts as older than this step: hand over
+    /// what has arrived meanwhile before the next one.
     SelfStalled {
-        /// How late the step was, in nanoseconds.
+        /// How much later than due the step was, in nanoseconds.
         late_ns: u64,
     },
 }
 
-/// What speaks against the other side, with the figures for the timeline.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What speaks against the other side, with the figures that explain it to a person. Ages are in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// The oldest unacked mark is older than the detection time.
+    /// On a primary: the oldest unacked mark is older than the detection time.
     MarkUnacked {
-        /// The mark.
+        /// The mark's number.
         mark: u64,
-        /// Since it was sent, or since the window started anew.
+        /// Since it was sent, or since this side last woke up, if that is later.
         age_ms: u64,
         /// Since the last heartbeat, if there was one.
         heartbeat_ms: Option<u64>,
     },
-    /// No mark, nor a piece of a checkpoint, within the detection time.
+    /// On a backup: neither a mark nor a piece of a checkpoint came within the detection time.
     NoMark {
-        /// Since the last one, or since the window started anew.
+        /// Since the last one, or since this side last woke up, if that is later.
         age_ms: u64,
         /// Since the last heartbeat, if there was one.
         heartbeat_ms: Option<u64>,
     },
-    /// The backup acks but does not execute, although it is behind.
+    /// On a primary: the backup acks what it receives but does not execute it, although it has something to execute.
     NoProgress {
-        /// Since its executed position last moved, or since it fell behind.
+        /// Since its executed position last moved, or since it fell behind, if that is later.
         age_ms: u64,
-        /// How far it has executed.
-        executed: Place,
-        /// How far it has received.
-        received: Place,
-    },
-    /// The logging channel was closed by the other side or broke.
-    ChannelClosed {
-        /// Since then.
-        age_ms: u64,
-    },
-    /// Someone else found the other side unusable: a divergence, a refused resumption.
-    Reported {
-        /// What was found.
-        what: String,
+        /// How far it has executed: the number of the exit, and of the inputs applied at it.
+        executed: (u64, u32),
+        /// How far it has received, likewise.
+        received: (u64, u32),
     },
 }
 
@@ -141,54 +131,52 @@ impl fmt::Display for Reason {
                 "the backup executes nothing for {age_ms} ms: it stands at exit {}+{} and has received up to {}+{}",
                 executed.0, executed.1, received.0, received.1
             ),
-            Reason::ChannelClosed { age_ms } => write!(f, "the logging channel is closed for {age_ms} ms"),
-            Reason::Reported { what } => f.write_str(what),
         }
     }
 }
 
-/// A mark that was sent and not acked.
+/// A mark that was sent and is not acked.
 #[derive(Clone, Copy, Debug)]
 struct Unacked {
     mark: u64,
     sent: u64,
 }
 
-/// The backup is behind and stands still.
+/// The backup has received more than it has executed.
 #[derive(Clone, Copy, Debug)]
 struct Behind {
+    /// When its executed position last moved, or when it fell behind.
     since: u64,
-    executed: Place,
-    received: Place,
+    executed: (u64, u32),
+    received: (u64, u32),
 }
 
-/// The state of one side's judgement about the other. One lives as long as the pair: a new backup gets a new one.
+/// What one side knows of the other. A detector serves one pair: for a new backup there is a new one.
 #[derive(Clone, Debug)]
 pub struct Detector {
-    config: Config,
+    config: DetectorConfig,
     /// The latest time seen.
     now: u64,
     last_step: u64,
-    /// Nothing counts as older than this.
+    /// When this side last woke up: nothing counts as older.
     window_start: u64,
     last_heartbeat: Option<u64>,
     last_evidence: u64,
     /// In order of their numbers, at most [`UNACKED_MARKS`].
     unacked: VecDeque<Unacked>,
     behind: Option<Behind>,
-    /// The exit behind which a long step comes.
-    long_step: Option<u64>,
-    closed: Option<u64>,
+    /// The exit at which the latest reset begins.
+    reset: Option<u64>,
     lost: Option<Reason>,
 }
 
 impl Detector {
-    /// A detector whose window starts `now`: create it when the pair is complete.
+    /// A detector for a pair that is complete `now`: evidence has D from here to come.
     ///
     /// # Panics
     /// If the detection time is under 8 ns, which leaves no step.
     #[must_use]
-    pub fn new(config: Config, now: u64) -> Self {
+    pub fn new(config: DetectorConfig, now: u64) -> Self {
         assert!(
             config.step_ns() > 0,
             "a detection time of {} ns leaves no step",
@@ -203,27 +191,26 @@ impl Detector {
             last_evidence: now,
             unacked: VecDeque::new(),
             behind: None,
-            long_step: None,
-            closed: None,
+            reset: None,
             lost: None,
         }
     }
 
-    /// A valid heartbeat of the other side arrived. It is shown in reasons and changes no verdict.
+    /// A valid heartbeat of the other side arrived. It is shown in a [`Reason`] and changes no verdict.
     pub fn heartbeat(&mut self, now: u64) {
         self.advance(now);
         self.last_heartbeat = Some(self.now);
     }
 
-    /// The other side's log traffic arrived. For a backup: a decoded mark or a piece of a checkpoint or state record
-    /// (PROTOCOL 4). For a primary it changes no verdict, since only the ack of its oldest mark helps.
+    /// On a backup: a whole mark arrived, or a piece of a checkpoint or state record (PROTOCOL 4). On a primary this
+    /// changes no verdict, where only the ack of its oldest mark helps.
     pub fn evidence(&mut self, now: u64) {
         self.advance(now);
         self.last_evidence = self.now;
     }
 
-    /// The primary sent `mark`. Marks are numbered upwards (log frames' numbers serve); anything that must be acked may
-    /// be counted as one. A number not above the last is ignored.
+    /// On a primary: `mark` was sent. Marks are numbered upwards (the numbers of log frames serve), and a number that is
+    /// not above the last one is ignored.
     pub fn mark_sent(&mut self, now: u64, mark: u64) {
         self.advance(now);
         if self.unacked.back().is_some_and(|last| mark <= last.mark) {
@@ -235,7 +222,7 @@ impl Detector {
         self.unacked.push_back(Unacked { mark, sent: self.now });
     }
 
-    /// The backup acked `mark` and with it every earlier one.
+    /// On a primary: the backup acked `mark`, and with it every earlier one.
     pub fn mark_acked(&mut self, now: u64, mark: u64) {
         self.advance(now);
         while self.unacked.front().is_some_and(|oldest| oldest.mark <= mark) {
@@ -243,8 +230,9 @@ impl Detector {
         }
     }
 
-    /// How far the backup has executed and received, from its latest ack (PROTOCOL 16).
-    pub fn progress(&mut self, now: u64, executed: Place, received: Place) {
+    /// On a primary: how far the backup has executed and received, by its latest ack (PROTOCOL 16). Each is the number of
+    /// an exit and of the inputs applied at it.
+    pub fn progress(&mut self, now: u64, executed: (u64, u32), received: (u64, u32)) {
         self.advance(now);
         self.behind = match self.behind {
             _ if executed >= received => None,
@@ -257,32 +245,14 @@ impl Detector {
         };
     }
 
-    /// What the backup does behind `exit` is a reset, which puts back all of RAM: until it is past that exit, it may stand still
-    /// for [`LONG_STEP_NS`] more. It acks what it receives meanwhile, as ever (PROTOCOL 16).
-    pub fn long_step(&mut self, exit: u64) {
-        self.long_step = Some(exit);
+    /// On a primary: the guest is reset at `exit`. Until the backup has executed past that exit it may stand still for
+    /// 30 s more than D, as it puts all of RAM back. It must ack what it receives meanwhile, as ever (PROTOCOL 16).
+    pub fn reset_at(&mut self, exit: u64) {
+        self.reset = Some(exit);
     }
 
-    /// The logging channel was closed by the other side or broke: a dead process looks like that at once.
-    pub fn channel_closed(&mut self, now: u64) {
-        self.advance(now);
-        self.closed.get_or_insert(self.now);
-    }
-
-    /// The channel stands again, with the same incarnation (PROTOCOL 6).
-    pub fn channel_resumed(&mut self, now: u64) {
-        self.advance(now);
-        self.closed = None;
-    }
-
-    /// The other side was found unusable by other means: a divergence, a refused resumption. Final.
-    pub fn report_lost(&mut self, now: u64, what: impl Into<String>) {
-        self.advance(now);
-        self.lost.get_or_insert_with(|| Reason::Reported { what: what.into() });
-    }
-
-    /// Judges. To be called at least every [`Config::step_ns`]; a call that is more than D/4 later than that gives no
-    /// verdict but [`Verdict::SelfStalled`] (PROTOCOL 15).
+    /// Judges. To be called at least every D/8. A call that is later than that by more than D/4 gives no verdict but
+    /// [`Verdict::SelfStalled`], unless there was one before (PROTOCOL 15).
     pub fn step(&mut self, now: u64) -> Verdict {
         self.advance(now);
         let late_ns = (self.now - self.last_step).saturating_sub(self.config.step_ns());
@@ -294,66 +264,49 @@ impl Detector {
         if self.lost.is_none() {
             self.lost = self.grounds();
         }
-        match (&self.lost, self.closed) {
-            (Some(reason), _) => Verdict::Lost(reason.clone()),
-            (None, Some(since)) => Verdict::EarlyHint(Reason::ChannelClosed {
-                age_ms: (self.now - since) / NS_PER_MS,
-            }),
-            (None, None) => Verdict::Healthy,
-        }
+        self.lost.map_or(Verdict::Healthy, Verdict::Lost)
     }
 
-    /// The latest time by which the next step is due, in nanoseconds.
-    #[must_use]
-    pub fn next_step_due(&self) -> u64 {
-        self.last_step.saturating_add(self.config.step_ns())
-    }
-
-    /// Age of the oldest unacked mark within the window, in nanoseconds; none when every mark is acked.
-    #[must_use]
-    pub fn oldest_unacked_ns(&self) -> Option<u64> {
-        self.unacked.front().map(|oldest| self.age(oldest.sent))
-    }
-
+    /// What speaks against the other side now.
     fn grounds(&self) -> Option<Reason> {
         let heartbeat_ms = self.last_heartbeat.map(|heard| (self.now - heard) / NS_PER_MS);
         let is_old = |since: u64| self.age(since) > self.config.detection_ns;
         let age_ms = |since: u64| self.age(since) / NS_PER_MS;
         match self.config.role {
-            Role::Backup => is_old(self.last_evidence).then(|| Reason::NoMark {
+            PairRole::Backup => is_old(self.last_evidence).then(|| Reason::NoMark {
                 age_ms: age_ms(self.last_evidence),
                 heartbeat_ms,
             }),
-            Role::Primary => {
+            PairRole::Primary => {
                 let unacked = self.unacked.front().filter(|oldest| is_old(oldest.sent));
-                let still = self.behind.filter(|behind| {
-                    let resets = self.long_step.is_some_and(|exit| behind.executed.0 <= exit);
-                    let more = if resets { LONG_STEP_NS } else { 0 };
-                    self.age(behind.since) > self.config.detection_ns.saturating_add(more)
+                let unacked = unacked.map(|oldest| Reason::MarkUnacked {
+                    mark: oldest.mark,
+                    age_ms: age_ms(oldest.sent),
+                    heartbeat_ms,
                 });
-                unacked
-                    .map(|&Unacked { mark, sent }| Reason::MarkUnacked {
-                        mark,
-                        age_ms: age_ms(sent),
-                        heartbeat_ms,
-                    })
-                    .or(still.map(
-                        |Behind {
-                             since,
-                             executed,
-                             received,
-                         }| {
-                            Reason::NoProgress {
-                                age_ms: age_ms(since),
-                                executed,
-                                received,
-                            }
-                        },
-                    ))
+                unacked.or_else(|| self.stands_still())
             }
         }
     }
 
+    /// Whether the backup has been behind without moving for too long.
+    fn stands_still(&self) -> Option<Reason> {
+        let Behind {
+            since,
+            executed,
+            received,
+        } = self.behind?;
+        let resets = self.reset.is_some_and(|exit| executed.0 <= exit);
+        let more = if resets { RESET_NS } else { 0 };
+        let age = self.age(since);
+        (age > self.config.detection_ns.saturating_add(more)).then_some(Reason::NoProgress {
+            age_ms: age / NS_PER_MS,
+            executed,
+            received,
+        })
+    }
+
+    /// Nanoseconds since `since`, or since this side last woke up, if that is later.
     fn age(&self, since: u64) -> u64 {
         self.now - since.max(self.window_start)
     }

@@ -7,14 +7,14 @@ const D: u64 = 800 * NS_PER_MS;
 const STEP: u64 = D / 8;
 const START: u64 = 5_000_000_000;
 
-fn detector(role: Role) -> Detector {
-    Detector::new(Config { role, detection_ns: D }, START)
+fn detector(role: PairRole) -> Detector {
+    Detector::new(DetectorConfig { role, detection_ns: D }, START)
 }
 
 /// Steps in time from the last step to `until`, and returns the verdict there.
 fn steps(detector: &mut Detector, until: u64) -> Verdict {
-    while detector.next_step_due() < until {
-        let verdict = detector.step(detector.next_step_due());
+    while detector.last_step + STEP < until {
+        let verdict = detector.step(detector.last_step + STEP);
         assert!(!matches!(verdict, Verdict::SelfStalled { .. }));
     }
     detector.step(until)
@@ -23,7 +23,7 @@ fn steps(detector: &mut Detector, until: u64) -> Verdict {
 #[test]
 fn a_primary_loses_its_backup_when_the_oldest_mark_is_unacked_for_more_than_d() {
     for (age, is_lost) in [(D - 1, false), (D, false), (D + 1, true)] {
-        let mut detector = detector(Role::Primary);
+        let mut detector = detector(PairRole::Primary);
         let sent = START + 12_345;
         detector.mark_sent(sent, 7);
         detector.mark_sent(sent + 1, 8);
@@ -52,12 +52,11 @@ fn a_primary_loses_its_backup_when_the_oldest_mark_is_unacked_for_more_than_d() 
 
 #[test]
 fn an_ack_counts_for_all_earlier_marks_and_for_none_later() {
-    let mut detector = detector(Role::Primary);
+    let mut detector = detector(PairRole::Primary);
     for (after, mark) in [(0, 1), (10, 2), (20, 3)] {
         detector.mark_sent(START + after, mark);
     }
     detector.mark_acked(START + 30, 2);
-    assert_eq!(detector.oldest_unacked_ns(), Some(10));
     assert_eq!(steps(&mut detector, START + 20 + D), Verdict::Healthy);
     assert!(matches!(
         detector.step(START + 21 + D),
@@ -67,18 +66,17 @@ fn an_ack_counts_for_all_earlier_marks_and_for_none_later() {
 
 #[test]
 fn a_primary_whose_marks_are_all_acked_waits_for_ever() {
-    let mut detector = detector(Role::Primary);
+    let mut detector = detector(PairRole::Primary);
     detector.mark_sent(START, 1);
     steps(&mut detector, START + D);
     detector.mark_acked(START + D, 1);
-    assert_eq!(detector.oldest_unacked_ns(), None);
     assert_eq!(steps(&mut detector, START + 20 * D), Verdict::Healthy);
 }
 
 #[test]
 fn a_backup_loses_its_primary_when_no_mark_came_for_more_than_d() {
     for (age, is_lost) in [(D - 1, false), (D, false), (D + 1, true)] {
-        let mut detector = detector(Role::Backup);
+        let mut detector = detector(PairRole::Backup);
         let last = START + 3 * STEP;
         steps(&mut detector, last);
         detector.evidence(last);
@@ -99,7 +97,7 @@ fn a_backup_loses_its_primary_when_no_mark_came_for_more_than_d() {
 
 #[test]
 fn the_first_mark_has_d_to_arrive() {
-    let mut detector = detector(Role::Backup);
+    let mut detector = detector(PairRole::Backup);
     assert_eq!(steps(&mut detector, START + D), Verdict::Healthy);
     let reason = Reason::NoMark {
         age_ms: 800,
@@ -112,7 +110,7 @@ fn the_first_mark_has_d_to_arrive() {
 fn a_backup_that_is_behind_and_stands_still_for_more_than_d_is_lost() {
     let (executed, received) = ((10, 2), (10, 3));
     for (age, is_lost) in [(D - 1, false), (D, false), (D + 1, true)] {
-        let mut detector = detector(Role::Primary);
+        let mut detector = detector(PairRole::Primary);
         let stood = START + STEP;
         detector.progress(START + 1, (10, 1), received);
         detector.step(stood);
@@ -137,9 +135,9 @@ fn a_backup_that_is_behind_and_stands_still_for_more_than_d_is_lost() {
 
 #[test]
 fn a_reset_may_take_longer_and_only_the_reset() {
-    for (executed, limit) in [((9, 1), D + LONG_STEP_NS), ((10, 2), D + LONG_STEP_NS), ((11, 0), D)] {
-        let mut detector = detector(Role::Primary);
-        detector.long_step(10);
+    for (executed, limit) in [((9, 1), D + RESET_NS), ((10, 2), D + RESET_NS), ((11, 0), D)] {
+        let mut detector = detector(PairRole::Primary);
+        detector.reset_at(10);
         detector.progress(START, executed, (12, 0));
         assert_eq!(steps(&mut detector, START + limit), Verdict::Healthy, "{executed:?}");
         assert!(
@@ -154,7 +152,7 @@ fn a_reset_may_take_longer_and_only_the_reset() {
 
 #[test]
 fn a_backup_that_has_caught_up_may_stand_still() {
-    let mut detector = detector(Role::Primary);
+    let mut detector = detector(PairRole::Primary);
     detector.progress(START, (10, 1), (10, 2));
     steps(&mut detector, START + D);
     detector.progress(START + D, (10, 2), (10, 2));
@@ -173,13 +171,13 @@ fn a_backup_that_has_caught_up_may_stand_still() {
 
 #[test]
 fn each_side_judges_by_its_own_evidence_only() {
-    let mut primary = detector(Role::Primary);
+    let mut primary = detector(PairRole::Primary);
     assert_eq!(
         steps(&mut primary, START + 3 * D),
         Verdict::Healthy,
         "no traffic is no ground while nothing is unacked"
     );
-    let mut backup = detector(Role::Backup);
+    let mut backup = detector(PairRole::Backup);
     backup.mark_sent(START, 1);
     backup.progress(START, (0, 0), (1, 0));
     for round in 1..30 {
@@ -192,7 +190,7 @@ fn each_side_judges_by_its_own_evidence_only() {
 fn a_late_step_gives_no_verdict_and_restarts_the_window() {
     let limit = STEP + D / 4;
     for (gap, is_stalled) in [(limit - 1, false), (limit, false), (limit + 1, true)] {
-        for role in [Role::Primary, Role::Backup] {
+        for role in [PairRole::Primary, PairRole::Backup] {
             let mut detector = detector(role);
             detector.mark_sent(START, 1);
             detector.progress(START, (1, 0), (2, 0));
@@ -212,56 +210,32 @@ fn a_late_step_gives_no_verdict_and_restarts_the_window() {
 }
 
 #[test]
-fn a_closed_channel_is_a_hint_until_it_is_resumed() {
-    let mut detector = detector(Role::Backup);
-    detector.channel_closed(START + 1);
-    detector.channel_closed(START + STEP / 2);
-    detector.evidence(START + STEP / 2);
-    let hint = |age_ms| Verdict::EarlyHint(Reason::ChannelClosed { age_ms });
-    assert_eq!(detector.step(START + 1 + 60 * NS_PER_MS), hint(60));
-    detector.channel_resumed(START + STEP);
-    assert_eq!(detector.step(START + STEP), Verdict::Healthy);
-    detector.channel_closed(START + STEP);
-    assert_eq!(steps(&mut detector, START + STEP / 2 + D), hint(750));
-    assert!(
-        matches!(
-            detector.step(START + STEP / 2 + D + 1),
-            Verdict::Lost(Reason::NoMark { .. })
-        ),
-        "a hint is not all"
-    );
-}
-
-#[test]
 fn suspicion_is_final() {
-    for role in [Role::Primary, Role::Backup] {
+    for role in [PairRole::Primary, PairRole::Backup] {
         let mut detector = detector(role);
-        detector.report_lost(START, "diverged at exit 9");
-        detector.report_lost(START, "something else");
-        let lost = Verdict::Lost(Reason::Reported {
-            what: "diverged at exit 9".into(),
-        });
-        assert_eq!(detector.step(START), lost);
-        detector.evidence(START + 1);
-        detector.channel_resumed(START + 1);
-        assert_eq!(detector.step(START + 1), lost);
+        detector.mark_sent(START, 1);
+        let lost = steps(&mut detector, START + D + 1);
+        assert!(matches!(lost, Verdict::Lost(_)), "{lost:?}");
+        detector.evidence(START + D + 2);
+        detector.mark_acked(START + D + 2, 1);
+        assert_eq!(detector.step(START + D + 2), lost);
         assert_eq!(detector.step(START + 100 * D), lost, "not even a stall takes it back");
     }
 }
 
 #[test]
 fn marks_beyond_the_bound_delay_a_verdict_and_lose_nothing() {
-    let mut detector = detector(Role::Primary);
+    let mut detector = detector(PairRole::Primary);
     let count = u64::try_from(UNACKED_MARKS).unwrap() + 10;
     for mark in 1..=count {
         detector.mark_sent(START + mark, mark);
     }
     assert_eq!(detector.unacked.len(), UNACKED_MARKS);
-    assert_eq!(detector.oldest_unacked_ns(), Some(count - 1));
     detector.mark_acked(START + count, count - 1);
-    assert_eq!(detector.oldest_unacked_ns(), Some(0), "the last mark is not forgotten");
+    let left: Vec<u64> = detector.unacked.iter().map(|unacked| unacked.mark).collect();
+    assert_eq!(left, [count], "the last mark is not forgotten");
     detector.mark_acked(START + count, count);
-    assert_eq!(detector.oldest_unacked_ns(), None);
+    assert!(detector.unacked.is_empty());
 }
 
 #[test]
@@ -290,16 +264,6 @@ fn reasons_read_well() {
             },
             "the backup executes nothing for 801 ms: it stands at exit 3+1 and has received up to 4+0",
         ),
-        (
-            Reason::ChannelClosed { age_ms: 5 },
-            "the logging channel is closed for 5 ms",
-        ),
-        (
-            Reason::Reported {
-                what: "diverged".into(),
-            },
-            "diverged",
-        ),
     ] {
         assert_eq!(reason.to_string(), text);
     }
@@ -309,8 +273,8 @@ fn reasons_read_well() {
 #[should_panic(expected = "leaves no step")]
 fn a_detection_time_without_steps_is_refused() {
     let _ = Detector::new(
-        Config {
-            role: Role::Backup,
+        DetectorConfig {
+            role: PairRole::Backup,
             detection_ns: 7,
         },
         0,
@@ -323,8 +287,6 @@ enum Event {
     Evidence,
     Sent(u64),
     Acked(u64),
-    Closed,
-    Resumed,
     Progress(u64, u64),
     Step,
 }
@@ -335,8 +297,6 @@ fn event() -> impl Strategy<Value = Event> {
         Just(Event::Evidence),
         (0..40u64).prop_map(Event::Sent),
         (0..40u64).prop_map(Event::Acked),
-        Just(Event::Closed),
-        Just(Event::Resumed),
         (0..4u64, 0..4u64).prop_map(|(executed, received)| Event::Progress(executed, received)),
         Just(Event::Step),
         Just(Event::Step),
@@ -345,7 +305,7 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 /// What the rules say of the whole history, looked through anew at each step.
-fn naive(role: Role, history: &[(u64, Event)], window: u64, now: u64) -> bool {
+fn naive(role: PairRole, history: &[(u64, Event)], window: u64, now: u64) -> bool {
     let last = |wanted: fn(&Event) -> bool| {
         history
             .iter()
@@ -354,7 +314,7 @@ fn naive(role: Role, history: &[(u64, Event)], window: u64, now: u64) -> bool {
             .map_or(START, |(at, _)| *at)
     };
     let too_old = |since: u64| now - since.max(window) > D;
-    if role == Role::Backup {
+    if role == PairRole::Backup {
         return too_old(last(|event| matches!(event, Event::Evidence)));
     }
     let unacked = history.iter().enumerate().any(|(index, (at, event))| {
@@ -378,7 +338,7 @@ fn naive(role: Role, history: &[(u64, Event)], window: u64, now: u64) -> bool {
 proptest! {
     #[test]
     fn verdicts_follow_the_rules(
-        role in prop_oneof![Just(Role::Primary), Just(Role::Backup)],
+        role in prop_oneof![Just(PairRole::Primary), Just(PairRole::Backup)],
         events in proptest::collection::vec((0..=(STEP + D / 4 + 2), event()), 1..120),
     ) {
         let mut detector = detector(role);
@@ -402,15 +362,13 @@ proptest! {
                     history.push((now, Event::Acked(mark)));
                     continue;
                 }
-                Event::Closed => detector.channel_closed(now),
-                Event::Resumed => detector.channel_resumed(now),
                 Event::Progress(executed, received) => detector.progress(now, (executed, 0), (received, 0)),
                 Event::Step => {
                     let verdict = detector.step(now);
                     let stalled = now - last_step > STEP + D / 4;
                     last_step = now;
-                    if let Some(lost) = &lost {
-                        prop_assert_eq!(&verdict, lost);
+                    if let Some(lost) = lost {
+                        prop_assert_eq!(verdict, lost);
                     } else if stalled {
                         window = now;
                         let is_stall = matches!(verdict, Verdict::SelfStalled { .. });
@@ -419,10 +377,7 @@ proptest! {
                         prop_assert!(matches!(verdict, Verdict::Lost(_)), "{verdict:?}");
                         lost = Some(verdict);
                     } else {
-                        let marks = history.iter().rev().find(|(_, e)| matches!(e, Event::Closed | Event::Resumed));
-                        let closed = matches!(marks, Some((_, Event::Closed)));
-                        prop_assert_eq!(matches!(verdict, Verdict::EarlyHint(_)), closed);
-                        prop_assert!(closed || verdict == Verdict::Healthy);
+                        prop_assert_eq!(verdict, Verdict::Healthy);
                     }
                 }
             }
@@ -433,7 +388,7 @@ proptest! {
     /// Heartbeats, however many, never change a verdict.
     #[test]
     fn heartbeats_prove_nothing(
-        role in prop_oneof![Just(Role::Primary), Just(Role::Backup)],
+        role in prop_oneof![Just(PairRole::Primary), Just(PairRole::Backup)],
         pauses in proptest::collection::vec(0..STEP + D / 3, 1..40),
     ) {
         let kind = |verdict: &Verdict| std::mem::discriminant(verdict);

@@ -1,10 +1,12 @@
 //! Disks that both hosts can reach, and who may use them.
 //!
 //! [`request`] says what a guest asks of a disk, [`plan`] in which order requests may touch it, [`image`] does the I/O,
-//! and [`arbiter`] is the atomic test-and-set that lets at most one side go on alone (PROTOCOL 8, 10, 11). [`scsi`] brings
-//! what only a device can decide: its compare-and-write, and reservations that keep a dead host's writes out (PROTOCOL 14).
-//! Of disks that each host has for itself, [`mirror`] knows what a joining backup lacks, and [`mark`] whose copy is the
-//! newest. The crate knows nothing of the guest or the logging channel: generations and ids are plain numbers here.
+//! and [`arbiter`] is the atomic test-and-set that lets at most one side go on alone (PROTOCOL 8, 10, 11). [`scsi`] sends
+//! the commands that only a SCSI device can carry out: its compare-and-write, and the reservations that keep a dead
+//! host's writes out (PROTOCOL 14). Of *private* disks, where each host has an image of its own, [`mirror`] knows what a
+//! joining backup lacks, and [`mark`] which host's copy is the newest.
+//!
+//! The crate knows nothing of the guest or the logging channel: generations and incarnations are plain numbers here.
 #![deny(unsafe_code)]
 
 pub mod arbiter;
@@ -13,3 +15,12 @@ pub mod mark;
 pub mod mirror;
 pub mod plan;
 pub mod scsi;
+mod syscall;
+mod textfile;
+
+/// Bytes of a sector: every offset and length of a disk is a multiple of it (virtio 1.2, 5.2), and the kernel counts
+/// block devices in it (`/sys/dev/block/…/size`).
+pub(crate) const SECTOR: u64 = SECTOR_LEN as u64;
+
+/// [`SECTOR`], for lengths in memory.
+pub(crate) const SECTOR_LEN: usize = 512;

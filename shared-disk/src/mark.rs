@@ -1,44 +1,47 @@
 //! What is known of a host's copy of a private disk: a small file beside the image.
 //!
-//! With private disks each host has a copy of its own, and the one that lived last has the newest. A guest that ended
-//! cleanly must not be started from an older copy, which would lose data without a word. So every copy has a mark: under
-//! which generation, and by which incarnation, its content was last the guest's. The arbiter's record of the end names the
-//! same two (PROTOCOL 10), and [`may_start`] compares. Nothing but equality counts: generations begin again when a person
-//! removes a guest's directory, and incarnations are random.
+//! With private disks each host has an image of its own, and the host on which the guest lived last has the newest. If a
+//! guest that ended cleanly were started from an older copy, it would lose data without a word. So every copy has a mark,
+//! which says under which generation, and by which incarnation, its content was last the guest's. The arbiter's record of
+//! a clean end names the same two (PROTOCOL 10), and [`may_start`] compares them. It asks only whether they are equal,
+//! never which is greater: generations begin again at 1 when a person removes a guest's directory, and incarnations are
+//! random.
 
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use thiserror::Error;
 
-use crate::arbiter::{LifeState, Record, decimal, hex_id, host_name, is_host, read_bounded};
+use crate::arbiter::{GenerationRecord, LifeState};
+use crate::textfile::{self, Fields, FormatError, decimal, incarnation, read_bounded, this_host, unix_seconds};
 
-/// The longest mark accepted. A written one has at most 300 bytes.
+/// The longest mark accepted, in bytes. A written one has at most 300.
 const MARK_BYTES: usize = 1024;
 
 /// First line of every mark; the number changes with the format.
-const MAGIC: &str = "ftvm-mark 1";
+const FIRST_LINE: &str = "ftvm-mark 1";
 
-/// What a copy holds.
+/// What a copy of a private disk holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Held {
-    /// What the guest's live side has, or had when it ended.
+pub enum CopyState {
+    /// What the live guest has written, or had written when it ended.
     Current,
-    /// What a backup of that generation has executed so far: whole, but perhaps not the newest.
+    /// What a backup has executed so far: whole, but the guest may have written more since.
     Following,
-    /// A mixture: a backup was joining, and not all had come.
+    /// A mixture of old and new: a backup was joining, and not all blocks had come.
     Incomplete,
 }
 
-/// What is known of a copy.
+/// What is known of a host's copy of a private disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mark {
-    pub held: Held,
+pub struct DiskMark {
+    /// What the copy holds.
+    pub held: CopyState,
+    /// The generation under which it came to hold that.
     pub generation: u64,
-    /// The incarnation that owned it, never 0.
+    /// The incarnation that owned that generation, never 0.
     pub owner: u128,
     /// Where it was written. For people only.
     pub host: String,
@@ -49,27 +52,38 @@ pub struct Mark {
 /// Why a mark cannot be read or written.
 #[derive(Debug, Error)]
 pub enum MarkError {
+    /// The file system refuses.
     #[error("cannot {action} {}, which says how new the private disk beside it is: {cause}", path.display())]
     Io {
+        /// What was tried.
         action: &'static str,
+        /// The mark.
         path: PathBuf,
+        /// The system's answer.
+        #[source]
         cause: io::Error,
     },
-    #[error("{} was not written by this version of ftvm: its '{field}' line is missing or malformed", path.display())]
-    Malformed { path: PathBuf, field: &'static str },
+    /// The file is no mark.
+    #[error("{} was not written by this version of ftvm: {cause}", path.display())]
+    Malformed {
+        /// The mark.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        cause: FormatError,
+    },
 }
 
-impl Mark {
+impl DiskMark {
     /// A mark of this host and moment.
     #[must_use]
-    pub fn now(held: Held, generation: u64, owner: u128) -> Self {
-        let time = SystemTime::now().duration_since(UNIX_EPOCH);
-        Mark {
+    pub fn now(held: CopyState, generation: u64, owner: u128) -> Self {
+        DiskMark {
             held,
             generation,
             owner,
-            host: host_name(rustix::system::uname().nodename().to_bytes()),
-            time: time.map_or(0, |since| since.as_secs()),
+            host: this_host(),
+            time: unix_seconds(),
         }
     }
 
@@ -77,11 +91,11 @@ impl Mark {
     ///
     /// # Errors
     /// If the file cannot be read or is no mark.
-    pub fn load(path: &Path) -> Result<Option<Mark>, MarkError> {
+    pub fn load(path: &Path) -> Result<Option<DiskMark>, MarkError> {
         match read_bounded(path, MARK_BYTES + 1) {
-            Ok(bytes) => Mark::parse(&bytes).map(Some).map_err(|field| MarkError::Malformed {
+            Ok(bytes) => DiskMark::parse(&bytes).map(Some).map_err(|cause| MarkError::Malformed {
                 path: path.to_owned(),
-                field,
+                cause,
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(cause) => Err(io_error("read", path, cause)),
@@ -111,7 +125,7 @@ impl Mark {
     }
 
     fn encode(&self) -> String {
-        let Mark {
+        let DiskMark {
             held,
             generation,
             owner,
@@ -119,59 +133,45 @@ impl Mark {
             time,
         } = self;
         let held = match held {
-            Held::Current => "current",
-            Held::Following => "following",
-            Held::Incomplete => "incomplete",
+            CopyState::Current => "current",
+            CopyState::Following => "following",
+            CopyState::Incomplete => "incomplete",
         };
-        format!("{MAGIC}\nheld {held}\ngeneration {generation}\nowner {owner:032x}\nhost {host}\ntime {time}\n")
+        format!("{FIRST_LINE}\nheld {held}\ngeneration {generation}\nowner {owner:032x}\nhost {host}\ntime {time}\n")
     }
 
-    /// The first line that is not as [`Mark::encode`] writes it is the error.
-    fn parse(bytes: &[u8]) -> Result<Mark, &'static str> {
-        let text = std::str::from_utf8(bytes).ok().filter(|text| text.len() <= MARK_BYTES);
-        let mut lines = text.ok_or(MAGIC)?.lines();
-        if lines.next() != Some(MAGIC) {
-            return Err(MAGIC);
-        }
-        let mut field = |name: &'static str| {
-            let line = lines.next().and_then(|line| line.strip_prefix(name));
-            line.and_then(|rest| rest.strip_prefix(' ')).ok_or(name)
+    fn parse(bytes: &[u8]) -> Result<DiskMark, FormatError> {
+        let mut fields = Fields::open(bytes, MARK_BYTES, FIRST_LINE)?;
+        let held = |text| match text {
+            "current" => Some(CopyState::Current),
+            "following" => Some(CopyState::Following),
+            "incomplete" => Some(CopyState::Incomplete),
+            _ => None,
         };
-        let mark = Mark {
-            held: match field("held")? {
-                "current" => Held::Current,
-                "following" => Held::Following,
-                "incomplete" => Held::Incomplete,
-                _ => return Err("held"),
-            },
-            generation: decimal(field("generation")?).ok_or("generation")?,
-            owner: hex_id(field("owner")?).ok_or("owner")?,
-            host: Some(field("host")?)
-                .filter(|host| is_host(host))
-                .ok_or("host")?
-                .to_owned(),
-            time: decimal(field("time")?).ok_or("time")?,
+        let mark = DiskMark {
+            held: fields.next("held", held)?,
+            generation: fields.next("generation", decimal)?,
+            owner: fields.next("owner", incarnation)?,
+            host: fields.next("host", textfile::host)?,
+            time: fields.next("time", decimal)?,
         };
-        match lines.next() {
-            None => Ok(mark),
-            Some(_) => Err("end"),
-        }
+        fields.end().map(|()| mark)
     }
 }
 
-impl fmt::Display for Mark {
+impl fmt::Display for DiskMark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Mark { generation, host, .. } = self;
+        let DiskMark { generation, host, .. } = self;
         match self.held {
-            Held::Current => write!(
+            CopyState::Current => write!(
                 f,
                 "it was the guest's own as generation {generation} (marked on host {host})"
             ),
-            Held::Following => write!(
+            CopyState::Following => write!(
                 f,
                 "it is a backup's of generation {generation} and may lack what came last (marked on host {host})"
             ),
-            Held::Incomplete => write!(
+            CopyState::Incomplete => write!(
                 f,
                 "it is a mixture of old and new, as a backup was joining generation {generation} (marked on host {host})"
             ),
@@ -179,7 +179,7 @@ impl fmt::Display for Mark {
     }
 }
 
-/// A copy that is not known to be the newest.
+/// Why a copy is not known to be the newest.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{}; {}", last.as_ref().map_or_else(
     || "the shared storage knows of no earlier life of the guest".to_owned(),
@@ -189,22 +189,24 @@ impl fmt::Display for Mark {
     |mark| format!("of this copy its mark says: {mark}")
 ))]
 pub struct Stale {
-    pub mark: Option<Mark>,
-    pub last: Option<Record>,
+    /// The copy's mark, if it has one.
+    pub mark: Option<DiskMark>,
+    /// What the arbiter knows of the guest's last life, if there was one.
+    pub last: Option<GenerationRecord>,
 }
 
-/// Whether a guest whose last life the arbiter knows as `last` may be started from a copy with this `mark`. Of a life that
-/// has not ended nothing is said: the arbiter refuses the start.
+/// Whether a guest may be started from a copy with this `mark`, if the arbiter's record of its last life is `last`. If that
+/// life has not ended, the copy does not matter: the arbiter itself refuses the start.
 ///
 /// # Errors
 /// [`Stale`]: another host may have a newer copy.
-pub fn may_start(mark: Option<&Mark>, last: Option<&Record>) -> Result<(), Box<Stale>> {
+pub fn may_start(mark: Option<&DiskMark>, last: Option<&GenerationRecord>) -> Result<(), Box<Stale>> {
     let newest = match (mark, last) {
         (None, None) => true,
         (_, Some(record)) if record.state == LifeState::Running => true,
         (Some(mark), Some(record)) => {
             // The end is a generation of its own, the one after the last life's.
-            mark.held == Held::Current
+            mark.held == CopyState::Current
                 && mark.generation.checked_add(1) == Some(record.generation)
                 && mark.owner == record.owner
         }
@@ -231,8 +233,8 @@ fn io_error(action: &'static str, path: &Path, cause: io::Error) -> MarkError {
 mod tests {
     use super::*;
 
-    fn mark(held: Held, generation: u64, owner: u128) -> Mark {
-        Mark {
+    fn mark(held: CopyState, generation: u64, owner: u128) -> DiskMark {
+        DiskMark {
             held,
             generation,
             owner,
@@ -241,8 +243,8 @@ mod tests {
         }
     }
 
-    fn record(state: LifeState, generation: u64, owner: u128) -> Record {
-        Record {
+    fn record(state: LifeState, generation: u64, owner: u128) -> GenerationRecord {
+        GenerationRecord {
             generation,
             owner,
             state,
@@ -255,15 +257,15 @@ mod tests {
     #[test]
     fn only_the_copy_of_the_last_life_starts() {
         let ended = record(LifeState::Ended, 4, 0xa);
-        let current = mark(Held::Current, 3, 0xa);
+        let current = mark(CopyState::Current, 3, 0xa);
         assert_eq!(may_start(Some(&current), Some(&ended)), Ok(()));
         for stale in [
-            mark(Held::Following, 3, 0xa),
-            mark(Held::Incomplete, 3, 0xa),
-            mark(Held::Current, 2, 0xa),
-            mark(Held::Current, 4, 0xa),
-            mark(Held::Current, u64::MAX, 0xa),
-            mark(Held::Current, 3, 0xb),
+            mark(CopyState::Following, 3, 0xa),
+            mark(CopyState::Incomplete, 3, 0xa),
+            mark(CopyState::Current, 2, 0xa),
+            mark(CopyState::Current, 4, 0xa),
+            mark(CopyState::Current, u64::MAX, 0xa),
+            mark(CopyState::Current, 3, 0xb),
         ] {
             let error = may_start(Some(&stale), Some(&ended)).unwrap_err();
             assert_eq!(error.mark, Some(stale));
@@ -277,7 +279,7 @@ mod tests {
         let ended = record(LifeState::Ended, 2, 0xa);
         let error = may_start(None, Some(&ended)).unwrap_err();
         assert!(error.to_string().contains("no mark"), "{error}");
-        let error = may_start(Some(&mark(Held::Current, 1, 0xa)), None).unwrap_err();
+        let error = may_start(Some(&mark(CopyState::Current, 1, 0xa)), None).unwrap_err();
         assert!(error.to_string().contains("no earlier life"), "{error}");
         assert_eq!(may_start(None, Some(&record(LifeState::Running, 2, 0xa))), Ok(()));
     }
@@ -286,11 +288,11 @@ mod tests {
     fn a_mark_reads_as_written() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("disk.ftvm");
-        assert_eq!(Mark::load(&path).unwrap(), None);
-        for held in [Held::Incomplete, Held::Following, Held::Current] {
+        assert_eq!(DiskMark::load(&path).unwrap(), None);
+        for held in [CopyState::Incomplete, CopyState::Following, CopyState::Current] {
             let mark = mark(held, 9, 0xabc);
             mark.store(&path).unwrap();
-            assert_eq!(Mark::load(&path).unwrap(), Some(mark));
+            assert_eq!(DiskMark::load(&path).unwrap(), Some(mark));
         }
         let names: Vec<_> = fs::read_dir(directory.path())
             .unwrap()
@@ -301,16 +303,22 @@ mod tests {
 
     #[test]
     fn each_broken_line_is_named() {
-        let good = mark(Held::Current, 3, 0xabc).encode();
-        let broken = |from: &str, to: &str| Mark::parse(good.replacen(from, to, 1).as_bytes());
-        assert_eq!(broken("ftvm-mark 1", "ftvm-mark 2"), Err(MAGIC));
-        assert_eq!(broken("current", "newest"), Err("held"));
-        assert_eq!(broken("generation 3", "generation 03"), Err("generation"));
-        assert_eq!(broken("abc", "000"), Err("owner"));
-        assert_eq!(broken("alpha", "al\x1b[2Jpha"), Err("host"));
-        assert_eq!(broken("time 7", "time x"), Err("time"));
-        assert_eq!(Mark::parse(format!("{good}x\n").as_bytes()), Err("end"));
-        assert_eq!(Mark::parse(b"\xff"), Err(MAGIC));
-        assert_eq!(Mark::parse(&vec![b'x'; MARK_BYTES + 1]), Err(MAGIC));
+        let good = mark(CopyState::Current, 3, 0xabc).encode();
+        let broken = |from: &str, to: &str| DiskMark::parse(good.replacen(from, to, 1).as_bytes());
+        let field = |name| Err(FormatError::Field(name));
+        let first_line = Err(FormatError::FirstLine { expected: FIRST_LINE });
+        assert_eq!(broken("ftvm-mark 1", "ftvm-mark 2"), first_line);
+        assert_eq!(broken("current", "newest"), field("held"));
+        assert_eq!(broken("generation 3", "generation 03"), field("generation"));
+        assert_eq!(broken("abc", "000"), field("owner"));
+        assert_eq!(broken("alpha", "al\x1b[2Jpha"), field("host"));
+        assert_eq!(broken("time 7", "time x"), field("time"));
+        let parse = |bytes: &[u8]| DiskMark::parse(bytes);
+        assert_eq!(parse(format!("{good}x\n").as_bytes()), Err(FormatError::Trailing));
+        assert_eq!(parse(b"\xff"), Err(FormatError::NotText));
+        assert_eq!(
+            parse(&[b'x'; MARK_BYTES + 1]),
+            Err(FormatError::TooLong { limit: MARK_BYTES })
+        );
     }
 }

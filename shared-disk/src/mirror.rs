@@ -1,29 +1,34 @@
 //! Which parts of the private disks a joining backup still lacks (PROTOCOL 17).
 //!
-//! A private disk is copied to a joining backup while the guest goes on writing to it: all of it, then in rounds what has
-//! been written meanwhile. An extent is read some time after the look that named it, and a write that is under way at that
-//! moment may be found or not. So a write is noted when it has *landed*, and before it counts as over: the next look names
-//! its extents, and when no write is under way the last look has named them all. Noted when it starts, it would be lost
-//! where look and copy come before it lands.
+//! A private disk is copied to a joining backup while the guest goes on writing to it: first all of it, then in rounds
+//! what has been written meanwhile. Each round begins with a *look*, which takes the list of extents written since the
+//! last one. An extent is read some time after the look that named it, and may be read before or after a write that is
+//! under way at that moment. So a write is noted when it has *landed*, before it counts as over: then the next look names
+//! its extents, and once no write is under way a last look has named them all. If it were noted when it starts, it would
+//! be lost whenever look and copy both come before it lands.
 
 use std::collections::BTreeMap;
 
-/// Bytes of an extent: fine enough for a guest's small writes, coarse enough that the bits of a disk of 1 TiB are 2 MiB.
+/// Bytes of an extent, the unit in which disks are copied: fine enough for a guest's small writes, and coarse enough that
+/// one bit for each extent of a disk of 1 TiB makes 2 MiB.
 pub const EXTENT: u64 = 64 << 10;
 
+/// Extents in a word of the bitmap.
 const WORD: u64 = u64::BITS as u64;
 
-/// The extents of some disks, by disk and number.
+/// A set of extents: a bitmap for each disk. Extents are numbered from the beginning of their disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Extents(BTreeMap<u8, Vec<u64>>);
 
 impl Extents {
+    /// No extent of disks with these sizes in bytes.
     fn none(sizes: &BTreeMap<u8, u64>) -> Self {
         let words = |size: u64| size.div_ceil(EXTENT).div_ceil(WORD);
         let empty = |size: u64| vec![0; usize::try_from(words(size)).unwrap_or(usize::MAX)];
         Extents(sizes.iter().map(|(disk, size)| (*disk, empty(*size))).collect())
     }
 
+    /// Adds an extent, unless there is none with this number.
     fn add(&mut self, disk: u8, number: u64) {
         let word = usize::try_from(number / WORD).ok();
         let words = self.0.get_mut(&disk);
@@ -38,7 +43,7 @@ impl Extents {
         self.0.values().flatten().map(|word| u64::from(word.count_ones())).sum()
     }
 
-    /// Ascending by disk, then by number.
+    /// Disk and number of each, ascending by disk, then by number.
     pub fn iter(&self) -> impl Iterator<Item = (u8, u64)> {
         self.0.iter().flat_map(|(disk, words)| {
             let words = (0u64..).zip(words).filter(|(_, word)| **word != 0);
@@ -51,18 +56,20 @@ impl Extents {
     }
 }
 
-/// Bytes of extent `number` of a disk of `size` bytes; 0 behind its end. The last one may be short.
+/// Bytes of extent `number` of a disk of `size` bytes. The last one may be short, and those behind it have 0.
 #[must_use]
 pub fn extent_len(size: u64, number: u64) -> usize {
     let start = number.saturating_mul(EXTENT);
     usize::try_from(size.saturating_sub(start).min(EXTENT)).expect("an extent is short")
 }
 
-/// The writes to the private disks of a live guest.
+/// What a live guest has written to its private disks since the last look.
 #[derive(Clone, Debug)]
 pub struct Written {
+    /// By disk, in bytes.
     sizes: BTreeMap<u8, u64>,
     noted: Extents,
+    /// Writes that have begun and are not over.
     under_way: usize,
 }
 
@@ -88,7 +95,7 @@ impl Written {
         self.under_way += 1;
     }
 
-    /// A write has landed, or failed and may have landed in part.
+    /// A write of `len` bytes at `offset` has landed, or has failed and may have landed in part.
     pub fn over(&mut self, disk: u8, offset: u64, len: u64) {
         if len > 0 {
             let last = offset.saturating_add(len - 1) / EXTENT;
@@ -103,12 +110,12 @@ impl Written {
         self.under_way
     }
 
-    /// What has been written since the last look, which this is.
+    /// Looks: what has been written since the last look.
     pub fn look(&mut self) -> Extents {
         std::mem::replace(&mut self.noted, Extents::none(&self.sizes))
     }
 
-    /// Everything there is, for one who has nothing: the first look.
+    /// Looks for the first time: all extents, for a backup that has none.
     pub fn first_look(&mut self) -> Extents {
         self.look();
         let mut all = Extents::none(&self.sizes);

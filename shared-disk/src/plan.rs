@@ -1,18 +1,19 @@
 //! In which order requests may touch the disk (PROTOCOL 8; the paper's section 3.2).
 //!
-//! A guest may have many requests under way, and a real disk finishes them in any order. Where two touch the same
-//! blocks that order would be an input nobody logged, and after a failover, when everything unfinished is issued again,
-//! it could be another one. So overlapping requests are put in the order in which the guest made them, on both sides:
+//! A guest may have many requests under way, and a real disk carries them out in any order. Where two touch the same
+//! blocks, that order would be an input that nobody logged; and after a failover, when everything unfinished is issued
+//! again, it could be another one. So requests that overlap touch the disk in the order in which the guest made them:
 //!
 //! - a read starts when no earlier overlapping write is unfinished;
-//! - a write starts when every earlier overlapping request is finished *and* the backup has acked its completion: it
-//!   would otherwise issue such a request again after the write had landed, and a read would then find what was written
-//!   after it;
+//! - a write starts when every earlier overlapping request is finished *and* the backup has acked that: the backup would
+//!   otherwise issue such a request again after this write had landed, and a read would then find what was written later;
 //! - a flush starts when every earlier write is finished;
 //! - a request whose gate is [`Gate::Held`] starts only when it is released as well (the output rule).
 //!
-//! The plan does no I/O: each call appends the requests that may start now, in their order, to a vector of the caller.
-//! One plan serves one disk. A side without a backup says [`Plan::acked`] when it has applied the completion.
+//! A plan belongs to a live guest's disk, and to no backup: a backup issues no requests to shared disks, and one that
+//! goes live makes a new plan and submits to it what the log did not finish. The plan does no I/O itself. Each call
+//! appends the requests that may start now, in their order, to a vector of the caller's. A side that has no backup says
+//! [`DiskPlan::acked`] as soon as it has told the guest.
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, Range};
@@ -24,25 +25,25 @@ use ftvm_schema::request::{DiskOp, DiskRequest};
 /// Whether a request may start as far as the output rule is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gate {
-    /// Not before [`Plan::release`]: writes and flushes of a protected primary, everything on a backup.
+    /// Not before [`DiskPlan::release`]: writes and flushes of a guest that has a backup.
     Held,
-    /// At once: reads of a primary, everything of a side without a backup.
+    /// At once: reads, and everything of a guest without a backup.
     Open,
 }
 
-/// How much may be outstanding, that is, not acked.
+/// How much of one disk may be outstanding: submitted and not acked yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Requests.
+pub struct PlanLimits {
+    /// Number of requests.
     pub requests: usize,
-    /// Bytes to read or write.
+    /// Bytes that they read or write together.
     pub bytes: u64,
 }
 
-impl Default for Limits {
-    /// Four full virtqueues of 256, and what a fast disk moves in some 50 ms.
+impl Default for PlanLimits {
+    /// 1024 requests, four times what a virtqueue of 256 holds, and 64 MiB, which a fast disk moves in some 50 ms.
     fn default() -> Self {
-        Limits {
+        PlanLimits {
             requests: 1024,
             bytes: 64 << 20,
         }
@@ -63,16 +64,16 @@ pub enum PlanError {
         /// Outstanding bytes, without those of the refused request.
         bytes: u64,
         /// The bounds.
-        limits: Limits,
+        limits: PlanLimits,
     },
-    /// It alone is above the bound and would never be accepted: the device must not offer requests of this size.
+    /// One request with more bytes than the bound, which could never be accepted: the guest's device must refuse it.
     #[error("disk request {id} moves {bytes} bytes, limit {limit}")]
     TooLarge {
         /// The refused request.
         id: u64,
         /// What it moves.
         bytes: u64,
-        /// [`Limits::bytes`].
+        /// [`PlanLimits::bytes`].
         limit: u64,
     },
     /// Ids must grow.
@@ -110,53 +111,53 @@ pub enum PlanError {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum RequestKind {
     Read,
     Write,
     Flush,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+enum RequestStage {
     Waiting,
     Started,
     Finished,
 }
 
-/// When an earlier request stops holding a later one back.
+/// How far an earlier request must have come to hold a later one back no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Until {
     Finished,
-    /// Acked requests have finished.
+    /// Acked, and so finished as well.
     Acked,
 }
 
 #[derive(Clone, Debug)]
-struct Entry {
-    /// Kept until it is acked: a state record for a new backup needs it (PROTOCOL 17).
+struct PlannedRequest {
     request: DiskRequest,
-    kind: Kind,
+    kind: RequestKind,
+    /// The bytes of the disk that it touches; empty for a flush.
     extent: Range<u64>,
     gate: Gate,
-    stage: Stage,
-    /// Earlier requests that hold this one back.
+    stage: RequestStage,
+    /// How many earlier requests hold this one back.
     blockers: usize,
 }
 
-impl Entry {
+impl PlannedRequest {
     fn new(request: DiskRequest, gate: Gate) -> Option<Self> {
         let (kind, offset, len) = match &request.op {
-            DiskOp::Read { offset, len } => (Kind::Read, *offset, u64::from(*len)),
-            DiskOp::Write { offset, data } => (Kind::Write, *offset, u64::try_from(data.len()).ok()?),
-            DiskOp::Flush => (Kind::Flush, 0, 0),
+            DiskOp::Read { offset, len } => (RequestKind::Read, *offset, u64::from(*len)),
+            DiskOp::Write { offset, data } => (RequestKind::Write, *offset, u64::try_from(data.len()).ok()?),
+            DiskOp::Flush => (RequestKind::Flush, 0, 0),
         };
         let extent = offset..offset.checked_add(len)?;
-        Some(Entry {
+        Some(PlannedRequest {
             request,
             kind,
             extent,
             gate,
-            stage: Stage::Waiting,
+            stage: RequestStage::Waiting,
             blockers: 0,
         })
     }
@@ -165,45 +166,46 @@ impl Entry {
         self.extent.end - self.extent.start
     }
 
-    fn overlaps(&self, other: &Entry) -> bool {
+    fn overlaps(&self, other: &PlannedRequest) -> bool {
         self.extent.start.max(other.extent.start) < self.extent.end.min(other.extent.end)
     }
 
-    /// How long this request, not acked yet, holds back `later`, if at all.
-    fn holds_back(&self, later: &Entry) -> Option<Until> {
-        let is_write = self.kind == Kind::Write;
+    /// Until when this request, which is not acked, holds back `later`; `None` if it does not, or does no more.
+    fn holds_back(&self, later: &PlannedRequest) -> Option<Until> {
+        let is_write = self.kind == RequestKind::Write;
         let until = match later.kind {
-            Kind::Read => (is_write && self.overlaps(later)).then_some(Until::Finished)?,
-            Kind::Write => self.overlaps(later).then_some(Until::Acked)?,
-            Kind::Flush => is_write.then_some(Until::Finished)?,
+            RequestKind::Read => (is_write && self.overlaps(later)).then_some(Until::Finished)?,
+            RequestKind::Write => self.overlaps(later).then_some(Until::Acked)?,
+            RequestKind::Flush => is_write.then_some(Until::Finished)?,
         };
-        (until == Until::Acked || self.stage != Stage::Finished).then_some(until)
+        (until == Until::Acked || self.stage != RequestStage::Finished).then_some(until)
     }
 
-    /// Starts the request if nothing stands in its way.
+    /// Starts the request if it has not started and nothing stands in its way.
     fn start(&mut self, started: &mut Vec<DiskRequest>) {
-        if (self.gate, self.blockers, self.stage) == (Gate::Open, 0, Stage::Waiting) {
+        if (self.gate, self.blockers, self.stage) == (Gate::Open, 0, RequestStage::Waiting) {
             started.push(self.request.clone());
-            self.stage = Stage::Started;
+            self.stage = RequestStage::Started;
         }
     }
 }
 
 /// The outstanding requests of one disk.
 #[derive(Clone, Debug)]
-pub struct Plan {
-    limits: Limits,
-    entries: BTreeMap<u64, Entry>,
-    /// Of all entries.
+pub struct DiskPlan {
+    limits: PlanLimits,
+    entries: BTreeMap<u64, PlannedRequest>,
+    /// Bytes that all entries move together.
     bytes: u64,
+    /// The id of the last request that was accepted.
     last: Option<u64>,
 }
 
-impl Plan {
+impl DiskPlan {
     /// An empty plan.
     #[must_use]
-    pub fn new(limits: Limits) -> Self {
-        Plan {
+    pub fn new(limits: PlanLimits) -> Self {
+        DiskPlan {
             limits,
             entries: BTreeMap::new(),
             bytes: 0,
@@ -211,8 +213,8 @@ impl Plan {
         }
     }
 
-    /// Accepts the guest's next request and starts it if it may. Ids grow, gaps are allowed: a clone begins with
-    /// what is pending.
+    /// Accepts the guest's next request, and starts it if it may start. Ids grow, but need not follow each other: a side
+    /// that goes live begins with the requests that the log left unfinished.
     ///
     /// # Errors
     /// [`PlanError::Full`], [`PlanError::TooLarge`], [`PlanError::OutOfOrder`] or [`PlanError::Extent`].
@@ -226,7 +228,7 @@ impl Plan {
         if let Some(last) = self.last.filter(|last| *last >= id) {
             return Err(PlanError::OutOfOrder { id, last });
         }
-        let entry = Entry::new(request, gate).ok_or(PlanError::Extent { id })?;
+        let entry = PlannedRequest::new(request, gate).ok_or(PlanError::Extent { id })?;
         let (requests, bytes, limits) = (self.entries.len(), self.bytes, self.limits);
         if entry.bytes() > limits.bytes {
             return Err(PlanError::TooLarge {
@@ -247,7 +249,7 @@ impl Plan {
         Ok(())
     }
 
-    /// The output rule lets request `id` go. Repeating it, or releasing what was never held, is harmless.
+    /// The output rule lets request `id` go. Harmless if it was released before or never held.
     ///
     /// # Errors
     /// [`PlanError::Unknown`].
@@ -258,30 +260,28 @@ impl Plan {
         Ok(())
     }
 
-    /// The I/O of request `id` returned, with whatever status; on a backup: its completion came in the log, where it
-    /// need not have started.
+    /// The I/O of request `id` is over, whatever its status, and the guest has been told.
     ///
     /// # Errors
     /// [`PlanError::Unknown`] or [`PlanError::Finished`].
     pub fn finished(&mut self, id: u64, started: &mut Vec<DiskRequest>) -> Result<(), PlanError> {
         let entry = self.entries.get_mut(&id).ok_or(PlanError::Unknown { id })?;
-        if entry.stage == Stage::Finished {
+        if entry.stage == RequestStage::Finished {
             return Err(PlanError::Finished { id });
         }
         let unfinished = entry.clone();
-        entry.stage = Stage::Finished;
+        entry.stage = RequestStage::Finished;
         self.unblock(id, &unfinished, Until::Finished, started);
         Ok(())
     }
 
-    /// The log entry with the completion of request `id` is acked by the backup. On a backup: it was received; without
-    /// a backup: the completion was applied, so that [`Plan::pending`] is right when one joins.
+    /// The backup has acked that request `id` is finished, so that it will not issue it again; or there is no backup.
     ///
     /// # Errors
     /// [`PlanError::Unknown`] or [`PlanError::Unfinished`].
     pub fn acked(&mut self, id: u64, started: &mut Vec<DiskRequest>) -> Result<(), PlanError> {
         let entry = self.entries.get(&id).ok_or(PlanError::Unknown { id })?;
-        if entry.stage != Stage::Finished {
+        if entry.stage != RequestStage::Finished {
             return Err(PlanError::Unfinished { id });
         }
         let entry = self.entries.remove(&id).ok_or(PlanError::Unknown { id })?;
@@ -290,8 +290,8 @@ impl Plan {
         Ok(())
     }
 
-    /// A primary has won the test-and-set and goes on alone: every request is released. The caller also says
-    /// [`Plan::acked`] for each completion that was applied and never will be acked.
+    /// The primary has won the test-and-set and goes on alone: every request is released. For requests that are finished
+    /// and whose acks will never come, the caller says [`DiskPlan::acked`] besides.
     pub fn release_all(&mut self, started: &mut Vec<DiskRequest>) {
         for entry in self.entries.values_mut() {
             entry.gate = Gate::Open;
@@ -299,34 +299,20 @@ impl Plan {
         }
     }
 
-    /// A backup goes live: every request that has no completion in the log is issued again, in order, each waiting for
-    /// those it overlaps (PROTOCOL 8). Nothing the plan has started before may run on this host: a backup does no I/O,
-    /// whatever its plan starts.
-    pub fn reissue(&mut self, started: &mut Vec<DiskRequest>) {
-        let entries = std::mem::take(&mut self.entries);
-        self.bytes = 0;
-        for (id, mut entry) in entries.into_iter().filter(|(_, entry)| entry.stage != Stage::Finished) {
-            (entry.stage, entry.gate) = (Stage::Waiting, Gate::Open);
-            self.insert(id, entry, started);
-        }
-    }
-
-    /// The requests whose completion is not acked, in order, with their data. While there is no backup these are the
-    /// requests whose completion the guest has not seen: part of the state record (PROTOCOL 17), for the new backup to
-    /// submit.
+    /// The requests that are not acked, in the guest's order.
     pub fn pending(&self) -> impl Iterator<Item = &DiskRequest> {
         self.entries.values().map(|entry| &entry.request)
     }
 
-    /// Whether `requests` more requests with `bytes` bytes together would be accepted now.
+    /// Whether `requests` more requests that move `bytes` bytes together would be accepted now.
     #[must_use]
     pub fn has_room(&self, requests: usize, bytes: u64) -> bool {
         requests <= self.limits.requests.saturating_sub(self.entries.len())
             && bytes <= self.limits.bytes.saturating_sub(self.bytes)
     }
 
-    /// Adds the last entry so far, counting those that hold it back.
-    fn insert(&mut self, id: u64, mut entry: Entry, started: &mut Vec<DiskRequest>) {
+    /// Adds an entry behind all others, and counts those that hold it back.
+    fn insert(&mut self, id: u64, mut entry: PlannedRequest, started: &mut Vec<DiskRequest>) {
         let blockers = self
             .entries
             .values()
@@ -337,8 +323,8 @@ impl Plan {
         self.entries.insert(id, entry);
     }
 
-    /// Request `id`, as it was until now, has come as far as `until`: starts what waited for that only.
-    fn unblock(&mut self, id: u64, earlier: &Entry, until: Until, started: &mut Vec<DiskRequest>) {
+    /// Request `id`, which was `earlier` a moment ago, has now come as far as `until`: starts what waited only for that.
+    fn unblock(&mut self, id: u64, earlier: &PlannedRequest, until: Until, started: &mut Vec<DiskRequest>) {
         for (_, later) in self.entries.range_mut((Bound::Excluded(id), Bound::Unbounded)) {
             if earlier.holds_back(later) == Some(until) {
                 later.blockers -= 1;

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use shared_disk::arbiter::{Arbiter, Outcome, SharedDirectory, TestAndSet};
+use shared_disk::arbiter::{Arbiter, ClaimOutcome, SharedDirectory, TestAndSet};
 
 const GENERATIONS: u64 = 60;
 const RACERS: u128 = 5;
@@ -38,7 +38,7 @@ fn child(claim: &str) {
     let outcome = share.claim(generation.parse().unwrap(), owner.parse().unwrap(), me.parse().unwrap());
     println!(
         "{}",
-        if matches!(outcome, Ok(Outcome::Won { .. })) {
+        if matches!(outcome, Ok(ClaimOutcome::Won { .. })) {
             "won"
         } else {
             "lost"
@@ -98,7 +98,7 @@ fn parent() {
         let asked = children
             .iter()
             .map(|(me, _)| (*me, share.claim(generation, owner, *me)));
-        let won = Ok(Outcome::Won {
+        let won = Ok(ClaimOutcome::Won {
             generation: generation + 1,
         });
         let owners: Vec<u128> = asked.filter(|(_, answer)| *answer == won).map(|(me, _)| me).collect();
@@ -111,7 +111,7 @@ fn parent() {
     }
     share.end(owner).expect("the owner ends");
     assert_eq!(share.start(7), Ok(GENERATIONS + 3));
-    let left = std::fs::read_dir(share.path()).expect("a folder").count();
+    let left = std::fs::read_dir(root.path().join("guest")).expect("a folder").count();
     assert_eq!(left, 1, "litter of the dead");
     println!("{GENERATIONS} generations, {killed} processes killed, {told} winners lived to tell");
 }

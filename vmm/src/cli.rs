@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 use logging_channel::message::DiskReads;
-use shared_disk::arbiter::Storage;
+use shared_disk::arbiter::SharedStorage;
 
 use ftvm_demo::command::DemoArgs;
 use ftvm_host::console::ConsoleTarget;
@@ -176,7 +176,7 @@ pub struct RunArgs {
 pub struct StorageArgs {
     /// What both hosts reach: a directory on a shared file system, scsi:/dev/DEVICE, or etcd:http://HOST:PORT[,http://...]
     #[arg(long, value_name = "STORAGE")]
-    pub shared: Storage,
+    pub shared: SharedStorage,
     /// The guest's name there
     #[arg(long, default_value = "guest", value_name = "NAME")]
     pub name: String,

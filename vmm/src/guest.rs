@@ -14,7 +14,7 @@ use ftvm_machine::config::{GuestKind, MACHINE_VERSION, MachineConfig};
 use ftvm_machine::machine::intervention::{BootCell, boot_record};
 use ftvm_machine::machine::state::PAGE;
 use ftvm_machine::machine::{Machine, MachineError, allocate_memory};
-use shared_disk::image::Access;
+use shared_disk::image::ImageAccess;
 
 use crate::cli::{GuestArgs, HostArgs};
 use crate::failure::{Cause, Failure};
@@ -137,8 +137,8 @@ pub fn configure(
         .map(|(index, (option, size))| DiskConfig {
             sectors: size / SECTOR,
             access: match option.access() {
-                Access::ReadOnly => DiskAccess::ReadOnly,
-                Access::ReadWrite => DiskAccess::ReadWrite,
+                ImageAccess::ReadOnly => DiskAccess::ReadOnly,
+                ImageAccess::ReadWrite => DiskAccess::ReadWrite,
             },
             sharing: if option.is_private() {
                 DiskSharing::Private

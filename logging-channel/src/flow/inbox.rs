@@ -2,10 +2,10 @@
 //!
 //! An ack says "decoded, validated, stored" (PROTOCOL 6), so a frame is admitted whole or not at all. A checkpoint is
 //! acked only whole and checksummed (PROTOCOL 4): from its first chunk to its last, acks stop at the frame before it.
-//! What is stored is bounded; above the bound the shell stops reading from its socket, and TCP tells the primary.
+//! What is admitted is taken out at once, by whoever executes it; how much of it waits to be executed is that side's to
+//! bound, by admitting nothing more.
 
 use std::collections::VecDeque;
-use std::mem::size_of;
 
 use super::horizon::{Horizon, OrderError};
 use crate::chunk::{Assembler, ChunkError};
@@ -44,19 +44,8 @@ pub enum InboxError {
         #[source]
         source: ChunkError,
     },
-    /// The shell went on reading under [`Pressure::Full`].
-    #[error("log frame {number} arrived with {stored} of {budget} bytes stored: it should not have been read yet")]
-    Full { number: u64, stored: usize, budget: usize },
     #[error("log frame {number} arrived after an earlier one was refused: the session is over")]
     Over { number: u64 },
-}
-
-/// Whether there is room for another frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pressure {
-    Open,
-    /// Read nothing until entries have been taken out.
-    Full,
 }
 
 /// An incomplete checkpoint, left behind at go-live.
@@ -72,9 +61,7 @@ pub struct Discarded {
 pub struct Inbox {
     incarnation: Incarnation,
     generation: Generation,
-    budget: usize,
     stored: VecDeque<LogEntry>,
-    stored_bytes: usize,
     horizon: Horizon,
     /// The last frame admitted, and the last that may be acked.
     last: u64,
@@ -91,23 +78,19 @@ pub struct Inbox {
 impl Inbox {
     /// An inbox for the log that goes on from `at` (the grant's position), where `outputs` outputs had been produced.
     ///
-    /// `budget` bounds the stored bytes beyond which [`Pressure::Full`] is signalled; it is exceeded by at most one
-    /// frame. `checkpoint_cap` bounds one micro-checkpoint, in bytes: RAM plus devices.
+    /// `checkpoint_cap` bounds one micro-checkpoint, in bytes: RAM plus devices.
     #[must_use]
     pub fn new(
         incarnation: Incarnation,
         generation: Generation,
         at: Position,
         outputs: OutputSeq,
-        budget: usize,
         checkpoint_cap: u64,
     ) -> Inbox {
         Inbox {
             incarnation,
             generation,
-            budget,
             stored: VecDeque::new(),
-            stored_bytes: 0,
             horizon: Horizon::new(at, outputs),
             last: 0,
             ackable: 0,
@@ -129,10 +112,10 @@ impl Inbox {
         if self.over {
             return Err(InboxError::Over { number });
         }
-        let before = (self.stored.len(), self.stored_bytes, self.horizon, self.echo_ns);
+        let before = (self.stored.len(), self.horizon, self.echo_ns);
         self.try_admit(generation, number, entries).inspect_err(|_| {
             self.stored.truncate(before.0);
-            (self.stored_bytes, self.horizon, self.echo_ns) = (before.1, before.2, before.3);
+            (self.horizon, self.echo_ns) = (before.1, before.2);
             self.discard_checkpoint();
             self.over = true;
         })
@@ -151,13 +134,6 @@ impl Inbox {
             return Err(InboxError::NotContiguous {
                 expected,
                 found: number,
-            });
-        }
-        if self.pressure() == Pressure::Full {
-            return Err(InboxError::Full {
-                number,
-                stored: self.stored_bytes,
-                budget: self.budget,
             });
         }
         for entry in entries {
@@ -188,7 +164,6 @@ impl Inbox {
         if let LogEntry::Mark(mark) = &entry {
             self.echo_ns = self.echo_ns.max(mark.sent_ns);
         }
-        self.stored_bytes += stored_size(&entry);
         self.stored.push_back(entry);
         Ok(())
     }
@@ -217,20 +192,7 @@ impl Inbox {
 
     /// The next entry to execute. A checkpoint comes whole, as a single chunk.
     pub fn take(&mut self) -> Option<LogEntry> {
-        let entry = self.stored.pop_front()?;
-        self.stored_bytes -= stored_size(&entry);
-        Some(entry)
-    }
-
-    /// Whether to read on. The bytes of an incomplete checkpoint do not count: they can only be taken out once the rest
-    /// has come (`checkpoint_cap` bounds them).
-    #[must_use]
-    pub fn pressure(&self) -> Pressure {
-        if self.stored_bytes < self.budget {
-            Pressure::Open
-        } else {
-            Pressure::Full
-        }
+        self.stored.pop_front()
     }
 
     /// The backup has executed up to `position`. Earlier positions than before are ignored.
@@ -281,9 +243,4 @@ impl Inbox {
         let (held, total) = self.checkpoint.discard()?;
         Some(Discarded { at, held, total })
     }
-}
-
-/// Memory an entry takes while it is stored, in bytes.
-fn stored_size(entry: &LogEntry) -> usize {
-    size_of::<LogEntry>() + crate::codec::data_bytes(entry)
 }

@@ -19,6 +19,6 @@ mod tests;
 
 pub use acks::{AckError, AckTracker, MAX_TRACKED_FRAMES, OldestUnacked};
 pub use horizon::{Horizon, OrderError};
-pub use inbox::{Discarded, Inbox, InboxError, Pressure};
+pub use inbox::{Discarded, Inbox, InboxError};
 pub use lease::{Lease, LeaseError, LeaseWait};
 pub use pace::Pace;

@@ -45,8 +45,8 @@ fn checkpoint(exit: u64, k: u32, record: &[u8]) -> Vec<LogEntry> {
         .collect()
 }
 
-fn inbox(budget: usize) -> Inbox {
-    Inbox::new(ME, G, Position::default(), OutputSeq(0), budget, 1 << 30)
+fn inbox() -> Inbox {
+    Inbox::new(ME, G, Position::default(), OutputSeq(0), 1 << 30)
 }
 
 fn tracker() -> AckTracker {
@@ -68,7 +68,7 @@ mod backup {
 
     #[test]
     fn an_ack_says_what_is_stored_and_only_when_something_changed() {
-        let mut inbox = inbox(1 << 20);
+        let mut inbox = inbox();
         inbox.admit(G, 1, vec![tick(4), mark(4, 1, 900)]).unwrap();
         assert_eq!(inbox.ack(), Some(ack(1, position(4, 1), position(0, 0), 900)));
         assert_eq!(inbox.ack(), None);
@@ -86,7 +86,7 @@ mod backup {
     #[test]
     fn a_frame_of_another_number_or_generation_ends_the_session() {
         for (generation, number) in [(Generation(2), 2), (Generation(4), 2), (G, 1), (G, 3), (G, 0)] {
-            let mut inbox = inbox(1 << 20);
+            let mut inbox = inbox();
             inbox.admit(G, 1, vec![mark(1, 0, 5)]).unwrap();
             let before = inbox.ack().unwrap();
             let error = inbox.admit(generation, number, vec![mark(9, 0, 6)]).unwrap_err();
@@ -99,21 +99,20 @@ mod backup {
 
     #[test]
     fn a_frame_with_one_entry_out_of_place_is_not_stored_at_all() {
-        let mut inbox = inbox(1 << 20);
+        let mut inbox = inbox();
         inbox.admit(G, 1, vec![tick(5)]).unwrap();
         let before = inbox.ack().unwrap();
         let error = inbox.admit(G, 2, vec![tick(6), mark(7, 0, 9), tick(6)]).unwrap_err();
         assert!(matches!(error, InboxError::Order { number: 2, .. }), "{error}");
         assert_eq!((inbox.ack(), inbox.horizon().position()), (None, before.received));
         assert_eq!([inbox.take(), inbox.take()], [Some(tick(5)), None]);
-        assert_eq!(inbox.pressure(), Pressure::Open);
     }
 
     #[test]
     fn a_checkpoint_is_acked_and_given_only_whole() {
         let record: Vec<u8> = vec![7; 2 * CHUNK_BYTES + 1];
         let chunks = checkpoint(5, 2, &record);
-        let mut inbox = inbox(1 << 20);
+        let mut inbox = inbox();
         inbox.admit(G, 1, vec![tick(5)]).unwrap();
         inbox.take();
         assert_eq!(inbox.ack().unwrap().frame, 1);
@@ -141,7 +140,7 @@ mod backup {
 
     #[test]
     fn an_incomplete_checkpoint_is_discarded_at_go_live() {
-        let mut inbox = inbox(1 << 20);
+        let mut inbox = inbox();
         inbox.admit(G, 1, vec![tick(5)]).unwrap();
         inbox
             .admit(G, 2, checkpoint(5, 2, &[7; CHUNK_BYTES + 1])[..1].to_vec())
@@ -165,7 +164,7 @@ mod backup {
         let record = [7; CHUNK_BYTES + 1];
         let chunks = checkpoint(5, 2, &record);
         let attempt = |rest: LogEntry| {
-            let mut inbox = inbox(1 << 20);
+            let mut inbox = inbox();
             inbox.admit(G, 1, vec![chunks[0].clone()]).unwrap();
             let error = inbox.admit(G, 2, vec![rest]).unwrap_err();
             assert_eq!((inbox.ack().unwrap().frame, inbox.close()), (0, None));
@@ -182,33 +181,13 @@ mod backup {
         }
         assert!(matches!(attempt(damaged), InboxError::Checkpoint { .. }));
 
-        let mut small = Inbox::new(ME, G, Position::default(), OutputSeq(0), 1 << 20, CHUNK_BYTES as u64);
+        let mut small = Inbox::new(ME, G, Position::default(), OutputSeq(0), CHUNK_BYTES as u64);
         assert!(matches!(small.admit(G, 1, chunks), Err(InboxError::Checkpoint { .. })));
     }
 
     #[test]
-    fn a_full_inbox_says_so_until_entries_are_taken() {
-        let mut inbox = inbox(1000);
-        let frame = |exit| LogEntry::Input {
-            at: ExitSeq(exit),
-            input: Input::Entropy { bytes: vec![0; 600] },
-        };
-        inbox.admit(G, 1, vec![frame(1)]).unwrap();
-        assert_eq!(inbox.pressure(), Pressure::Open);
-        inbox.admit(G, 2, vec![frame(2)]).unwrap();
-        assert_eq!(inbox.pressure(), Pressure::Full);
-        inbox.take().unwrap();
-        assert_eq!(inbox.pressure(), Pressure::Open);
-        inbox.admit(G, 3, vec![frame(3)]).unwrap();
-        assert_eq!(inbox.ack().unwrap().frame, 3);
-        assert!(matches!(inbox.admit(G, 4, vec![tick(4)]), Err(InboxError::Full { .. })));
-        while inbox.take().is_some() {}
-        assert_eq!(inbox.pressure(), Pressure::Open);
-    }
-
-    #[test]
     fn it_never_claims_to_have_executed_beyond_the_horizon() {
-        let mut inbox = inbox(1000);
+        let mut inbox = inbox();
         inbox.admit(G, 1, vec![tick(5)]).unwrap();
         inbox.executed(position(9, 0));
         assert_eq!(inbox.ack().unwrap().executed, position(5, 1));
@@ -552,7 +531,7 @@ mod together {
         /// covered is never beyond what the backup holds.
         #[test]
         fn what_is_covered_is_held(steps in steps()) {
-            let (mut tracker, mut inbox) = (tracker(), inbox(1 << 30));
+            let (mut tracker, mut inbox) = (tracker(), inbox());
             let mut wire = std::collections::VecDeque::new();
             let mut held_mark = None;
             let (mut exit, mut now, mut number) = (0u64, 0u64, 0u64);

@@ -3,27 +3,40 @@
 //! A call into a dead file server hangs, and may succeed minutes later. [`Claimant`] therefore makes each call on a
 //! helper thread and lets the caller stop *waiting*; the claim itself cannot be taken back. That is safe because
 //! suspicion is final (PROTOCOL 11): a side that has once asked never again serves under the old generation, so a win
-//! that arrives late is still a win. It is read by waiting again, or by asking again, since a claim is idempotent. A
-//! process that exits before its hung claim lands leaves a generation whose owner is dead: the other side loses and
-//! exits too, which costs availability and never safety.
+//! that arrives late is still a win. The caller learns of it by waiting again, or by asking again, as a claim is
+//! idempotent. If a process exits before its hung claim is carried out, the generation may come to have a dead owner: the
+//! other side then loses and exits too, which costs availability and never safety.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread;
 use std::time::Duration;
 
-use super::{ArbiterError, Outcome, TestAndSet};
+use super::{ArbiterError, ClaimOutcome, TestAndSet};
 
-type Answer = Result<Outcome, ArbiterError>;
+/// Why there is no answer from the storage.
+#[derive(Debug, thiserror::Error)]
+enum ClaimantError {
+    #[error("no answer to the test-and-set within {} ms", .0.as_millis())]
+    Silent(Duration),
+    #[error("the test-and-set's helper thread panicked")]
+    Panicked,
+    #[error("cannot start a helper thread: {0}")]
+    Thread(#[source] io::Error),
+}
 
-/// One incarnation's claim to one generation, repeated until it is answered. At most one call is ever under way, so a
+type Claimed = Result<ClaimOutcome, ArbiterError>;
+
+/// One incarnation's claim to one generation, repeated until it is answered. At most one call is under way at a time, so a
 /// storage that hangs for a day costs one thread.
 pub struct Claimant {
     arbiter: Arc<dyn TestAndSet>,
     generation: u64,
     owner: u128,
     me: u128,
-    under_way: Option<Receiver<Answer>>,
+    /// Where the answer to a call will come that has not returned.
+    under_way: Option<Receiver<Claimed>>,
 }
 
 impl std::fmt::Debug for Claimant {
@@ -60,7 +73,7 @@ impl Claimant {
     ///
     /// # Errors
     /// Those of [`TestAndSet::claim`], and [`ArbiterError::Unreachable`] when the storage stayed silent: call again.
-    pub fn claim_with_timeout(&mut self, timeout: Duration) -> Answer {
+    pub fn claim_with_timeout(&mut self, timeout: Duration) -> Claimed {
         let receiver = match self.under_way.take() {
             Some(receiver) => receiver,
             None => self.begin()?,
@@ -69,17 +82,17 @@ impl Claimant {
             Ok(answer) => answer,
             Err(RecvTimeoutError::Timeout) => {
                 self.under_way = Some(receiver);
-                let what = format!("no answer to the test-and-set within {} ms", timeout.as_millis());
-                Err(ArbiterError::Unreachable { what })
+                Err(ArbiterError::unreachable(ClaimantError::Silent(timeout)))
             }
-            Err(RecvTimeoutError::Disconnected) => Err(ArbiterError::Broken {
-                what: "the test-and-set's helper thread panicked".to_owned(),
-                advice: "This is a bug in ftvm: please report it with the log",
-            }),
+            Err(RecvTimeoutError::Disconnected) => Err(ArbiterError::broken(
+                ClaimantError::Panicked,
+                "This is a bug in ftvm: please report it with the log",
+            )),
         }
     }
 
-    fn begin(&self) -> Result<Receiver<Answer>, ArbiterError> {
+    /// Makes the call on a thread of its own.
+    fn begin(&self) -> Result<Receiver<Claimed>, ArbiterError> {
         let (sender, receiver) = sync_channel(1);
         let (arbiter, generation, owner, me) = (Arc::clone(&self.arbiter), self.generation, self.owner, self.me);
         let helper = thread::Builder::new().name("test-and-set".to_owned());
@@ -87,9 +100,7 @@ impl Claimant {
         let call = move || drop(sender.send(arbiter.claim(generation, owner, me)));
         match helper.spawn(call) {
             Ok(_) => Ok(receiver),
-            Err(cause) => Err(ArbiterError::Unreachable {
-                what: format!("cannot start a helper thread: {cause}"),
-            }),
+            Err(cause) => Err(ArbiterError::unreachable(ClaimantError::Thread(cause))),
         }
     }
 }
@@ -97,7 +108,7 @@ impl Claimant {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Mutex;
+    use parking_lot::Mutex;
     use std::sync::atomic::{AtomicU32, Ordering};
 
     /// Hangs until the gate opens, then counts the call and wins.
@@ -107,10 +118,10 @@ mod tests {
     }
 
     impl TestAndSet for Slow {
-        fn claim(&self, generation: u64, _: u128, _: u128) -> Answer {
+        fn claim(&self, generation: u64, _: u128, _: u128) -> Claimed {
             self.calls.fetch_add(1, Ordering::SeqCst);
-            self.gate.lock().unwrap().recv().expect("the test opens the gate");
-            Ok(Outcome::Won {
+            self.gate.lock().recv().expect("the test opens the gate");
+            Ok(ClaimOutcome::Won {
                 generation: generation + 1,
             })
         }
@@ -131,13 +142,13 @@ mod tests {
         open.send(()).unwrap();
         assert_eq!(
             claimant.claim_with_timeout(Duration::from_secs(60)),
-            Ok(Outcome::Won { generation: 5 })
+            Ok(ClaimOutcome::Won { generation: 5 })
         );
         assert_eq!(slow.calls.load(Ordering::SeqCst), 1);
         open.send(()).unwrap();
         assert_eq!(
             claimant.claim_with_timeout(Duration::from_secs(60)),
-            Ok(Outcome::Won { generation: 5 })
+            Ok(ClaimOutcome::Won { generation: 5 })
         );
         assert_eq!(slow.calls.load(Ordering::SeqCst), 2);
     }
@@ -146,7 +157,7 @@ mod tests {
     fn a_panicking_helper_is_an_error() {
         struct Faulty;
         impl TestAndSet for Faulty {
-            fn claim(&self, _: u64, _: u128, _: u128) -> Answer {
+            fn claim(&self, _: u64, _: u128, _: u128) -> Claimed {
                 panic!("planted")
             }
         }

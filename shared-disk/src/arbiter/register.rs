@@ -1,30 +1,62 @@
 //! What a value of the register means, for every kind of storage.
 //!
-//! A storage brings four things ([`Register`]): read the newest record, try to put the next one in its place, make what was
-//! read stable, and words for a person. All else is decided here, from records alone, so that a directory, a SCSI device
-//! and an etcd key cannot differ: who may start, claim or end, and that after every try the register is read back and
-//! believed instead of the answer, which may be lost, late or wrong.
+//! A storage brings four things ([`GenerationRegister`]): it reads the newest record, tries to put the next one in its place, makes
+//! what was read stable, and knows how a person frees a guest. All else is decided here, by looking at records only, so
+//! that a directory, a SCSI device and an etcd key cannot differ in it: who may start, claim or end. After every attempt the
+//! register is read again, and that is believed instead of the answer to the attempt, which may be lost, late or wrong.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::error::Error;
 
-use super::record::host_name;
-use super::{ArbiterError, LifeState, NONCE_BYTES, Outcome, Record};
+use super::{ArbiterError, ClaimOutcome, GenerationRecord, LifeState};
+use crate::textfile::{is_plain_byte, this_host, unix_seconds};
 
 /// The longest name of a guest or nonce, in bytes: with a prefix it fits any file system.
 pub(super) const NAME_BYTES: usize = 64;
 
+/// The longest nonce, in bytes.
+pub const NONCE_BYTES: usize = 256;
+
+/// What is wrong with a register, or with what was asked of it.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RegisterError {
+    #[error("generation {0} was written but is not seen")]
+    NotSeen(u64),
+    #[error("the guest's place on the shared storage holds no generation")]
+    Emptied,
+    #[error("the generation is the last number there is")]
+    LastGeneration,
+    #[error("incarnation 0 stands for nobody and cannot own a guest")]
+    Nobody,
+    #[error("{what} name {name:?} is not usable as a file name")]
+    Name {
+        what: &'static str,
+        /// Its first characters.
+        name: String,
+    },
+    #[error("nonce {0} is longer than {NONCE_BYTES} bytes")]
+    LongNonce(String),
+    #[error("the primary wrote {0} but this host does not see it")]
+    NoNonce(String),
+    #[error("{place} was not written by this version of ftvm: {cause}")]
+    Foreign {
+        place: String,
+        #[source]
+        cause: Box<dyn Error + Send + Sync>,
+    },
+}
+
 /// A storage that holds a record and lets it be replaced by the next.
-pub(super) trait Register {
-    /// What [`Register::attempt`] needs to know of the value that was read, to replace that one and no other.
+pub(super) trait GenerationRegister {
+    /// What [`GenerationRegister::attempt`] needs to know of the value that was read, so that it replaces that one and no other.
     type Place;
 
-    /// The newest record, and its place. `None` where the guest has a place with no record in it; without a place it is
-    /// [`ArbiterError::Unreachable`], for this may be the wrong storage, or one that is not there yet.
-    fn newest(&self) -> Result<(Option<Record>, Self::Place), ArbiterError>;
+    /// The newest record, and its place. `None` if the guest has a place and there is no record in it. If it has no place
+    /// either, that is [`ArbiterError::Unreachable`]: this may be the wrong storage, or one that is not mounted yet.
+    fn newest(&self) -> Result<(Option<GenerationRecord>, Self::Place), ArbiterError>;
 
-    /// Puts `record` where `place` was read, unless something else is there by now. The answer matters only if the register
-    /// shows no trace of the attempt: `Ok` says only that the storage did not complain.
-    fn attempt(&self, place: Self::Place, record: &Record) -> Result<(), ArbiterError>;
+    /// Puts `record` where `place` was read, unless something else is there by now. `Ok` says only that the storage did not
+    /// complain. An error is shown only if the register, read again, has not changed.
+    fn attempt(&self, place: Self::Place, record: &GenerationRecord) -> Result<(), ArbiterError>;
 
     /// Makes the newest record stable, whoever wrote it.
     fn settle(&self) -> Result<(), ArbiterError>;
@@ -48,7 +80,8 @@ impl Started {
     }
 }
 
-pub(super) fn start<R: Register>(register: &R, me: u128) -> Result<Started, ArbiterError> {
+/// [`Arbiter::start`](super::Arbiter::start), for a guest that has a place.
+pub(super) fn start<R: GenerationRegister>(register: &R, me: u128) -> Result<Started, ArbiterError> {
     check_id(me)?;
     let (newest, place) = register.newest()?;
     let ended = match newest {
@@ -68,12 +101,13 @@ pub(super) fn start<R: Register>(register: &R, me: u128) -> Result<Started, Arbi
     Ok(Started::Now(newest.generation))
 }
 
-pub(super) fn claim<R: Register>(
+/// [`TestAndSet::claim`](super::TestAndSet::claim).
+pub(super) fn claim<R: GenerationRegister>(
     register: &R,
     generation: u64,
     owner: u128,
     me: u128,
-) -> Result<Outcome, ArbiterError> {
+) -> Result<ClaimOutcome, ArbiterError> {
     check_id(me)?;
     let claimed = next(generation)?;
     let (mut newest, place) = register.newest()?;
@@ -83,37 +117,38 @@ pub(super) fn claim<R: Register>(
     let (generation, owner) = match newest {
         Some(held) if held.is(claimed, me) => {
             register.settle()?;
-            return Ok(Outcome::Won { generation: claimed });
+            return Ok(ClaimOutcome::Won { generation: claimed });
         }
         Some(held) => (held.generation, held.owner),
         None => (0, 0),
     };
-    Ok(Outcome::Lost { generation, owner })
+    Ok(ClaimOutcome::Lost { generation, owner })
 }
 
-/// The generation of the end's mark.
-pub(super) fn end<R: Register>(register: &R, me: u128) -> Result<u64, ArbiterError> {
+/// [`Arbiter::end`](super::Arbiter::end); the generation of the record that says so.
+pub(super) fn end<R: GenerationRegister>(register: &R, me: u128) -> Result<u64, ArbiterError> {
     check_id(me)?;
     let (newest, place) = register.newest()?;
     let newest = newest.ok_or_else(emptied)?;
     if newest.owner != me {
         return Err(taken(register, newest));
     }
-    mark_end(register, newest, place)
+    put_end(register, newest, place)
 }
 
-/// Ends the life of whoever owns the guest.
-pub(super) fn disown<R: Register>(register: &R) -> Result<u64, ArbiterError> {
+/// [`Arbiter::disown`](super::Arbiter::disown); the generation of the record that says so.
+pub(super) fn disown<R: GenerationRegister>(register: &R) -> Result<u64, ArbiterError> {
     let (newest, place) = register.newest()?;
-    mark_end(register, newest.ok_or_else(emptied)?, place)
+    put_end(register, newest.ok_or_else(emptied)?, place)
 }
 
-fn mark_end<R: Register>(register: &R, held: Record, place: R::Place) -> Result<u64, ArbiterError> {
+/// Replaces the record that is `held` by one that says that its owner's life has ended.
+fn put_end<R: GenerationRegister>(register: &R, held: GenerationRecord, place: R::Place) -> Result<u64, ArbiterError> {
     let owner = held.owner;
     let mut newest = held;
     if newest.state == LifeState::Running {
-        let mark = record(next(newest.generation)?, owner, LifeState::Ended);
-        newest = swap(register, place, &mark)?;
+        let end = record(next(newest.generation)?, owner, LifeState::Ended);
+        newest = swap(register, place, &end)?;
     }
     if (newest.owner, newest.state) != (owner, LifeState::Ended) {
         return Err(taken(register, newest));
@@ -123,17 +158,21 @@ fn mark_end<R: Register>(register: &R, held: Record, place: R::Place) -> Result<
 }
 
 /// Tries to make `record` the register's value, and returns the newest record afterwards, whosever it is.
-fn swap<R: Register>(register: &R, place: R::Place, record: &Record) -> Result<Record, ArbiterError> {
+fn swap<R: GenerationRegister>(
+    register: &R,
+    place: R::Place,
+    record: &GenerationRecord,
+) -> Result<GenerationRecord, ArbiterError> {
     let answer = register.attempt(place, record);
     match register.newest()?.0 {
         Some(newest) if newest.generation >= record.generation => Ok(newest),
-        _ => Err(answer.err().unwrap_or_else(|| ArbiterError::Unreachable {
-            what: format!("generation {} was written but is not seen", record.generation),
-        })),
+        _ => Err(answer
+            .err()
+            .unwrap_or_else(|| ArbiterError::unreachable(RegisterError::NotSeen(record.generation)))),
     }
 }
 
-fn taken<R: Register>(register: &R, record: Record) -> ArbiterError {
+fn taken<R: GenerationRegister>(register: &R, record: GenerationRecord) -> ArbiterError {
     ArbiterError::Taken {
         remedy: register.remedy(),
         record: Box::new(record),
@@ -141,87 +180,82 @@ fn taken<R: Register>(register: &R, record: Record) -> ArbiterError {
 }
 
 fn emptied() -> ArbiterError {
-    ArbiterError::Broken {
-        what: "the guest's place on the shared storage holds no generation".to_owned(),
-        advice: "Someone has emptied it while the guest ran, or no start came so far; the guest can be started",
-    }
+    ArbiterError::broken(
+        RegisterError::Emptied,
+        "Someone has emptied it while the guest ran, or no start came so far; the guest can be started",
+    )
 }
 
-impl Record {
+impl GenerationRecord {
+    /// Whether it says that `owner` lives under `generation`.
     fn is(&self, generation: u64, owner: u128) -> bool {
         (self.generation, self.owner, self.state) == (generation, owner, LifeState::Running)
     }
 }
 
 /// A record of this process, written now.
-pub(super) fn record(generation: u64, owner: u128, state: LifeState) -> Record {
-    let time = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs());
-    Record {
+pub(super) fn record(generation: u64, owner: u128, state: LifeState) -> GenerationRecord {
+    GenerationRecord {
         generation,
         owner,
         state,
-        host: host_name(rustix::system::uname().nodename().to_bytes()),
+        host: this_host(),
         pid: std::process::id(),
-        time,
+        time: unix_seconds(),
     }
 }
 
 fn next(generation: u64) -> Result<u64, ArbiterError> {
-    generation.checked_add(1).ok_or_else(|| ArbiterError::Broken {
-        what: "the generation is the last number there is".to_owned(),
-        advice: "Nobody can have got there by failing over: empty the guest's place if the guest is not running",
+    generation.checked_add(1).ok_or_else(|| {
+        ArbiterError::broken(
+            RegisterError::LastGeneration,
+            "Nobody can have got there by failing over: empty the guest's place if the guest is not running",
+        )
     })
 }
 
+/// `me` must be an incarnation.
 pub(super) fn check_id(me: u128) -> Result<(), ArbiterError> {
     if me != 0 {
         return Ok(());
     }
-    Err(ArbiterError::Broken {
-        what: "incarnation 0 stands for nobody and cannot own a guest".to_owned(),
-        advice: "This is a bug in ftvm: please report it with the log",
-    })
+    let advice = "This is a bug in ftvm: please report it with the log";
+    Err(ArbiterError::broken(RegisterError::Nobody, advice))
 }
 
-pub(super) fn plain_name(what: &str, name: &str) -> Result<(), ArbiterError> {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
-    if (1..=NAME_BYTES).contains(&name.len()) && name.bytes().all(is_plain) && !name.starts_with('.') {
+/// `name`, which is that of a `what`, must be usable as a file name everywhere.
+pub(super) fn check_name(what: &'static str, name: &str) -> Result<(), ArbiterError> {
+    if (1..=NAME_BYTES).contains(&name.len()) && name.bytes().all(is_plain_byte) && !name.starts_with('.') {
         return Ok(());
     }
-    Err(ArbiterError::Broken {
-        what: format!(
-            "{what} name {:?} is not usable as a file name",
-            name.chars().take(NAME_BYTES).collect::<String>()
-        ),
-        advice: "Use 1 to 64 letters, digits, '.', '-' or '_', not beginning with a dot",
-    })
+    let name = name.chars().take(NAME_BYTES).collect();
+    Err(ArbiterError::broken(
+        RegisterError::Name { what, name },
+        "Use 1 to 64 letters, digits, '.', '-' or '_', not beginning with a dot",
+    ))
 }
 
-/// Whether `bytes` may be a nonce at `place`.
+/// `bytes`, which are to be or were found at `place`, must be a nonce.
 pub(super) fn check_nonce(place: &str, bytes: &[u8]) -> Result<(), ArbiterError> {
     if bytes.len() <= NONCE_BYTES {
         return Ok(());
     }
-    Err(ArbiterError::Broken {
-        what: format!("nonce {place} is longer than {NONCE_BYTES} bytes"),
-        advice: "It was not written by ftvm: give ftvm a shared storage of its own",
-    })
+    Err(ArbiterError::broken(
+        RegisterError::LongNonce(place.to_owned()),
+        "It was not written by ftvm: give ftvm a shared storage of its own",
+    ))
 }
 
 /// The nonce that the primary wrote is not at `place`.
-pub(super) fn no_nonce(place: &str, advice: &'static str) -> ArbiterError {
-    ArbiterError::Broken {
-        what: format!("the primary wrote {place} but this host does not see it"),
-        advice,
-    }
+pub(super) fn no_nonce(place: impl Into<String>, advice: &'static str) -> ArbiterError {
+    ArbiterError::broken(RegisterError::NoNonce(place.into()), advice)
 }
 
-/// A register's content that is no record.
-pub(super) fn foreign(place: &str, error: impl std::fmt::Display) -> ArbiterError {
-    ArbiterError::Broken {
-        what: format!("{place} was not written by this version of ftvm: {error}"),
-        advice: "Find out who wrote it before you remove it: it may protect a running guest",
-    }
+/// What is at `place` is no record or nonce of ours.
+pub(super) fn foreign(place: impl Into<String>, cause: impl Error + Send + Sync + 'static) -> ArbiterError {
+    let (place, cause) = (place.into(), Box::new(cause));
+    ArbiterError::broken(
+        RegisterError::Foreign { place, cause },
+        "Find out who wrote it before you remove it: it may protect a running guest",
+    )
 }

@@ -1,27 +1,30 @@
 //! What O_DIRECT asks of memory and offsets, and memory that has it.
 //!
-//! Since Linux 6.1 statx(2) tells the alignments; before that, and on NFS, the smallest read that works does. The
-//! aligned memory is a stretch of a slightly larger vector, so that nothing here is unsafe.
+//! Since Linux 6.1 statx(2) tells the alignments. Before that, and on NFS, they are found by trying which reads work. The
+//! aligned memory is a stretch of a slightly larger vector, so that it needs no unsafe code.
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{AtFlags, StatxFlags};
+use crate::SECTOR_LEN;
+use crate::syscall::statx::{DirectIoAlignment, direct_io_alignment};
 
-/// Bounce buffers are no larger than this; longer transfers go piece by piece.
+/// The largest bounce buffer, in bytes. Longer transfers go piece by piece.
 pub(super) const BOUNCE_BYTES: usize = 1 << 20;
 
 /// Memory alignment where the kernel does not tell: no device asks for more than a page.
 const PAGE: usize = 4096;
 
-/// Offset alignments tried where the kernel does not tell (before Linux 6.1, and on NFS).
-const PROBED_ALIGNMENTS: [usize; 4] = [512, 1024, 2048, 4096];
+/// How many alignments of offsets are tried where the kernel does not tell: one sector and its first doublings, 512 to
+/// 4096 bytes.
+const PROBES: u32 = 4;
 
-/// What O_DIRECT asks for, in bytes; powers of two.
+/// What transfers must be aligned to, in bytes; powers of two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Alignment {
+    /// The memory's address.
     pub(super) memory: usize,
     /// Offsets and lengths.
     pub(super) offset: usize,
@@ -51,14 +54,14 @@ impl Bounce {
     }
 }
 
-/// What statx(2) says of direct I/O on `file`, or what a trial finds.
+/// What direct I/O on `file` asks for, by statx(2) or by trial.
+///
+/// # Errors
+/// If the file knows no direct I/O, or cannot be read.
 pub(super) fn direct_alignment(file: &File) -> io::Result<Alignment> {
-    let stat = rustix::fs::statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN);
-    let known = stat
-        .ok()
-        .filter(|stat| StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::DIOALIGN));
-    let told = known.map(|stat| (as_size(stat.stx_dio_mem_align), as_size(stat.stx_dio_offset_align)));
-    match told {
+    // A kernel that cannot answer is one that does not tell.
+    let told = direct_io_alignment(file).ok().flatten();
+    match told.map(|DirectIoAlignment { memory, offset }| (as_size(memory), as_size(offset))) {
         Some((memory, offset)) if memory.is_power_of_two() && offset.is_power_of_two() && offset <= BOUNCE_BYTES => {
             Ok(Alignment { memory, offset })
         }
@@ -67,9 +70,11 @@ pub(super) fn direct_alignment(file: &File) -> io::Result<Alignment> {
     }
 }
 
+/// The smallest alignment with which a read works.
 pub(super) fn probed_alignment(file: &File) -> io::Result<Alignment> {
     let mut refusal = io::Error::from(io::ErrorKind::Unsupported);
-    for offset in PROBED_ALIGNMENTS {
+    for doublings in 0..PROBES {
+        let offset = SECTOR_LEN << doublings;
         match file.read_at(Bounce::new(offset, PAGE).bytes(), 0) {
             Ok(_) => return Ok(Alignment { memory: PAGE, offset }),
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => refusal = error,

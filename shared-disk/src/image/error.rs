@@ -3,10 +3,11 @@
 use std::io;
 use std::path::PathBuf;
 
-use rustix::io::Errno;
+use nix::errno::Errno;
 use thiserror::Error;
 
-use super::{REQUEST_BYTES, SECTOR};
+use super::REQUEST_BYTES;
+use crate::SECTOR;
 
 /// Why an image cannot be used, or a transfer failed.
 #[derive(Debug, Error)]
@@ -17,6 +18,7 @@ pub enum ImageError {
         /// The image.
         path: PathBuf,
         /// The system's answer.
+        #[source]
         cause: io::Error,
     },
     /// A directory, pipe, character device, ...
@@ -37,7 +39,7 @@ pub enum ImageError {
         /// Its size in bytes.
         size: u64,
     },
-    /// The file system knows no O_DIRECT.
+    /// The file system has no O_DIRECT.
     #[error(
         "disk image {} lies on a file system without direct I/O ({cause}): a shared disk must lie elsewhere; a private \
          one may be opened buffered",
@@ -47,6 +49,7 @@ pub enum ImageError {
         /// The image.
         path: PathBuf,
         /// The system's answer.
+        #[source]
         cause: io::Error,
     },
     /// The device's blocks are larger than the image's size allows.
@@ -73,6 +76,7 @@ pub enum ImageError {
         /// The image.
         path: PathBuf,
         /// The system's answer.
+        #[source]
         cause: io::Error,
     },
     /// A transfer that does not lie on the disk, or not on sectors.
@@ -85,7 +89,7 @@ pub enum ImageError {
         /// The disk's size in bytes.
         size: u64,
     },
-    /// More than [`REQUEST_BYTES`].
+    /// A read that is longer than any that a guest is allowed.
     #[error("a read of {len} bytes is longer than {REQUEST_BYTES}")]
     Length {
         /// The length asked for, in bytes.
@@ -106,46 +110,49 @@ pub enum ImageError {
         /// How much.
         len: usize,
         /// The system's answer.
+        #[source]
         cause: io::Error,
     },
 }
 
-/// What a host answers when it is the way to the disk that is gone, not a sector, room or a right: another host may still
-/// reach it (errno(3)). EIO is among them, as this is what a file system or driver makes of most losses.
-const LOST: [Errno; 13] = [
-    Errno::IO,
-    Errno::NXIO,
-    Errno::NODEV,
-    Errno::STALE,
-    Errno::NOLINK,
-    Errno::REMOTEIO,
-    Errno::TIMEDOUT,
-    Errno::HOSTDOWN,
-    Errno::HOSTUNREACH,
-    Errno::NETUNREACH,
-    Errno::NOTCONN,
-    Errno::SHUTDOWN,
-    Errno::NOMEDIUM,
+/// The answers that mean that the way to the disk is gone (errno(3)), not that a sector is bad, room is missing or a right:
+/// another host may still reach the disk. EIO is among them, since most file systems and drivers turn a loss into that.
+const PATH_LOSSES: [Errno; 13] = [
+    Errno::EIO,
+    Errno::ENXIO,
+    Errno::ENODEV,
+    Errno::ESTALE,
+    Errno::ENOLINK,
+    Errno::EREMOTEIO,
+    Errno::ETIMEDOUT,
+    Errno::EHOSTDOWN,
+    Errno::EHOSTUNREACH,
+    Errno::ENETUNREACH,
+    Errno::ENOTCONN,
+    Errno::ESHUTDOWN,
+    Errno::ENOMEDIUM,
 ];
 
-/// What Linux makes of a RESERVATION CONFLICT (`blk_errors`, `block/blk-core.c`).
-const EBADE: i32 = 52;
-
 impl ImageError {
-    /// Whether the device refuses this host because of another's persistent reservation.
+    /// Whether the device refused a transfer because another host holds its persistent reservation. Linux makes EBADE of a
+    /// RESERVATION CONFLICT (`blk_errors`, `block/blk-core.c`).
     #[must_use]
-    pub fn is_fenced(&self) -> bool {
-        matches!(self, ImageError::Io { cause, .. } if cause.raw_os_error() == Some(EBADE))
+    pub fn is_reservation_conflict(&self) -> bool {
+        self.errno() == Some(Errno::EBADE)
     }
 
     /// Whether this host seems to have lost the way to the disk.
     #[must_use]
     pub fn is_path_loss(&self) -> bool {
+        self.errno().is_some_and(|errno| PATH_LOSSES.contains(&errno))
+    }
+
+    /// With which number the system refused a transfer.
+    fn errno(&self) -> Option<Errno> {
         let ImageError::Io { cause, .. } = self else {
-            return false;
+            return None;
         };
-        let errno = Errno::from_io_error(cause);
-        errno.is_some_and(|errno| LOST.contains(&errno))
+        cause.raw_os_error().map(Errno::from_raw)
     }
 }
 
@@ -163,13 +170,13 @@ mod tests {
             cause,
         };
         for (errno, lost) in [
-            (Errno::IO, true),
-            (Errno::NODEV, true),
-            (Errno::STALE, true),
-            (Errno::NOSPC, false),
-            (Errno::DQUOT, false),
-            (Errno::ROFS, false),
-            (Errno::FBIG, false),
+            (Errno::EIO, true),
+            (Errno::ENODEV, true),
+            (Errno::ESTALE, true),
+            (Errno::ENOSPC, false),
+            (Errno::EDQUOT, false),
+            (Errno::EROFS, false),
+            (Errno::EFBIG, false),
         ] {
             assert_eq!(error(errno.into()).is_path_loss(), lost, "{errno}");
         }
@@ -178,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_reservation_conflict_is_a_fence() {
+    fn only_ebade_is_a_reservation_conflict() {
         let failed = |number| ImageError::Io {
             action: "write",
             path: "disk".into(),
@@ -186,11 +193,11 @@ mod tests {
             len: 512,
             cause: io::Error::from_raw_os_error(number),
         };
-        assert!(failed(52).is_fenced());
+        assert!(failed(52).is_reservation_conflict());
         // EIO, ENOSPC, EREMOTEIO, and the neighbours.
         for number in [5, 28, 121, 51, 53] {
-            assert!(!failed(number).is_fenced(), "{number}");
+            assert!(!failed(number).is_reservation_conflict(), "{number}");
         }
-        assert!(!ImageError::ReadOnly.is_fenced());
+        assert!(!ImageError::ReadOnly.is_reservation_conflict());
     }
 }

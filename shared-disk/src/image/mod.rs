@@ -1,14 +1,14 @@
 //! Virtual disks: raw image files and block devices.
 //!
-//! A disk that two hosts share is opened with O_DIRECT (PROTOCOL 8): the page cache of one host would make a write
-//! "complete" that the other host cannot read yet, and would serve a new primary what it had read before the old one
-//! wrote. So a write completes when the other host would read it, and a flush when it is stable. Open the image, or
-//! open it again, only after the test-and-set is won.
+//! A disk that two hosts share is opened with O_DIRECT (PROTOCOL 8). With the page cache of one host in between, a write
+//! would count as complete while the other host cannot read it yet, and a new primary would be served what it had read
+//! before the old one wrote. Without it a write is complete when the other host would read it, and a flush when it is
+//! stable. For the same reason a backup opens its shared disks for writing only after it has won the test-and-set.
 //!
-//! O_DIRECT wants memory, offsets and lengths aligned. Memory that is not goes through a bounce buffer. Requests that
-//! are not, which are 512-byte sectors on a device of 4096, are widened: a read reads more, a write becomes a
-//! read-modify-write that no other write of this image overlaps. That is correct and slow; tell the guest the
-//! [`Image::alignment`] as its block size and it does not happen.
+//! O_DIRECT wants memory, offsets and lengths aligned. Memory that is not goes through a bounce buffer. Offsets and
+//! lengths are multiples of 512 bytes, while the device may have blocks of 4096; a transfer that does not fall on whole
+//! blocks is widened to them. A widened read reads more; a widened write reads the blocks, changes them and writes them
+//! back, while no other write to this image is under way. That is correct and slow.
 
 mod direct;
 mod error;
@@ -18,24 +18,23 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::RwLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{FlockOperation, OFlags};
+use nix::fcntl::OFlag;
+use parking_lot::RwLock;
 
 use self::direct::{Alignment, BOUNCE_BYTES, Bounce, UNALIGNED, direct_alignment};
 pub use self::error::ImageError;
+use crate::SECTOR;
 use ftvm_schema::request::{DiskOp, DiskRequest};
 
-/// A virtio-blk sector: the unit of every offset and length.
-pub const SECTOR: u64 = 512;
-
-/// The largest transfer [`Image::execute`] makes for a guest, in bytes. Linux guests ask for a few MiB at most.
-pub const REQUEST_BYTES: u32 = 32 << 20;
+/// The longest read that is made for a guest, in bytes; it needs a buffer of that size. Linux guests ask for a few MiB at
+/// most.
+const REQUEST_BYTES: u32 = 32 << 20;
 
 /// Whether the guest may write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
+pub enum ImageAccess {
     /// Writes are refused.
     ReadOnly,
     /// Reads, writes and flushes.
@@ -51,46 +50,39 @@ pub enum Caching {
     Buffered,
 }
 
-/// How a request ended (virtio 1.2, 5.2.6).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IoStatus {
-    /// VIRTIO_BLK_S_OK
-    Ok,
-    /// VIRTIO_BLK_S_IOERR
-    IoError,
-}
-
-/// An open disk. All methods may be called from many threads at once; what overlaps is the caller's to order, which
-/// [`plan`](crate::plan) does.
+/// An open disk image. All methods may be called from many threads at once. Requests that overlap are the caller's to
+/// order, which [`plan`](crate::plan) does.
 #[derive(Debug)]
-pub struct Image {
+pub struct DiskImage {
     file: File,
     path: PathBuf,
-    access: Access,
+    access: ImageAccess,
     size: u64,
     alignment: Alignment,
-    /// Taken exclusively by a read-modify-write, shared by other writes.
+    /// A read-modify-write takes it exclusively, other writes share it.
     rewriting: RwLock<()>,
+    /// Requests of the guest that have failed.
     failures: AtomicU64,
 }
 
-impl Image {
+impl DiskImage {
     /// Opens a raw image file or a block device.
     ///
     /// # Errors
-    /// Every kind of [`ImageError`] up to [`ImageError::Alignment`], in their order.
-    pub fn open(path: impl AsRef<Path>, access: Access, caching: Caching) -> Result<Self, ImageError> {
+    /// [`ImageError::Open`], [`ImageError::Kind`], [`ImageError::Size`], [`ImageError::NoDirect`] or
+    /// [`ImageError::Alignment`].
+    pub fn open(path: impl AsRef<Path>, access: ImageAccess, caching: Caching) -> Result<Self, ImageError> {
         let path = path.as_ref().to_owned();
         let flags = match caching {
-            Caching::Direct => OFlags::DIRECT,
-            Caching::Buffered => OFlags::empty(),
+            Caching::Direct => OFlag::O_DIRECT,
+            Caching::Buffered => OFlag::empty(),
         };
-        // O_NONBLOCK: a FIFO under this name must not block. It means nothing to files and block devices.
-        let flags = i32::try_from((flags | OFlags::NONBLOCK).bits()).expect("the kernel's open flags are an int");
+        // With O_NONBLOCK a FIFO under this name does not block the open. Files and block devices ignore it.
+        let flags = flags | OFlag::O_NONBLOCK;
         let file = OpenOptions::new()
             .read(true)
-            .write(access == Access::ReadWrite)
-            .custom_flags(flags)
+            .write(access == ImageAccess::ReadWrite)
+            .custom_flags(flags.bits())
             .open(&path);
         let file = file.map_err(|cause| match (caching, cause.kind()) {
             (Caching::Direct, io::ErrorKind::InvalidInput) => ImageError::NoDirect {
@@ -109,8 +101,13 @@ impl Image {
         Self::examine(file, path, access, alignment)
     }
 
-    /// An image in `file`; without `alignment` the system is asked.
-    fn examine(file: File, path: PathBuf, access: Access, alignment: Option<Alignment>) -> Result<Self, ImageError> {
+    /// An image in `file`. Without a given `alignment` the system is asked for it.
+    fn examine(
+        file: File,
+        path: PathBuf,
+        access: ImageAccess,
+        alignment: Option<Alignment>,
+    ) -> Result<Self, ImageError> {
         let cannot_open = |cause| ImageError::Open {
             path: path.clone(),
             cause,
@@ -119,7 +116,7 @@ impl Image {
         if !kind.is_file() && !kind.is_block_device() {
             return Err(ImageError::Kind { path });
         }
-        // The metadata of a block device tells no size.
+        // A block device has no length in its metadata, but it has an end.
         let size = io::Seek::seek(&mut &file, io::SeekFrom::End(0)).map_err(cannot_open)?;
         if size == 0 || !size.is_multiple_of(SECTOR) {
             return Err(ImageError::Size { path, size });
@@ -138,7 +135,7 @@ impl Image {
                 alignment: alignment.offset,
             });
         }
-        Ok(Image {
+        Ok(DiskImage {
             file,
             path,
             access,
@@ -149,14 +146,13 @@ impl Image {
         })
     }
 
-    /// Keeps the image for this opening alone, as far as others ask as well (flock(2)), until it is dropped: for a private
-    /// disk, of which a primary and a backup on one host must not be given the same file.
+    /// Locks the image (flock(2)) until it is dropped, against all who lock it as well: a primary and a backup on one host
+    /// must not be given the same file as their private disk.
     ///
     /// # Errors
     /// [`ImageError::Locked`] if another has it.
     pub fn lock(&self) -> Result<(), ImageError> {
-        let locked = rustix::fs::flock(&self.file, FlockOperation::NonBlockingLockExclusive);
-        locked.map_err(|cause| ImageError::Locked {
+        self.file.try_lock().map_err(|cause| ImageError::Locked {
             path: self.path.clone(),
             cause: cause.into(),
         })
@@ -166,13 +162,6 @@ impl Image {
     #[must_use]
     pub fn size(&self) -> u64 {
         self.size
-    }
-
-    /// The block size in bytes in which transfers are fast: at least [`SECTOR`]. For virtio-blk's `blk_size` both hosts
-    /// must use one value, for the guest sees it: agree on the larger.
-    #[must_use]
-    pub fn alignment(&self) -> usize {
-        self.alignment.offset.max(512)
     }
 
     /// Fills `data` from `offset` on.
@@ -199,22 +188,22 @@ impl Image {
     /// [`ImageError::Range`], [`ImageError::ReadOnly`] or [`ImageError::Io`]; a part may have been written then.
     pub fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), ImageError> {
         self.check_range(offset, data.len())?;
-        if self.access == Access::ReadOnly {
+        if self.access == ImageAccess::ReadOnly {
             return Err(ImageError::ReadOnly);
         }
         if self.is_aligned(offset, data) {
-            let _guard = self.rewriting.read();
+            let _shared = self.rewriting.read();
             return self.write_exactly(offset, data);
         }
         for (at, part) in self.pieces(offset, data.len()) {
             let (outer, inner) = self.widened(at, part.len());
             let mut bounce = Bounce::new(range_len(&outer), self.alignment.memory);
             if range_len(&outer) == part.len() {
-                let _guard = self.rewriting.read();
+                let _shared = self.rewriting.read();
                 bounce.bytes().copy_from_slice(&data[part]);
                 self.write_exactly(at, bounce.bytes())?;
             } else {
-                let _guard = self.rewriting.write();
+                let _exclusive = self.rewriting.write();
                 self.read_exactly(outer.start, bounce.bytes())?;
                 bounce.bytes()[inner].copy_from_slice(&data[part]);
                 self.write_exactly(outer.start, bounce.bytes())?;
@@ -231,18 +220,10 @@ impl Image {
         self.file.sync_data().map_err(|cause| self.failed("flush", 0, 0, cause))
     }
 
-    /// Does what `request` asks, and returns its status and the data of a read (empty otherwise). Errors are the
-    /// guest's to see as a status, and the operator's as a warning.
-    #[must_use]
-    pub fn execute(&self, request: &DiskRequest) -> (IoStatus, Vec<u8>) {
-        self.perform(request)
-            .map_or_else(|_| (IoStatus::IoError, Vec::new()), |data| (IoStatus::Ok, data))
-    }
-
-    /// As [`Image::execute`], with the error for whoever wants to know what it means.
+    /// Does what `request` asks. Returns what a read brings, and nothing for a write or a flush.
     ///
     /// # Errors
-    /// What the host said; it has been shown as a warning.
+    /// What the host said. It is logged as a warning too, as the guest sees no more of it than a status.
     pub fn perform(&self, request: &DiskRequest) -> Result<Vec<u8>, ImageError> {
         let result = match &request.op {
             DiskOp::Read { offset, len } => self.read_vec(*offset, *len),
@@ -253,17 +234,16 @@ impl Image {
     }
 
     fn read_vec(&self, offset: u64, len: u32) -> Result<Vec<u8>, ImageError> {
-        let bytes = usize::try_from(len.min(REQUEST_BYTES)).map_err(|_| ImageError::Length { len })?;
-        if len > REQUEST_BYTES {
-            return Err(ImageError::Length { len });
-        }
+        let bytes = usize::try_from(len).ok().filter(|_| len <= REQUEST_BYTES);
+        let bytes = bytes.ok_or(ImageError::Length { len })?;
         self.check_range(offset, bytes)?;
         let mut data = vec![0; bytes];
         self.read_at(offset, &mut data)?;
         Ok(data)
     }
 
-    /// A guest can provoke errors at will: the first, second, fourth, eighth, ... is shown.
+    /// Logs a failure of a guest's request. A guest can provoke failures at will, so only the first, second, fourth,
+    /// eighth and so on is shown.
     fn report(&self, request: &DiskRequest, error: &ImageError) {
         let count = self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         if count.is_power_of_two() {
@@ -293,12 +273,13 @@ impl Image {
             && data.len().is_multiple_of(self.alignment.offset)
     }
 
-    /// Cuts a transfer so that each piece, widened, fits a bounce buffer: the offset of each and its part of the data.
+    /// Cuts a transfer so that each piece, once widened, fits a bounce buffer: the offset on the disk of each, and its part
+    /// of the data.
     fn pieces(&self, offset: u64, len: usize) -> impl Iterator<Item = (u64, Range<usize>)> + use<> {
         let mut done = 0;
         std::iter::from_fn(move || {
             let at = offset + widen(done);
-            // All but the first piece begin at a multiple of the buffer's size, and so of any alignment.
+            // Pieces end at multiples of the buffer's size, which are multiples of every alignment.
             let room = widen(BOUNCE_BYTES) - at % widen(BOUNCE_BYTES);
             let end = len.min(done + usize::try_from(room).unwrap_or(BOUNCE_BYTES));
             let part = done..end;
@@ -331,7 +312,9 @@ impl Image {
             .map_err(|cause| self.failed("write", offset, data.len(), cause))
     }
 
-    /// Calls `step` with how much is done until `len` is. A short transfer goes on at the last aligned place.
+    /// Transfers `len` bytes by calls of `step`, which is told how many bytes are done and says how many more it did. After a
+    /// short one the transfer goes on from the last aligned place before its end. One that gets no further is a failure of
+    /// kind `short`.
     fn transfer(
         &self,
         len: usize,

@@ -1,16 +1,58 @@
 //! Commands and answers as bytes: SBC-3 (5.3 COMPARE AND WRITE, 5.13 READ (16), 5.16 READ CAPACITY (16), 5.23 SYNCHRONIZE
-//! CACHE (16)) and SPC-4 (6.15 PERSISTENT RESERVE IN, 6.16 PERSISTENT RESERVE OUT). All numbers are big-endian.
+//! CACHE (16)) and SPC-4 (6.15 PERSISTENT RESERVE IN, 6.16 PERSISTENT RESERVE OUT). All numbers are big-endian. A command
+//! is called CDB there: command descriptor block.
 
-/// Length of the data of PERSISTENT RESERVE OUT.
+use crate::SECTOR_LEN;
+
+/// Bytes of data of PERSISTENT RESERVE OUT.
 pub(super) const PARAMETERS: usize = 24;
 
-/// Length of READ CAPACITY (16)'s answer.
+/// Bytes of READ CAPACITY (16)'s answer.
 pub(super) const CAPACITY: usize = 32;
 
-/// Length of PERSISTENT RESERVE IN's answers that is read: their header and 64 keys. A pair has two.
+/// Bytes that are read of PERSISTENT RESERVE IN's answers: their header and 64 keys. A pair has two.
 pub(super) const KEYS: usize = 8 + 64 * 8;
 
-/// A device's size.
+/// Bytes of a logical block that are supported: from a sector on.
+const BLOCK_BYTES: std::ops::RangeInclusive<usize> = SECTOR_LEN..=65_536;
+
+/// Why bytes are no answer to a command; ends a sentence.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ScsiAnswerError {
+    /// Less than any answer has.
+    #[error("{0} bytes are too short")]
+    Short(usize),
+    /// Less or more than was asked for.
+    #[error("{read} bytes of {wanted}")]
+    Length {
+        /// How many bytes came.
+        read: usize,
+        /// How many were asked for.
+        wanted: usize,
+    },
+    /// No size of a block, or one that is not supported.
+    #[error("blocks of {0} bytes")]
+    BlockBytes(u32),
+    /// A last block that would lie beyond 2^64 bytes.
+    #[error("a last block {0}")]
+    LastBlock(u64),
+    /// Keys have 8 bytes each.
+    #[error("{0} bytes of keys")]
+    Keys(usize),
+    /// Less than a reservation's description has.
+    #[error("{0} bytes of reservation")]
+    Reservation(usize),
+    /// The header promises more than came.
+    #[error("it says {promised} bytes follow, {read} were read")]
+    CutShort {
+        /// By the header.
+        promised: usize,
+        /// How many there were.
+        read: usize,
+    },
+}
+
+/// The size of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
     /// Number of logical blocks.
@@ -19,9 +61,9 @@ pub struct Capacity {
     pub block_bytes: u32,
 }
 
-/// What the holder of a persistent reservation keeps others from (SPC-4, table 55); those used here and the rest.
+/// What the holder of a persistent reservation keeps others from (SPC-4, table 55): the type used here, and all others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReservationType {
+pub(super) enum ReservationType {
     /// Only registered initiators write; all read.
     WriteExclusiveRegistrantsOnly,
     /// Another type, by its number.
@@ -32,7 +74,7 @@ const WRITE_EXCLUSIVE_REGISTRANTS_ONLY: u8 = 5;
 
 /// Who holds a persistent reservation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Holder {
+pub(super) struct Holder {
     /// The holder's key.
     pub key: u64,
     /// What it keeps others from.
@@ -44,19 +86,20 @@ pub struct Holder {
 pub(super) enum Change {
     /// This initiator's key becomes `key`, whatever it was.
     Register { key: u64 },
-    /// This initiator, registered with `key`, is none any more; a reservation that it holds is released.
+    /// This initiator, registered with `key`, is registered no more. A reservation that it holds is released.
     Unregister { key: u64 },
     /// This initiator, registered with `key`, takes a reservation that nobody holds.
     Reserve { key: u64 },
-    /// Whoever is registered with `victim` is not any more, and its commands are aborted; this initiator, registered with
-    /// `key`, takes its reservation.
+    /// Whoever is registered with `victim` is registered no more, and its commands are aborted. If it held the reservation,
+    /// this initiator, registered with `key`, takes that.
     PreemptAndAbort { key: u64, victim: u64 },
 }
 
 pub(super) fn read_capacity() -> [u8; 16] {
     let mut cdb = [0; 16];
     (cdb[0], cdb[1]) = (0x9e, 0x10);
-    cdb[13] = 32;
+    let length = u32::try_from(CAPACITY).unwrap_or(u32::MAX);
+    cdb[10..14].copy_from_slice(&length.to_be_bytes());
     cdb
 }
 
@@ -100,7 +143,8 @@ fn persistent_reserve_in(action: u8) -> [u8; 10] {
     cdb
 }
 
-/// The command and its data. APTPL stays 0: not every device can keep reservations through a loss of power.
+/// The command and its data. The bit APTPL stays 0: it asks the device to keep reservations through a loss of power, which
+/// not every one can.
 pub(super) fn persistent_reserve_out(change: Change) -> ([u8; 10], [u8; PARAMETERS]) {
     let (action, kind, key, argument) = match change {
         Change::Unregister { key } => (0, 0, key, 0),
@@ -109,47 +153,50 @@ pub(super) fn persistent_reserve_out(change: Change) -> ([u8; 10], [u8; PARAMETE
         Change::Register { key } => (6, 0, 0, key),
     };
     let mut cdb = [0; 10];
-    (cdb[0], cdb[1], cdb[2], cdb[8]) = (0x5f, action, kind, 24);
+    (cdb[0], cdb[1], cdb[2]) = (0x5f, action, kind);
+    let length = u32::try_from(PARAMETERS).unwrap_or(u32::MAX);
+    cdb[5..9].copy_from_slice(&length.to_be_bytes());
     let mut parameters = [0; PARAMETERS];
     parameters[..8].copy_from_slice(&u64::to_be_bytes(key));
     parameters[8..16].copy_from_slice(&u64::to_be_bytes(argument));
     (cdb, parameters)
 }
 
-/// Reads READ CAPACITY (16)'s answer; the error ends a sentence.
-pub(super) fn parse_capacity(answer: &[u8]) -> Result<Capacity, String> {
+/// Reads READ CAPACITY (16)'s answer.
+pub(super) fn parse_capacity(answer: &[u8]) -> Result<Capacity, ScsiAnswerError> {
     let (last, block_bytes) = number(answer, 0)
         .zip(answer.get(8..12))
-        .ok_or_else(|| format!("{} bytes are too short", answer.len()))?;
+        .ok_or(ScsiAnswerError::Short(answer.len()))?;
     let block_bytes = block_bytes.iter().fold(0, |sum, byte| sum << 8 | u32::from(*byte));
-    if !(512..=65_536).contains(&block_bytes) || !block_bytes.is_power_of_two() {
-        return Err(format!("blocks of {block_bytes} bytes"));
+    let is_supported = usize::try_from(block_bytes).is_ok_and(|bytes| BLOCK_BYTES.contains(&bytes));
+    if !is_supported || !block_bytes.is_power_of_two() {
+        return Err(ScsiAnswerError::BlockBytes(block_bytes));
     }
     let blocks = last
         .checked_add(1)
         .filter(|blocks| blocks.checked_mul(u64::from(block_bytes)).is_some());
-    let blocks = blocks.ok_or_else(|| format!("a last block {last}"))?;
+    let blocks = blocks.ok_or(ScsiAnswerError::LastBlock(last))?;
     Ok(Capacity { blocks, block_bytes })
 }
 
 /// Reads READ KEYS' answer.
-pub(super) fn parse_keys(answer: &[u8]) -> Result<Vec<u64>, String> {
+pub(super) fn parse_keys(answer: &[u8]) -> Result<Vec<u64>, ScsiAnswerError> {
     let keys = additional(answer)?;
     if !keys.len().is_multiple_of(8) {
-        return Err(format!("{} bytes of keys", keys.len()));
+        return Err(ScsiAnswerError::Keys(keys.len()));
     }
     Ok(keys.chunks_exact(8).filter_map(|key| number(key, 0)).collect())
 }
 
 /// Reads READ RESERVATION's answer.
-pub(super) fn parse_reservation(answer: &[u8]) -> Result<Option<Holder>, String> {
+pub(super) fn parse_reservation(answer: &[u8]) -> Result<Option<Holder>, ScsiAnswerError> {
     let reservation = additional(answer)?;
     if reservation.is_empty() {
         return Ok(None);
     }
     let (key, kind) = number(reservation, 0)
         .zip(reservation.get(13))
-        .ok_or_else(|| format!("{} bytes of reservation", reservation.len()))?;
+        .ok_or(ScsiAnswerError::Reservation(reservation.len()))?;
     let kind = match kind & 0x0f {
         WRITE_EXCLUSIVE_REGISTRANTS_ONLY => ReservationType::WriteExclusiveRegistrantsOnly,
         other => ReservationType::Other(other),
@@ -157,21 +204,18 @@ pub(super) fn parse_reservation(answer: &[u8]) -> Result<Option<Holder>, String>
     Ok(Some(Holder { key, kind }))
 }
 
-/// What follows the header of PERSISTENT RESERVE IN's answers: as much as the header says.
-fn additional(answer: &[u8]) -> Result<&[u8], String> {
-    let length = answer
-        .get(4..8)
-        .ok_or_else(|| format!("{} bytes are too short", answer.len()))?;
+/// What follows the header of an answer to PERSISTENT RESERVE IN: as many bytes as the header says.
+fn additional(answer: &[u8]) -> Result<&[u8], ScsiAnswerError> {
+    let length = answer.get(4..8).ok_or(ScsiAnswerError::Short(answer.len()))?;
     let length = length.iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte));
     let end = length.checked_add(8).filter(|end| *end <= answer.len());
-    end.map(|end| &answer[8..end]).ok_or_else(|| {
-        format!(
-            "it says {length} bytes follow, {} were read",
-            answer.len().saturating_sub(8)
-        )
+    end.map(|end| &answer[8..end]).ok_or(ScsiAnswerError::CutShort {
+        promised: length,
+        read: answer.len().saturating_sub(8),
     })
 }
 
+/// The eight bytes at `at` as a number.
 fn number(bytes: &[u8], at: usize) -> Option<u64> {
     let bytes = bytes.get(at..at.checked_add(8)?)?;
     Some(u64::from_be_bytes(bytes.try_into().ok()?))

@@ -1,10 +1,10 @@
 //! A block device that takes SCSI commands.
 //!
-//! Commands by SG_IO do not pass through the kernel's block layer: no page cache and no partition table are between, so a
-//! partition's place on its disk is added here, and a device whose blocks are not those of one SCSI disk (a logical volume,
-//! an encrypted device) is refused, for commands to it would hit the wrong blocks of the disk below.
+//! Commands by SG_IO do not pass through the kernel's block layer. No page cache is in between, and no partition table
+//! either, so the place of a partition on its disk is added here. A device whose blocks are not those of one SCSI disk,
+//! such as a logical volume or an encrypted device, is refused: commands to it would hit the wrong blocks of the disk below.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::linux::fs::MetadataExt;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -12,33 +12,42 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use rustix::fs::OFlags;
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::stat::{major, minor};
 
 use super::ScsiError;
-use super::cdb::{self, Capacity, Change, Holder};
-use super::sg::{self, Data};
-use super::status::{Answer, Trouble, judge};
+use super::cdb::{self, Capacity, Change, Holder, ScsiAnswerError};
+use super::span::{DiskPart, DiskSpan};
+use super::status::{CommandFault, judge};
+use crate::syscall::sg::{self, Payload};
 
-/// After this time the kernel gives a command up, in ms: longer than an array takes to move a LUN to its other controller.
+/// After this time, in milliseconds, the kernel gives a command up. It is longer than an array takes to move a LUN to its
+/// other controller.
 const TIMEOUT_MS: u32 = 30_000;
 
-/// COMPARE AND WRITE's data begins on a page: of data that crosses from one page to the next, Linux's target (LIO) takes the
-/// second half from behind the first within the same page (`compare_and_write_callback`), and writes what happens to be there.
+/// The data of COMPARE AND WRITE begins on a page of memory. If it crosses from one page into the next, Linux's target (LIO)
+/// looks for the second half in the first page, behind the first half, and writes what happens to be there
+/// (`compare_and_write_callback`).
 const PAGE: usize = 4096;
 
-/// How often a command is sent again that was certainly not executed. A reset of the device and each change of its
-/// reservations cause one unit attention.
+/// How often a command is sent that was certainly not executed before. A reset of the device, and each change of its
+/// reservations, make it refuse one command with a unit attention.
 const TRIES: u32 = 10;
 
-/// Between two tries at a busy device.
+/// ENOIOCTLCMD, with which some of the kernel's drivers refuse an ioctl. It is meant to stay within the kernel, so it has no
+/// name in the C library.
+const NO_IOCTL: i32 = 515;
+
+/// Time between two tries at a busy device.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Bytes of one read: every adapter can do that.
+/// The most bytes of one read: every adapter can do that many.
 const TRANSFER: u64 = 64 << 10;
 
-/// What COMPARE AND WRITE came to.
+/// What COMPARE AND WRITE has done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Compared {
+pub(crate) enum Compared {
     /// The block was as expected and is now as wanted.
     Written,
     /// The block was different and still is what it was.
@@ -47,23 +56,62 @@ pub enum Compared {
 
 /// An open device: a whole SCSI disk, or a partition of one.
 #[derive(Debug)]
-pub struct Device {
+pub struct ScsiDevice {
     file: File,
     path: PathBuf,
-    /// Block of the disk where this device begins.
+    /// The block of the disk at which this device begins.
     first: u64,
     capacity: Capacity,
-    part: Part,
+    part: DiskPart,
 }
 
-/// How much of a disk a device is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
-    Whole,
+/// Why a device cannot be used; ends a sentence about it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unfit {
+    /// A file, or a device of another kind.
+    #[error("is no block device: SCSI commands need one, such as /dev/disk/by-id/scsi-…")]
+    NoBlockDevice,
+    /// The driver passes no SCSI commands on.
+    #[error("takes no SCSI commands: it is no SCSI disk")]
+    NoScsi,
+    /// This process may not send the command.
+    #[error("may not be sent {command} by this process: it needs CAP_SYS_RAWIO, as root has it")]
+    Forbidden {
+        /// The command's name.
+        command: &'static str,
+    },
+    /// Blocks behind the end.
+    #[error("has {blocks} blocks: {count} at {block} are not among them")]
+    Range {
+        /// The size of the device in blocks.
+        blocks: u64,
+        /// The first block asked for.
+        block: u64,
+        /// How many were asked for.
+        count: u64,
+    },
+    /// It begins or ends within a block.
+    #[error("does not lie on whole blocks of {block_bytes} bytes")]
+    PartOfBlock {
+        /// Bytes of a block.
+        block_bytes: u32,
+    },
+    /// The kernel and the device know different sizes of it.
+    #[error(
+        "is not one SCSI disk or a partition of it: it has {blocks} blocks, the disk that answers has {disk_blocks}"
+    )]
+    NotOneDisk {
+        /// By the kernel.
+        blocks: u64,
+        /// By the device.
+        disk_blocks: u64,
+    },
+    /// A partition, where a reservation is wanted.
+    #[error("is a partition: a reservation covers its whole disk, so reserve=on needs that")]
     Partition,
 }
 
-impl Device {
+impl ScsiDevice {
     /// Opens `path` for reading and writing.
     ///
     /// # Errors
@@ -74,23 +122,22 @@ impl Device {
             let path = path.clone();
             move |cause| ScsiError::System { action, path, cause }
         };
-        // O_NONBLOCK: neither a FIFO under this name nor a device without medium must block.
-        let flags = i32::try_from(OFlags::NONBLOCK.bits()).expect("the kernel's open flags are an int");
+        // With O_NONBLOCK neither a FIFO under this name nor a device without a medium blocks the open.
         let opened = OpenOptions::new()
             .read(true)
             .write(true)
-            .custom_flags(flags)
+            .custom_flags(OFlag::O_NONBLOCK.bits())
             .open(&path);
         let file = opened.map_err(system("open"))?;
         let metadata = file.metadata().map_err(system("examine"))?;
         if !metadata.file_type().is_block_device() {
-            let what = "is no block device: SCSI commands need one, such as /dev/disk/by-id/scsi-…".to_owned();
-            return Err(ScsiError::Unfit { path, what });
+            let cause = Unfit::NoBlockDevice;
+            return Err(ScsiError::Unfit { path, cause });
         }
-        let device = rustix::fs::major(metadata.st_rdev());
-        let sysfs = format!("/sys/dev/block/{device}:{}", rustix::fs::minor(metadata.st_rdev()));
-        let extent = Extent::read(Path::new(&sysfs)).map_err(system("find in /sys"))?;
-        let mut device = Device {
+        let number = metadata.st_rdev();
+        let sysfs = format!("/sys/dev/block/{}:{}", major(number), minor(number));
+        let span = DiskSpan::read(Path::new(&sysfs)).map_err(system("find in /sys"))?;
+        let mut device = ScsiDevice {
             file,
             path,
             first: 0,
@@ -98,16 +145,15 @@ impl Device {
                 blocks: 0,
                 block_bytes: 0,
             },
-            part: extent.part,
+            part: span.part,
         };
         let disk = device.read_capacity()?;
-        (device.first, device.capacity) = extent.on(disk).map_err(|what| device.unfit(what))?;
+        (device.first, device.capacity) = span.on(disk).map_err(|cause| device.unfit(cause))?;
         Ok(device)
     }
 
     /// Its path.
-    #[must_use]
-    pub fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
@@ -117,16 +163,16 @@ impl Device {
         self.capacity
     }
 
-    /// Whether it is all of its disk: reservations cover no less.
-    #[must_use]
-    pub fn is_whole(&self) -> bool {
-        self.part == Part::Whole
+    /// Whether it is a whole disk and no partition: a reservation covers no less.
+    pub(super) fn is_whole(&self) -> bool {
+        self.part == DiskPart::Whole
     }
 
-    /// Reads `count` blocks from `block` on, from the device itself.
+    /// Reads `count` blocks from `block` on, from the device itself and not from a cache of this host.
     ///
     /// # Errors
-    /// [`ScsiError::Unfit`] for blocks that it has not; else [`ScsiError::Command`] or [`ScsiError::System`].
+    /// [`ScsiError::Unfit`] for blocks that it does not have; else [`ScsiError::Command`], [`ScsiError::System`] or
+    /// [`ScsiError::Answer`].
     pub fn read(&self, block: u64, count: u64) -> Result<Vec<u8>, ScsiError> {
         self.check(block, count)?;
         let bytes = u64::from(self.capacity.block_bytes);
@@ -143,8 +189,8 @@ impl Device {
                 &mut Payload::In(&mut part),
             )?;
             if read != length {
-                let what = format!("{read} bytes of {length}");
-                return Err(self.nonsense("READ(16)", what));
+                let wanted = length;
+                return Err(self.nonsense("READ(16)", ScsiAnswerError::Length { read, wanted }));
             }
             content.append(&mut part);
             done += blocks;
@@ -155,11 +201,11 @@ impl Device {
     /// Replaces `block`, which must hold `expected`, by `new`: atomically, for everyone who uses the device.
     ///
     /// # Errors
-    /// As [`Device::read`]; the block may have been written all the same, even later, if [`Trouble::Unclear`].
+    /// As [`ScsiDevice::read`]. After [`CommandFault::Unclear`] the block may have been written all the same, or be written later.
     ///
     /// # Panics
-    /// If the contents are no blocks.
-    pub fn compare_and_write(&self, block: u64, expected: &[u8], new: &[u8]) -> Result<Compared, ScsiError> {
+    /// If the contents have not the size of a block.
+    pub(crate) fn compare_and_write(&self, block: u64, expected: &[u8], new: &[u8]) -> Result<Compared, ScsiError> {
         let length = to_usize(u64::from(self.capacity.block_bytes));
         assert!(expected.len() == length && new.len() == length, "one block each");
         self.check(block, 1)?;
@@ -172,46 +218,46 @@ impl Device {
         match self.execute("COMPARE AND WRITE", &cdb, &mut Payload::Out(payload)) {
             Ok(_) => Ok(Compared::Written),
             Err(ScsiError::Command {
-                trouble: Trouble::Miscompare,
+                fault: CommandFault::Miscompare,
                 ..
             }) => Ok(Compared::Differs),
             Err(error) => Err(error),
         }
     }
 
-    /// Makes `count` blocks from `block` on stable. A device that does not know the command has no cache to lose.
+    /// Makes `count` blocks from `block` on stable. A device that does not know the command has no cache that could be lost.
     ///
     /// # Errors
-    /// As [`Device::read`].
-    pub fn synchronize(&self, block: u64, count: u32) -> Result<(), ScsiError> {
+    /// As [`ScsiDevice::read`].
+    pub(crate) fn synchronize(&self, block: u64, count: u32) -> Result<(), ScsiError> {
         self.check(block, u64::from(count))?;
         let cdb = cdb::synchronize_cache(self.first + block, count);
         match self.execute("SYNCHRONIZE CACHE(16)", &cdb, &mut Payload::None) {
             Ok(_)
             | Err(ScsiError::Command {
-                trouble: Trouble::Unsupported { .. },
+                fault: CommandFault::Unsupported { .. },
                 ..
             }) => Ok(()),
             Err(error) => Err(error),
         }
     }
 
-    /// The keys with which initiators are registered.
+    /// The keys with which hosts are registered.
     ///
     /// # Errors
     /// [`ScsiError::Command`], [`ScsiError::System`] or [`ScsiError::Answer`].
     pub fn registered(&self) -> Result<Vec<u64>, ScsiError> {
         let answer = self.reserve_in("READ KEYS", &cdb::read_keys())?;
-        cdb::parse_keys(&answer).map_err(|what| self.nonsense("READ KEYS", what))
+        cdb::parse_keys(&answer).map_err(|cause| self.nonsense("READ KEYS", cause))
     }
 
     /// Who holds the persistent reservation.
     ///
     /// # Errors
-    /// As [`Device::registered`].
-    pub fn holder(&self) -> Result<Option<Holder>, ScsiError> {
+    /// As [`ScsiDevice::registered`].
+    pub(super) fn holder(&self) -> Result<Option<Holder>, ScsiError> {
         let answer = self.reserve_in("READ RESERVATION", &cdb::read_reservation())?;
-        cdb::parse_reservation(&answer).map_err(|what| self.nonsense("READ RESERVATION", what))
+        cdb::parse_reservation(&answer).map_err(|cause| self.nonsense("READ RESERVATION", cause))
     }
 
     pub(super) fn change_reservation(&self, name: &'static str, change: Change) -> Result<(), ScsiError> {
@@ -233,35 +279,27 @@ impl Device {
             &cdb::read_capacity(),
             &mut Payload::In(&mut answer),
         )?;
-        cdb::parse_capacity(&answer[..read.min(cdb::CAPACITY)]).map_err(|what| self.nonsense("READ CAPACITY(16)", what))
+        cdb::parse_capacity(&answer[..read.min(cdb::CAPACITY)])
+            .map_err(|cause| self.nonsense("READ CAPACITY(16)", cause))
     }
 
-    /// Executes a command, again where it certainly was not; the number of bytes that travelled.
+    /// Executes a command, and sends it again if it certainly was not executed. Returns how many bytes travelled.
     fn execute(&self, command: &'static str, cdb: &[u8], payload: &mut Payload<'_>) -> Result<usize, ScsiError> {
         let mut tries = 0;
         loop {
-            let data = match payload {
-                Payload::None => Data::None,
-                Payload::Out(bytes) => Data::Out(bytes),
-                Payload::In(bytes) => Data::In(bytes),
-            };
-            let reply = sg::execute(&self.file, cdb, data, TIMEOUT_MS).map_err(|cause| self.refused(command, cause))?;
-            let answer = Answer {
-                status: reply.status,
-                host: reply.host,
-                sense: &reply.sense,
-            };
-            let trouble = match judge(answer) {
+            let reply = sg::execute(&self.file, cdb, payload, TIMEOUT_MS);
+            let reply = reply.map_err(|cause| self.refused(command, cause))?;
+            let fault = match judge(&reply) {
                 Ok(()) => return Ok(reply.transferred),
-                Err(trouble) => trouble,
+                Err(fault) => fault,
             };
             tries += 1;
-            match trouble {
-                Trouble::UnitAttention { .. } if tries < TRIES => {}
-                Trouble::Busy { .. } if tries < TRIES => thread::sleep(PAUSE),
+            match fault {
+                CommandFault::UnitAttention { .. } if tries < TRIES => {}
+                CommandFault::Busy { .. } if tries < TRIES => thread::sleep(PAUSE),
                 _ => {
                     let path = self.path.clone();
-                    return Err(ScsiError::Command { path, command, trouble });
+                    return Err(ScsiError::Command { path, command, fault });
                 }
             }
         }
@@ -269,87 +307,40 @@ impl Device {
 
     /// The kernel did not pass a command on.
     fn refused(&self, command: &'static str, cause: io::Error) -> ScsiError {
+        let system = |cause| ScsiError::System {
+            action: command,
+            path: self.path.clone(),
+            cause,
+        };
         match cause.raw_os_error() {
-            // ENOTTY, EINVAL, EOPNOTSUPP, ENOIOCTLCMD: of drivers without SCSI commands, such as virtio-blk, NVMe and loop.
-            Some(25 | 22 | 95 | 515) => self.unfit("takes no SCSI commands: it is no SCSI disk".to_owned()),
-            // EPERM
-            Some(1) => self.unfit(format!(
-                "may not be sent {command} by this process: it needs CAP_SYS_RAWIO, as root has it"
-            )),
-            _ => ScsiError::System {
-                action: command,
-                path: self.path.clone(),
-                cause,
+            // What drivers without SCSI commands answer, such as those of virtio-blk, NVMe and loop devices.
+            Some(NO_IOCTL) => self.unfit(Unfit::NoScsi),
+            Some(number) => match Errno::from_raw(number) {
+                Errno::ENOTTY | Errno::EINVAL | Errno::EOPNOTSUPP => self.unfit(Unfit::NoScsi),
+                Errno::EPERM => self.unfit(Unfit::Forbidden { command }),
+                _ => system(cause),
             },
+            None => system(cause),
         }
     }
 
+    /// The device must have these blocks.
     fn check(&self, block: u64, count: u64) -> Result<(), ScsiError> {
         let blocks = self.capacity.blocks;
         if block.checked_add(count).is_some_and(|end| end <= blocks) {
             return Ok(());
         }
-        Err(self.unfit(format!("has {blocks} blocks: {count} at {block} are not among them")))
+        Err(self.unfit(Unfit::Range { blocks, block, count }))
     }
 
-    fn unfit(&self, what: String) -> ScsiError {
+    fn unfit(&self, cause: Unfit) -> ScsiError {
         let path = self.path.clone();
-        ScsiError::Unfit { path, what }
+        ScsiError::Unfit { path, cause }
     }
 
-    fn nonsense(&self, command: &'static str, what: String) -> ScsiError {
+    fn nonsense(&self, command: &'static str, cause: ScsiAnswerError) -> ScsiError {
         let path = self.path.clone();
-        ScsiError::Answer { path, command, what }
-    }
-}
-
-enum Payload<'a> {
-    None,
-    Out(&'a [u8]),
-    In(&'a mut [u8]),
-}
-
-/// Where the kernel says that a device lies on its disk, in sectors of 512 bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Extent {
-    part: Part,
-    start: u64,
-    sectors: u64,
-}
-
-impl Extent {
-    fn read(sysfs: &Path) -> io::Result<Extent> {
-        let number = |name: &str| -> io::Result<u64> {
-            let text = fs::read_to_string(sysfs.join(name))?;
-            text.trim().parse().map_err(io::Error::other)
-        };
-        let (part, start) = match sysfs.join("partition").exists() {
-            true => (Part::Partition, number("start")?),
-            false => (Part::Whole, 0),
-        };
-        let sectors = number("size")?;
-        Ok(Extent { part, start, sectors })
-    }
-
-    /// First block and size on a disk of that capacity; the error ends a sentence.
-    fn on(self, disk: Capacity) -> Result<(u64, Capacity), String> {
-        let sectors = u64::from(disk.block_bytes / 512);
-        if !self.start.is_multiple_of(sectors) || !self.sectors.is_multiple_of(sectors) {
-            return Err(format!("does not lie on whole blocks of {} bytes", disk.block_bytes));
-        }
-        let (first, blocks) = (self.start / sectors, self.sectors / sectors);
-        let fits = match self.part {
-            Part::Whole => blocks == disk.blocks,
-            Part::Partition => first.checked_add(blocks).is_some_and(|end| end <= disk.blocks),
-        };
-        if !fits {
-            return Err(format!(
-                "is not one SCSI disk or a partition of it: it has {blocks} blocks, the disk that answers has {}",
-                disk.blocks
-            ));
-        }
-        let block_bytes = disk.block_bytes;
-        Ok((first, Capacity { blocks, block_bytes }))
+        ScsiError::Answer { path, command, cause }
     }
 }
 
@@ -365,40 +356,12 @@ fn to_usize(number: u64) -> usize {
 mod tests {
     use super::*;
 
-    const DISK: Capacity = Capacity {
-        blocks: 1000,
-        block_bytes: 4096,
-    };
-
-    fn placed(part: Part, start: u64, sectors: u64) -> Result<(u64, u64), String> {
-        let placed = Extent { part, start, sectors }.on(DISK);
-        placed.map(|(first, capacity)| (first, capacity.blocks))
-    }
-
-    #[test]
-    fn partitions_lie_where_the_kernel_says() {
-        assert_eq!(placed(Part::Whole, 0, 8000), Ok((0, 1000)));
-        assert_eq!(placed(Part::Partition, 80, 7920), Ok((10, 990)));
-        for (start, sectors) in [(80, 7928), (81, 7920), (80, 7921), (u64::MAX - 7, 8)] {
-            assert!(placed(Part::Partition, start, sectors).is_err(), "{start} {sectors}");
-        }
-    }
-
-    #[test]
-    fn what_is_no_whole_disk_is_refused() {
-        // A logical volume, for one, passes commands on to a larger disk.
-        for sectors in [7992, 8008] {
-            let why = placed(Part::Whole, 0, sectors).unwrap_err();
-            assert!(why.contains("not one SCSI disk"), "{why}");
-        }
-    }
-
     #[test]
     fn files_take_no_scsi_commands() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let text = Device::open(file.path()).unwrap_err().to_string();
+        let text = ScsiDevice::open(file.path()).unwrap_err().to_string();
         assert!(text.contains("no block device"), "{text}");
-        let error = Device::open("/dev/no/such").unwrap_err();
+        let error = ScsiDevice::open("/dev/no/such").unwrap_err();
         assert!(
             error.is_retryable() && error.to_string().contains("/dev/no/such"),
             "{error}"

@@ -1,20 +1,21 @@
-//! SCSI commands to a block device, past the kernel's block layer: what the test-and-set and the fence need and read(2) and
-//! write(2) cannot say.
+//! SCSI commands to a block device, past the kernel's block layer: what the test-and-set and reservations need and what
+//! read(2) and write(2) cannot say.
 //!
-//! `cdb` encodes commands and decodes their answers, and `status` says what a device's status and sense mean; both are pure.
-//! `sg` is the SG_IO ioctl, the only unsafe code of this crate. [`Device`] puts them together. [`Reservation`] keeps everyone
-//! but this host from writing to a device (SPC-4, 5.9: persistent reservations). Command layouts are those of SBC-3 and SPC-4.
+//! `cdb` encodes commands and decodes their answers, and `status` says what a device's status and sense data mean; both are
+//! pure. [`ScsiDevice`] sends the commands. [`Reservation`] keeps every host but this one from writing to a device (SPC-4,
+//! 5.9: persistent reservations). Command layouts are those of SBC-3 and SPC-4.
 
 mod cdb;
 mod device;
 mod reservation;
-mod sg;
+mod span;
 mod status;
 
-pub use cdb::{Capacity, Holder, ReservationType};
-pub use device::{Compared, Device};
-pub use reservation::{Key, Reservation};
-pub use status::Trouble;
+pub use cdb::{Capacity, ScsiAnswerError};
+pub(crate) use device::Compared;
+pub use device::{ScsiDevice, Unfit};
+pub use reservation::{Reservation, ReservationKey};
+pub use status::CommandFault;
 
 use std::io;
 use std::path::PathBuf;
@@ -32,37 +33,41 @@ pub enum ScsiError {
         /// The device.
         path: PathBuf,
         /// The system's answer.
+        #[source]
         cause: io::Error,
     },
     /// Not a block device that takes SCSI commands, or not one of which the right blocks would be met.
-    #[error("{} {what}", path.display())]
+    #[error("{} {cause}", path.display())]
     Unfit {
         /// The device.
         path: PathBuf,
-        /// What is wrong with it, as the end of a sentence.
-        what: String,
+        /// What is wrong with it.
+        #[source]
+        cause: Unfit,
     },
     /// The device, or the way to it, answered a command with an error.
-    #[error("{}: {command}: {trouble}", path.display())]
+    #[error("{}: {command}: {fault}", path.display())]
     Command {
         /// The device.
         path: PathBuf,
         /// The command's name.
         command: &'static str,
         /// The answer.
-        trouble: Trouble,
+        #[source]
+        fault: CommandFault,
     },
     /// The device answered with something that is no answer to the command.
-    #[error("{}: the answer to {command} makes no sense: {what}", path.display())]
+    #[error("{}: the answer to {command} makes no sense: {cause}", path.display())]
     Answer {
         /// The device.
         path: PathBuf,
         /// The command's name.
         command: &'static str,
         /// What is wrong.
-        what: String,
+        #[source]
+        cause: ScsiAnswerError,
     },
-    /// Someone else's persistent reservation.
+    /// Another program has a persistent reservation, or is registered for one.
     #[error(
         "{} is reserved with the key {key:#018x}, which is not ftvm's: find out which program uses this device; if none \
          does any more, clear the reservation with `sg_persist --out --clear --param-rk={key:#x}`",
@@ -74,7 +79,7 @@ pub enum ScsiError {
         /// The other's key.
         key: u64,
     },
-    /// Reservations change while they are set.
+    /// The reservation is not this host's alone although the device has confirmed every step: it changes meanwhile.
     #[error("{}: the persistent reservation does not hold: expected {expected:#018x} alone, found {found}", path.display())]
     NotHeld {
         /// The device.
@@ -91,9 +96,9 @@ impl ScsiError {
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
-            // The device may just not be attached yet, or its only path may be away.
+            // The device may just not be attached yet, or the only path to it may be lost for now.
             ScsiError::System { cause, .. } => cause.kind() != io::ErrorKind::PermissionDenied,
-            ScsiError::Command { trouble, .. } => trouble.is_passing(),
+            ScsiError::Command { fault, .. } => fault.is_passing(),
             ScsiError::NotHeld { .. } => true,
             ScsiError::Unfit { .. } | ScsiError::Answer { .. } | ScsiError::Foreign { .. } => false,
         }

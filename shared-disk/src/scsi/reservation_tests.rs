@@ -25,11 +25,11 @@ fn conflict() -> ScsiError {
     ScsiError::Command {
         path: "/dev/fake".into(),
         command: "PERSISTENT RESERVE OUT",
-        trouble: Trouble::ReservationConflict,
+        fault: CommandFault::ReservationConflict,
     }
 }
 
-impl Target for Fake {
+impl ReservationTarget for Fake {
     fn path(&self) -> &Path {
         Path::new("/dev/fake")
     }
@@ -95,7 +95,7 @@ fn state(reservation: &Reservation<Fake>) -> State {
 }
 
 fn key(incarnation: u128) -> u64 {
-    Key::of(incarnation).number()
+    ReservationKey::of(incarnation).number()
 }
 
 /// Initiators 1 and 2 registered, 1 holding.
@@ -111,27 +111,27 @@ fn of_others() -> State {
 #[test]
 fn keys_bear_the_mark() {
     assert_eq!(key(0x1234_5678_9abc_def0_1122_3344_5566_7788), 0x4654_3344_5566_7788);
-    assert!(Key::is_ours(key(u128::MAX)) && Key::is_ours(key(0)));
-    assert!(!Key::is_ours(0x4653_ffff_ffff_ffff) && !Key::is_ours(0x4655_0000_0000_0000));
+    assert!(ReservationKey::is_ours(key(u128::MAX)) && ReservationKey::is_ours(key(0)));
+    assert!(!ReservationKey::is_ours(0x4653_ffff_ffff_ffff) && !ReservationKey::is_ours(0x4655_0000_0000_0000));
 }
 
 #[test]
 fn a_primary_takes_a_free_disk_and_gives_it_back() {
     let disk = fake(State::default());
-    disk.take(Key::of(9)).unwrap();
+    disk.take(ReservationKey::of(9)).unwrap();
     let taken = state(&disk);
     assert_eq!((taken.keys, taken.holder), ([Some(key(9)), None, None], Some(OURS)));
-    disk.take(Key::of(9)).unwrap();
+    disk.take(ReservationKey::of(9)).unwrap();
     assert_eq!(state(&disk).keys, taken.keys, "again");
-    disk.release(Key::of(9)).unwrap();
-    disk.release(Key::of(9)).unwrap();
+    disk.release(ReservationKey::of(9)).unwrap();
+    disk.release(ReservationKey::of(9)).unwrap();
     assert_eq!((state(&disk).keys, state(&disk).holder), ([None; 3], None));
 }
 
 #[test]
 fn a_winner_throws_everyone_else_out_the_holder_first() {
     let disk = fake(of_others());
-    disk.take(Key::of(9)).unwrap();
+    disk.take(ReservationKey::of(9)).unwrap();
     let taken = state(&disk);
     assert_eq!((taken.keys, taken.holder), ([Some(key(9)), None, None], Some(OURS)));
     let preempted = taken.changes.iter().filter_map(|change| match change {
@@ -149,7 +149,7 @@ fn one_who_is_registered_without_a_reservation_loses_that() {
         kind: None,
         ..of_others()
     });
-    disk.take(Key::of(9)).unwrap();
+    disk.take(ReservationKey::of(9)).unwrap();
     assert_eq!(state(&disk).keys, [Some(key(9)), None, None]);
 }
 
@@ -161,7 +161,7 @@ fn another_programs_reservation_is_left_alone() {
             holder,
             ..of_others()
         });
-        let text = disk.take(Key::of(9)).unwrap_err().to_string();
+        let text = disk.take(ReservationKey::of(9)).unwrap_err().to_string();
         assert!(
             text.contains("0x0000000000000123") && text.contains("not ftvm's"),
             "{text}"
@@ -171,14 +171,14 @@ fn another_programs_reservation_is_left_alone() {
 }
 
 #[test]
-fn another_kind_of_reservation_is_no_fence() {
+fn another_type_of_reservation_does_not_serve() {
     let disk = fake(State {
         keys: [Some(key(9)), None, None],
         holder: Some(OURS),
         kind: Some(ReservationType::Other(1)),
         ..State::default()
     });
-    let error = disk.take(Key::of(9)).unwrap_err();
+    let error = disk.take(ReservationKey::of(9)).unwrap_err();
     assert!(matches!(error, ScsiError::NotHeld { .. }), "{error}");
 }
 
@@ -188,7 +188,7 @@ fn what_never_holds_is_an_error_and_not_a_loop() {
         stubborn: LOOKS - 1,
         ..of_others()
     });
-    let error = disk.take(Key::of(9)).unwrap_err();
+    let error = disk.take(ReservationKey::of(9)).unwrap_err();
     assert!(
         error.is_retryable() && matches!(error, ScsiError::NotHeld { .. }),
         "{error}"
@@ -198,12 +198,12 @@ fn what_never_holds_is_an_error_and_not_a_loop() {
         stubborn: LOOKS - 2,
         ..of_others()
     });
-    disk.take(Key::of(9)).unwrap();
+    disk.take(ReservationKey::of(9)).unwrap();
 }
 
 #[test]
 fn who_was_thrown_out_has_nothing_to_give_back() {
     let disk = fake(of_others());
-    disk.release(Key::of(9)).unwrap();
+    disk.release(ReservationKey::of(9)).unwrap();
     assert_eq!(state(&disk).holder, Some(1));
 }

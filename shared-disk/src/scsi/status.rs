@@ -1,78 +1,72 @@
-//! What a device's status, its sense data and the host adapter's words come to: SAM-5 (5.3 status codes), SPC-4 (4.5 sense
-//! data, 4.5.6 sense keys), and the kernel's `scsi_status.h` for the adapter.
+//! What a device's status, its sense data and the host adapter's code mean: SAM-5 (5.3 status codes), SPC-4 (4.5 sense data,
+//! 4.5.6 sense keys), and the kernel's `scsi_status.h` for the adapter.
 
-use std::fmt;
+use thiserror::Error;
 
-/// A command that did not end with GOOD.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trouble {
+use crate::syscall::sg::SgReply;
+
+/// Why a command did not end with the status GOOD.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum CommandFault {
     /// The block is not as COMPARE AND WRITE expected; nothing was written.
+    #[error("the block has another content")]
     Miscompare,
-    /// A persistent reservation of someone else stands in the way; nothing was done.
+    /// Another host's persistent reservation stands in the way; nothing was done.
+    #[error("reservation conflict: another host has reserved the device")]
     ReservationConflict,
-    /// Something has happened to the device since the last command (a reset, another's preemption); nothing was done.
-    UnitAttention { asc: u8, ascq: u8 },
-    /// The device has no time, or is not ready; nothing was done.
-    Busy { status: u8 },
-    /// The device does not know the command, or not this form of it.
-    Unsupported { asc: u8, ascq: u8 },
-    /// The device is write-protected.
-    WriteProtected,
-    /// No clear answer, be it from the device or from the way to it: the command may have been executed, or still be.
-    Unclear {
-        status: u8,
-        host: u16,
-        key: u8,
+    /// Something has happened to the device since the last command, such as a reset or another host's preemption; nothing
+    /// was done.
+    #[error("unit attention ({asc:02x}h/{ascq:02x}h), again and again")]
+    UnitAttention {
+        /// Additional sense code.
         asc: u8,
+        /// Its qualifier.
+        ascq: u8,
+    },
+    /// The device has no time, or is not ready; nothing was done.
+    #[error("the device is busy or not ready (status {status:02x}h)")]
+    Busy {
+        /// The status byte.
+        status: u8,
+    },
+    /// The device does not know the command, or not this form of it.
+    #[error("the device does not support this command ({asc:02x}h/{ascq:02x}h)")]
+    Unsupported {
+        /// Additional sense code.
+        asc: u8,
+        /// Its qualifier.
+        ascq: u8,
+    },
+    /// The device is write-protected.
+    #[error("the device is write-protected")]
+    WriteProtected,
+    /// No clear answer from the device, or from the way to it: the command may have been executed, or may still be.
+    #[error(
+        "no clear answer (device status {status:02x}h, adapter status {host:02x}h, sense {key:x}h/{asc:02x}h/{ascq:02x}h)"
+    )]
+    Unclear {
+        /// The status byte.
+        status: u8,
+        /// The kernel's `DID_…` code.
+        host: u16,
+        /// Sense key.
+        key: u8,
+        /// Additional sense code.
+        asc: u8,
+        /// Its qualifier.
         ascq: u8,
     },
 }
 
-impl Trouble {
+impl CommandFault {
     /// Whether waiting may mend it.
     #[must_use]
-    pub fn is_passing(self) -> bool {
+    pub(crate) fn is_passing(self) -> bool {
         matches!(
             self,
-            Trouble::UnitAttention { .. } | Trouble::Busy { .. } | Trouble::Unclear { .. }
+            CommandFault::UnitAttention { .. } | CommandFault::Busy { .. } | CommandFault::Unclear { .. }
         )
     }
-}
-
-impl fmt::Display for Trouble {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Trouble::Miscompare => write!(f, "the block has another content"),
-            Trouble::ReservationConflict => write!(f, "reservation conflict: another host has reserved the device"),
-            Trouble::UnitAttention { asc, ascq } => {
-                write!(f, "unit attention ({asc:02x}h/{ascq:02x}h), again and again")
-            }
-            Trouble::Busy { status } => write!(f, "the device is busy or not ready (status {status:02x}h)"),
-            Trouble::Unsupported { asc, ascq } => {
-                write!(f, "the device does not support this command ({asc:02x}h/{ascq:02x}h)")
-            }
-            Trouble::WriteProtected => write!(f, "the device is write-protected"),
-            Trouble::Unclear {
-                status,
-                host,
-                key,
-                asc,
-                ascq,
-            } => write!(
-                f,
-                "no clear answer (device status {status:02x}h, adapter status {host:02x}h, sense {key:x}h/{asc:02x}h/{ascq:02x}h)"
-            ),
-        }
-    }
-}
-
-/// What the kernel's SG_IO brought back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Answer<'a> {
-    pub(super) status: u8,
-    /// The kernel's `DID_…` code: 0 if the command reached the device.
-    pub(super) host: u16,
-    pub(super) sense: &'a [u8],
 }
 
 const CHECK_CONDITION: u8 = 0x02;
@@ -81,10 +75,10 @@ const RESERVATION_CONFLICT: u8 = 0x18;
 const TASK_SET_FULL: u8 = 0x28;
 
 /// Whether the command was executed, and if not, why.
-pub(super) fn judge(answer: Answer<'_>) -> Result<(), Trouble> {
-    let Answer { status, host, sense } = answer;
+pub(super) fn judge(reply: &SgReply) -> Result<(), CommandFault> {
+    let (status, host, sense) = (reply.status, reply.host, &reply.sense[..]);
     let (key, asc, ascq) = sense_codes(sense).unwrap_or_default();
-    let unclear = Trouble::Unclear {
+    let unclear = CommandFault::Unclear {
         status,
         host,
         key,
@@ -92,27 +86,27 @@ pub(super) fn judge(answer: Answer<'_>) -> Result<(), Trouble> {
         ascq,
     };
     match (status, host) {
-        // The kernel says DID_NEXUS_FAILURE, or in later versions nothing, beside the conflict.
-        (RESERVATION_CONFLICT, _) => Err(Trouble::ReservationConflict),
+        // Beside the conflict the kernel sets DID_NEXUS_FAILURE, and in later versions nothing.
+        (RESERVATION_CONFLICT, _) => Err(CommandFault::ReservationConflict),
         (_, 1..) => Err(unclear),
         (0, 0) => Ok(()),
-        (BUSY | TASK_SET_FULL, 0) => Err(Trouble::Busy { status }),
+        (BUSY | TASK_SET_FULL, 0) => Err(CommandFault::Busy { status }),
         (CHECK_CONDITION, 0) => match key {
-            // RECOVERED ERROR: done, with an effort.
+            // RECOVERED ERROR: the device has done it, if not at the first attempt.
             0x1 if sense_codes(sense).is_some() => Ok(()),
-            0x2 => Err(Trouble::Busy { status }),
-            0x5 => Err(Trouble::Unsupported { asc, ascq }),
-            0x6 => Err(Trouble::UnitAttention { asc, ascq }),
-            0x7 => Err(Trouble::WriteProtected),
-            0xe => Err(Trouble::Miscompare),
+            0x2 => Err(CommandFault::Busy { status }),
+            0x5 => Err(CommandFault::Unsupported { asc, ascq }),
+            0x6 => Err(CommandFault::UnitAttention { asc, ascq }),
+            0x7 => Err(CommandFault::WriteProtected),
+            0xe => Err(CommandFault::Miscompare),
             _ => Err(unclear),
         },
         _ => Err(unclear),
     }
 }
 
-/// Sense key, additional code and its qualifier. Deferred errors (71h, 73h) belong to an earlier command, and say nothing
-/// of this one.
+/// Sense key, additional sense code and its qualifier. `None` if there are none, or if they are deferred (71h, 73h): then
+/// they belong to an earlier command and say nothing of this one.
 fn sense_codes(sense: &[u8]) -> Option<(u8, u8, u8)> {
     let at = |index: usize| sense.get(index).copied();
     match at(0)? & 0x7f {
@@ -133,32 +127,37 @@ mod tests {
         sense
     }
 
-    fn answer(status: u8, host: u16, sense: &[u8]) -> Result<(), Trouble> {
-        judge(Answer { status, host, sense })
+    fn answer(status: u8, host: u16, sense: &[u8]) -> Result<(), CommandFault> {
+        judge(&SgReply {
+            status,
+            host,
+            sense: sense.to_vec(),
+            transferred: 0,
+        })
     }
 
     #[test]
     fn each_status_has_its_meaning() {
         assert_eq!(answer(0, 0, &[]), Ok(()));
-        assert_eq!(answer(0x18, 0, &[]), Err(Trouble::ReservationConflict));
-        assert_eq!(answer(0x18, 0x11, &[]), Err(Trouble::ReservationConflict));
+        assert_eq!(answer(0x18, 0, &[]), Err(CommandFault::ReservationConflict));
+        assert_eq!(answer(0x18, 0x11, &[]), Err(CommandFault::ReservationConflict));
         for status in [0x08, 0x28] {
-            assert_eq!(answer(status, 0, &[]), Err(Trouble::Busy { status }));
+            assert_eq!(answer(status, 0, &[]), Err(CommandFault::Busy { status }));
         }
         // DID_NO_CONNECT, DID_TIME_OUT, ...: nobody knows; also beside a status of GOOD.
         for host in [1, 3, 7, 0x0e] {
             for status in [0, 2, 8] {
-                let trouble = answer(status, host, &[]).unwrap_err();
+                let fault = answer(status, host, &[]).unwrap_err();
                 assert!(
-                    matches!(trouble, Trouble::Unclear { .. }) && trouble.is_passing(),
-                    "{trouble:?}"
+                    matches!(fault, CommandFault::Unclear { .. }) && fault.is_passing(),
+                    "{fault:?}"
                 );
             }
         }
         // TASK ABORTED, and what no standard knows.
         for status in [0x04, 0x40, 0x33] {
             assert!(
-                matches!(answer(status, 0, &[]), Err(Trouble::Unclear { .. })),
+                matches!(answer(status, 0, &[]), Err(CommandFault::Unclear { .. })),
                 "{status:02x}h"
             );
         }
@@ -168,18 +167,18 @@ mod tests {
     fn each_sense_key_has_its_meaning_in_both_formats() {
         for (key, expected) in [
             (0x1, Ok(())),
-            (0x2, Err(Trouble::Busy { status: 2 })),
-            (0x5, Err(Trouble::Unsupported { asc: 0x1d, ascq: 3 })),
-            (0x6, Err(Trouble::UnitAttention { asc: 0x1d, ascq: 3 })),
-            (0x7, Err(Trouble::WriteProtected)),
-            (0xe, Err(Trouble::Miscompare)),
+            (0x2, Err(CommandFault::Busy { status: 2 })),
+            (0x5, Err(CommandFault::Unsupported { asc: 0x1d, ascq: 3 })),
+            (0x6, Err(CommandFault::UnitAttention { asc: 0x1d, ascq: 3 })),
+            (0x7, Err(CommandFault::WriteProtected)),
+            (0xe, Err(CommandFault::Miscompare)),
         ] {
             assert_eq!(answer(2, 0, &fixed(key)), expected);
             assert_eq!(answer(2, 0, &[0x72, key, 0x1d, 3, 0, 0, 0, 0]), expected);
         }
         for key in [0x0, 0x3, 0x4, 0xb, 0xd] {
             assert!(
-                matches!(answer(2, 0, &fixed(key)), Err(Trouble::Unclear { .. })),
+                matches!(answer(2, 0, &fixed(key)), Err(CommandFault::Unclear { .. })),
                 "{key:x}h"
             );
         }
@@ -190,11 +189,14 @@ mod tests {
         let mut deferred = fixed(0xe);
         deferred[0] = 0x71;
         for sense in [&deferred[..], &[0x73, 0xe, 0, 0], &[0x70, 0], &[0x72], &[]] {
-            assert!(matches!(answer(2, 0, sense), Err(Trouble::Unclear { .. })), "{sense:?}");
+            assert!(
+                matches!(answer(2, 0, sense), Err(CommandFault::Unclear { .. })),
+                "{sense:?}"
+            );
         }
         assert_eq!(
             answer(2, 0, &[0x70, 0, 0xe]),
-            Err(Trouble::Miscompare),
+            Err(CommandFault::Miscompare),
             "as short as it may be"
         );
     }

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use ftvm_demo::client::resp::{Reply, RespError, read_reply, write_command};
 use ftvm_demo::client::stack::Stack;
 use ftvm_host::net::Dgram;
 use rand::{Rng, SeedableRng};
@@ -19,7 +20,6 @@ use rand_chacha::ChaCha8Rng;
 use smoltcp::socket::tcp::State;
 
 use super::history::{Kind, Op};
-use super::resp::{Answer, command, take_answer};
 
 /// Keys that all clients read and write.
 const SHARED_KEYS: u32 = 6;
@@ -331,10 +331,11 @@ impl Client {
     /// One request, and its place in the record.
     fn ask(&mut self, key: u32, kind: Kind) -> Result<(), Broken> {
         let name = format!("chaos:{key}");
-        let request = match kind {
-            Kind::Write(value) => command(&["SET", &name, &value.to_string()]),
-            Kind::Read(_) => command(&["GET", &name]),
-        };
+        let mut request = Vec::new();
+        match kind {
+            Kind::Write(value) => write_command(&mut request, &["SET", &name, &value.to_string()]),
+            Kind::Read(_) => write_command(&mut request, &["GET", &name]),
+        }
         let call = self.shared.ns(Instant::now());
         let answer = self.exchange(&request);
         let ret = self.shared.ns(Instant::now());
@@ -346,11 +347,9 @@ impl Client {
         };
         let mut seen = self.shared.seen();
         match (&answer, kind) {
-            (Ok(Answer::Ok), Kind::Write(_)) => {}
-            (Ok(Answer::Value(value)), Kind::Read(_)) => {
-                // What is no number, nobody has written.
-                op.kind = Kind::Read(value.as_ref().map(|value| value.parse().unwrap_or(u64::MAX)));
-            }
+            (Ok(Reply::SimpleString(text)), Kind::Write(_)) if text == b"OK" => {}
+            (Ok(Reply::Null), Kind::Read(_)) => op.kind = Kind::Read(None),
+            (Ok(Reply::BulkString(value)), Kind::Read(_)) => op.kind = Kind::Read(Some(number(value))),
             (Ok(other), _) => {
                 seen.refused.push(format!("{kind:?} of {name}: {other:?}"));
                 op.ret = None;
@@ -364,7 +363,7 @@ impl Client {
         answer.map(|_| ())
     }
 
-    fn exchange(&mut self, request: &[u8]) -> Result<Answer, Broken> {
+    fn exchange(&mut self, request: &[u8]) -> Result<Reply, Broken> {
         let until = Instant::now() + self.place.silence;
         let mut unsent = request;
         while !self.shared.is_over() && Instant::now() < until {
@@ -377,13 +376,26 @@ impl Client {
             let mut buffer = [0; 2048];
             let len = self.stack.socket().recv_slice(&mut buffer).map_err(|_| Broken)?;
             self.unread.extend_from_slice(&buffer[..len]);
-            if let Some(answer) = take_answer(&mut self.unread) {
-                return Ok(answer);
+            if let Some((reply, used)) = read_reply(&self.unread).map_err(|error| self.unreadable(&error))? {
+                self.unread.drain(..used);
+                return Ok(reply);
             }
             self.stack.wait(LOOK);
         }
         Err(Broken)
     }
+
+    /// What is no answer at all is told like a refusal, and ends the connection: the next answer's beginning is unknown.
+    fn unreadable(&self, error: &RespError) -> Broken {
+        self.shared.seen().refused.push(error.to_string());
+        Broken
+    }
+}
+
+/// The number that a client has written. What is none, nobody has written.
+fn number(value: &[u8]) -> u64 {
+    let text = std::str::from_utf8(value).ok();
+    text.and_then(|text| text.parse().ok()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -15,7 +15,6 @@ pub mod lives;
 pub mod pool;
 pub mod process;
 pub mod report;
-pub mod resp;
 mod stage;
 pub mod storage;
 

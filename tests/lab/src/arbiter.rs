@@ -6,7 +6,7 @@
 use std::sync::{Arc, Barrier};
 use std::thread;
 
-use shared_disk::arbiter::{Arbiter, ArbiterError, LifeState, NONCE_BYTES, Outcome};
+use shared_disk::arbiter::{Arbiter, ArbiterError, ClaimOutcome, LifeState, NONCE_BYTES};
 
 pub mod planted;
 
@@ -14,14 +14,14 @@ const A: u128 = 0xa;
 const B: u128 = 0xb;
 const C: u128 = 0xc;
 
-type Claimed = Result<Outcome, ArbiterError>;
+type Claimed = Result<ClaimOutcome, ArbiterError>;
 
 fn won(generation: u64) -> Claimed {
-    Ok(Outcome::Won { generation })
+    Ok(ClaimOutcome::Won { generation })
 }
 
 fn lost(generation: u64, owner: u128) -> Claimed {
-    Ok(Outcome::Lost { generation, owner })
+    Ok(ClaimOutcome::Lost { generation, owner })
 }
 
 /// Runs the suite; `generations` are raced for by several hosts at once.

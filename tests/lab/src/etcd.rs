@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use shared_disk::arbiter::Storage;
+use shared_disk::arbiter::SharedStorage;
 use tempfile::TempDir;
 
 use crate::pair::{free_address, wait};
@@ -75,7 +75,7 @@ impl EtcdServer {
 
     /// Waits until it answers: it listens long before it has a leader.
     fn wait_ready(&self) {
-        let storage: Storage = format!("etcd:{}", self.endpoint()).parse().expect("an endpoint");
+        let storage: SharedStorage = format!("etcd:{}", self.endpoint()).parse().expect("an endpoint");
         let probe = storage.open("nobody").expect("a name");
         wait("etcd", scaled(Duration::from_secs(20)), || {
             let answer = probe.check_access().expect_err("nobody was ever started");

@@ -20,6 +20,8 @@ pub struct Violation {
 
 pub const SAME_BYTES: &str = "(i) every copy of an output is the same";
 pub const IN_ORDER: &str = "(ii) outputs come in order, without a gap";
+pub const MARKED: &str = "(rule 8) private disks are marked as the newest only by their generation's winner";
+pub const TAKEN_IN: &str = "(rule 9) a backup takes nothing in while it has too much to execute";
 pub const DISK: &str = "(iii) the disk holds the writes in sequence order";
 pub const ONE_LIVES: &str = "(iv) one winner per generation, and no release without lease or generation";
 pub const INPUTS: &str = "(v) inputs before a released output are in the survivor's history";
@@ -134,6 +136,12 @@ impl Checks {
             let what = format!("generation {generation} has two winners, {winner:x} and {owner:x}");
             self.fail(now, ONE_LIVES, what);
         }
+    }
+
+    /// Whether `owner` has won that generation.
+    #[must_use]
+    pub fn has_won(&self, generation: u64, owner: u128) -> bool {
+        self.winners.get(&generation) == Some(&owner)
     }
 
     /// A side becomes live at `horizon` with `made` outputs so far, and what `new` says is to be done first.

@@ -2,28 +2,29 @@
 
 use std::collections::VecDeque;
 
+use ftvm_roles::link::world::{ConnectionId, LinkEvent};
 use ftvm_roles::operation::Operation;
 use ftvm_schema::entry::{Generation, Incarnation};
 use logging_channel::codec::FrameEncoder;
 use logging_channel::message::{Heartbeat, Message};
-use shared_disk::arbiter::Outcome;
 
 use super::checks::NO_FAILURE;
 use super::env::{Env, MS, Point, US, What};
 use super::network::{ConnId, ProcId};
 
-/// How long the last messages may take to leave, as in `run::lead`.
+/// How long the last messages may take to leave, as in `run::shell`.
 const LAST_WORDS: u64 = 500 * MS;
 
-/// Something that has happened to the link.
-#[derive(Debug)]
-pub enum LinkEvent {
-    Message(ConnId, Generation, Message),
-    Closed(ConnId, String),
-    Joined(ConnId, Incarnation, ProcId),
-    Claimed(Outcome),
-    PagesSent(Incarnation, u64),
-    Operate(Operation),
+/// The connection's number as links know it.
+#[must_use]
+pub fn connection_id(conn: ConnId) -> ConnectionId {
+    ConnectionId(conn as u64)
+}
+
+/// And back.
+#[must_use]
+pub fn conn_of(connection: ConnectionId) -> ConnId {
+    usize::try_from(connection.0).expect("made from a usize")
 }
 
 /// What both roles have.
@@ -34,6 +35,10 @@ pub struct Common {
     pub me: Incarnation,
     pub paused: bool,
     pub link: VecDeque<LinkEvent>,
+    /// How many of them the present turn may still take.
+    pub burst: u64,
+    /// What operators have asked for.
+    pub orders: VecDeque<Operation>,
     pub heard: VecDeque<Heartbeat>,
     pub tick_due: bool,
     pub time_due: bool,
@@ -53,8 +58,14 @@ pub struct Common {
 impl Common {
     /// Whether the connection is the present one.
     #[must_use]
-    pub fn is_mine(&self, conn: ConnId) -> bool {
-        self.conn.is_some_and(|(mine, _)| mine == conn)
+    pub fn is_mine(&self, connection: ConnectionId) -> bool {
+        self.conn.is_some_and(|(mine, _)| connection_id(mine) == connection)
+    }
+
+    /// The link's next event, if this turn takes another.
+    pub fn next_event(&mut self) -> Option<LinkEvent> {
+        self.burst = self.burst.checked_sub(1)?;
+        self.link.pop_front()
     }
 
     /// The link task has something to do.
@@ -85,13 +96,13 @@ impl Common {
     }
 
     /// Sends a heartbeat; its send time.
-    pub fn heartbeat(&mut self, env: &mut Env) -> Option<u64> {
+    pub fn heartbeat(&mut self, env: &mut Env, generation: Generation) -> Option<u64> {
         let peer = self.peer?;
         self.number += 1;
         let sent_ns = env.local(self.host);
         let heartbeat = Heartbeat {
             guest: env.terms.guest,
-            generation: self.generation,
+            generation,
             incarnation: self.me,
             number: self.number,
             sent_ns,

@@ -8,7 +8,7 @@ use ftvm_roles::operation::Operation;
 use ftvm_schema::entry::{Generation, Incarnation};
 use ftvm_schema::request::DiskRequest;
 use logging_channel::message::DiskReads;
-use shared_disk::arbiter::Outcome;
+use shared_disk::arbiter::ClaimOutcome;
 
 use super::checks::Checks;
 use super::guest::Guest;
@@ -20,7 +20,7 @@ use super::storage::{Register, SharedImage};
 pub const US: u64 = 1_000;
 pub const MS: u64 = 1_000_000;
 
-/// What is fixed for a run.
+/// What is fixed for a run: the terms of its pairs, and what its hosts and their guest are like.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
     pub guest: u128,
@@ -38,6 +38,24 @@ pub struct Terms {
     pub call: (u64, u64),
     /// How long a backup takes to execute a frame.
     pub execute: (u64, u64),
+    /// Bytes that a backup has not executed above which it takes nothing more in.
+    pub unexecuted: usize,
+}
+
+impl Terms {
+    /// What the pair has agreed on, as `me` sees it, before anybody has won a generation.
+    #[must_use]
+    pub fn pair(&self, me: Incarnation) -> ftvm_roles::terms::Terms {
+        ftvm_roles::terms::Terms {
+            me,
+            guest: self.guest,
+            generation: Generation(0),
+            detection_ns: self.detection,
+            lease_ns: self.lease,
+            patience_ns: self.patience,
+            disk_reads: self.disk_reads,
+        }
+    }
 }
 
 /// A host's clock.
@@ -108,7 +126,7 @@ pub enum What {
         generation: u64,
         owner: u128,
     },
-    Answer(Option<Outcome>),
+    Answer(Option<ClaimOutcome>),
     ClaimAgain,
     SendPages,
     Submit(DiskRequest),
@@ -118,6 +136,8 @@ pub enum What {
         data: Vec<u8>,
     },
     Fence(u64),
+    /// The devices refuse every other host's writes.
+    Fenced,
     Knock {
         from: ProcId,
     },

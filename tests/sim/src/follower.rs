@@ -1,112 +1,235 @@
-//! The backup's shell, as `run::follow` is: the same cores, driven by simulated time and sockets.
+//! A simulated backup: the link of production over a simulated world, with the vCPU thread beside it. Planted bugs are changes
+//! to what passes between them.
 
 use std::collections::VecDeque;
 
 use ftvm_hypervisor::scripted::ScriptedCpu;
 use ftvm_machine::machine::intervention::BootCell;
-use ftvm_roles::backup::{Action, Backup};
-use ftvm_roles::following::{Following, Progress};
+use ftvm_roles::backup::Backup;
+use ftvm_roles::event::Event;
+use ftvm_roles::following::{FollowOrder, FollowReport, Following, Progress};
+use ftvm_roles::link::backup::{BackupEvent, BackupLink, Followed};
+use ftvm_roles::link::world::{BackupWorld, ConnectionId, LinkEvent, World};
+use ftvm_roles::terms::Terms;
 use ftvm_schema::entry::{Generation, Incarnation, LogEntry};
-use logging_channel::message::{Ack, Health, Message};
+use logging_channel::codec::data_bytes;
+use logging_channel::message::{Ack, Health, Heartbeat, Message};
 
-use super::checks::NO_DIVERGENCE;
-use super::common::{Common, LinkEvent};
+use super::checks::{NO_DIVERGENCE, NO_FAILURE, TAKEN_IN};
+use super::common::{Common, connection_id};
 use super::env::{Blow, Env, Point, What};
+use super::network::ConnId;
 use super::plants::Plant;
-
-/// To the vCPU thread.
-#[derive(Debug)]
-enum Order {
-    Pages { numbers: Vec<u64>, content: Vec<u8> },
-    Load(Vec<u8>),
-    Entries(Vec<LogEntry>),
-    Drain,
-}
-
-/// From the vCPU thread.
-#[derive(Debug)]
-pub enum Report {
-    Progress(Progress),
-    Drained,
-}
 
 /// A backup at work.
 #[derive(Debug)]
 pub struct Follower {
-    core: Backup,
-    owner: Incarnation,
-    pub following: Following<ScriptedCpu>,
-    orders: VecDeque<Order>,
+    link: BackupLink,
+    side: Side,
+}
+
+/// What it has beside its link.
+#[derive(Debug)]
+struct Side {
+    following: Following<ScriptedCpu>,
+    orders: VecDeque<FollowOrder>,
     executing: bool,
-    pub reports: VecDeque<Report>,
+    reports: VecDeque<FollowReport>,
+    /// Bytes of log and pages ordered, the oldest first, until the link has heard that they are executed.
+    unexecuted: VecDeque<usize>,
     timer: Option<u64>,
     /// The last ack, which two planted bugs embellish.
     acked: Ack,
-    pub live: Option<Generation>,
-    pub over: bool,
+    /// Whether the link may still speak for its generation.
+    speaks: bool,
     /// What a reset starts from.
-    pub boot: BootCell,
+    boot: BootCell,
+}
+
+/// What a step of the link sees.
+struct SimWorld<'a> {
+    env: &'a mut Env,
+    common: &'a mut Common,
+    side: &'a mut Side,
 }
 
 impl Follower {
     /// A backup that has passed the handshake.
     #[must_use]
-    pub fn new(env: &mut Env, common: &Common, core: Backup, owner: Incarnation) -> Self {
+    pub fn new(env: &mut Env, common: &mut Common, owner: Incarnation, conn: ConnId) -> Self {
         let boot = BootCell::default();
         let mut machine = env.guest.machine();
         machine.set_boot(boot.clone());
         let now = env.instant(env.local(common.host));
         env.after(env.terms.detection / 8, common.id, What::Tick);
-        Follower {
-            core,
-            owner,
+        let mut side = Side {
             following: Following::new(machine, now, std::time::Instant::now),
             orders: VecDeque::new(),
             executing: false,
             reports: VecDeque::new(),
+            unexecuted: VecDeque::new(),
             timer: None,
             acked: Ack::default(),
-            live: None,
-            over: false,
+            speaks: true,
             boot,
-        }
+        };
+        let terms = Terms {
+            generation: common.generation,
+            ..env.terms.pair(common.me)
+        };
+        let bound = env.terms.unexecuted;
+        let mut world = SimWorld {
+            env,
+            common,
+            side: &mut side,
+        };
+        let link = BackupLink::begin(terms, owner, connection_id(conn), &mut world).with_bound(bound);
+        Follower { link, side }
     }
 
     /// Whether it may still go live by itself.
     #[must_use]
     pub fn is_eligible(&self) -> bool {
-        !self.over && self.acked.frame > 0
+        !matches!(self.link.over(), Some(Followed::Ended { .. })) && self.side.acked.frame > 0
+    }
+
+    /// Whether events of the link are taken.
+    #[must_use]
+    pub fn takes_more(&self) -> bool {
+        self.link.takes_more()
+    }
+
+    /// Whether the vCPU thread has said something.
+    #[must_use]
+    pub fn has_reports(&self) -> bool {
+        !self.side.reports.is_empty()
+    }
+
+    /// The generation under which this side is to go live, once it is.
+    #[must_use]
+    pub fn goes_live(&self) -> Option<Generation> {
+        match self.link.over() {
+            Some(Followed::GoLive { generation, .. }) => Some(*generation),
+            _ => None,
+        }
+    }
+
+    /// The machine, to live on with, and what a reset starts from.
+    #[must_use]
+    pub fn into_machine(self) -> (Following<ScriptedCpu>, BootCell) {
+        (self.side.following, self.side.boot)
+    }
+
+    /// The link does something, and what comes of it happens.
+    fn step(&mut self, env: &mut Env, common: &mut Common, event: BackupEvent) {
+        let mut world = SimWorld {
+            env: &mut *env,
+            common: &mut *common,
+            side: &mut self.side,
+        };
+        self.link.step(event, &mut world);
+        self.side.speaks = self.link.core().may_speak();
+        if let Some(Followed::Ended { code, why, .. }) = self.link.over() {
+            common.end(env, *code, why);
+        }
+        if let Some(at) = self.link.wakes_at()
+            && self.side.timer != Some(at)
+        {
+            self.side.timer = Some(at);
+            let at = env.true_time(common.host, at);
+            env.at(at, common.id, What::Due);
+        }
+        let idle = !self.side.executing && self.side.orders.is_empty() && self.side.reports.is_empty();
+        if idle && !self.link.takes_more() {
+            let what = format!("process {} takes nothing in, and has nothing to execute", common.id);
+            env.checks.fail(env.now, TAKEN_IN, what);
+        }
+        common.wake(env, 0);
     }
 
     /// The vCPU thread takes its next order.
     pub fn execute(&mut self, env: &mut Env, common: &mut Common) {
-        self.executing = false;
+        let side = &mut self.side;
+        side.executing = false;
         let now = env.instant(env.local(common.host));
-        let report = match self.orders.pop_front() {
-            Some(Order::Pages { numbers, content }) => Report::Progress(self.following.pages(numbers, content)),
-            Some(Order::Load(record)) => Report::Progress(self.following.load(&record)),
-            Some(Order::Entries(entries)) => Report::Progress(self.following.execute(entries, now, &mut &env.image)),
-            Some(Order::Drain) => Report::Drained,
-            None => return,
-        };
+        let Some(order) = side.orders.pop_front() else { return };
+        let report = side.following.obey(order, now, &mut &env.image);
         // What a side finds on the disk when the other has won the test-and-set and lives on alone reaches nobody.
         let wanted = env.register.generation == common.generation.0 || env.register.owner == common.me.0;
-        if let Report::Progress(Progress::Diverged { at, what }) = &report
+        if let FollowReport::Progress(Progress::Diverged { at, what }) = &report
             && wanted
         {
             let what = format!("process {} diverges at exit {}.{}: {what}", common.id, at.exit.0, at.k);
             env.checks.fail(env.now, NO_DIVERGENCE, what);
         }
-        self.reports.push_back(report);
-        self.begin(env, common);
+        side.reports.push_back(report);
+        side.begin(env, common);
         common.wake(env, 0);
     }
 
-    fn order(&mut self, env: &mut Env, common: &Common, order: Order) {
-        self.orders.push_back(order);
-        self.begin(env, common);
+    /// The vCPU thread has said something.
+    pub fn report(&mut self, env: &mut Env, common: &mut Common) {
+        if let Some(report) = self.side.reports.pop_front() {
+            self.side.unexecuted.pop_front();
+            self.step(env, common, BackupEvent::Followed(report));
+        }
     }
 
+    /// The link has something: `burst` events of it at most are taken in one turn.
+    pub fn link_event(&mut self, env: &mut Env, common: &mut Common, burst: u64) {
+        common.burst = burst;
+        let mut world = SimWorld {
+            env: &mut *env,
+            common: &mut *common,
+            side: &mut self.side,
+        };
+        if let Some(event) = world.next_event() {
+            self.step(env, common, BackupEvent::Link(event));
+        }
+    }
+
+    /// A planted bug: the first bytes of a frame have come.
+    pub fn frame_begins(&mut self, env: &mut Env, common: &mut Common) {
+        let side = &self.side;
+        if side.acked.frame > 0 && side.speaks {
+            let ack = Ack {
+                frame: side.acked.frame + 1,
+                ..side.acked
+            };
+            common.send(env, self.link.core().generation(), &Message::Ack(ack));
+            tilt(env, common);
+        }
+    }
+
+    /// Time passes.
+    pub fn tick(&mut self, env: &mut Env, common: &mut Common) {
+        common.burst = u64::MAX;
+        self.step(env, common, BackupEvent::Tick);
+    }
+
+    /// The time for what the link wanted to be woken for has come, perhaps.
+    pub fn due(&mut self, env: &mut Env, common: &mut Common) {
+        self.side.timer = None;
+        self.step(env, common, BackupEvent::Due);
+    }
+
+    /// A heartbeat has come.
+    pub fn heard(&mut self, env: &mut Env, common: &mut Common, heartbeat: Heartbeat) {
+        self.step(env, common, BackupEvent::Heartbeat(heartbeat));
+    }
+}
+
+/// Acks that come too early show only if the primary's host dies before the rest has come: it does, sometimes.
+fn tilt(env: &mut Env, common: &Common) {
+    if let Some(peer) = common.peer
+        && env.rng.permille(200)
+    {
+        let delay = env.rng.between(0, 6 * env.net.delay.1);
+        env.after(delay, peer, What::Strike(Blow::Crash));
+    }
+}
+
+impl Side {
     fn begin(&mut self, env: &mut Env, common: &Common) {
         if !self.executing && !self.orders.is_empty() {
             self.executing = true;
@@ -114,55 +237,25 @@ impl Follower {
             env.after(time, common.id, What::Execute);
         }
     }
+}
 
-    /// The vCPU thread has said something.
-    pub fn report(&mut self, env: &mut Env, common: &mut Common) {
-        let mut actions = Vec::new();
-        let now = env.local(common.host);
-        match self.reports.pop_front() {
-            Some(Report::Progress(Progress::Executed(at))) => self.core.executed(now, at, &mut actions),
-            Some(Report::Progress(Progress::Diverged { at, what })) => self.core.diverged(at, &what, &mut actions),
-            Some(Report::Progress(Progress::Ended(reason))) => self.core.guest_ended(&reason, &mut actions),
-            Some(Report::Drained) => self.core.drained(now, &mut actions),
-            None => {}
-        }
-        self.act(env, common, actions);
-    }
-
-    /// The link has something.
-    pub fn link_event(&mut self, env: &mut Env, common: &mut Common, event: LinkEvent, actions: &mut Vec<Action>) {
-        let now = env.local(common.host);
-        match event {
-            LinkEvent::Message(_, generation, message) => {
-                let Some(message) = self.planted(env, common, message) else {
-                    return;
-                };
-                self.core.message(now, generation, message, actions);
-            }
-            LinkEvent::Closed(_, why) => self.core.closed(now, &why, actions),
-            LinkEvent::Claimed(outcome) => {
-                env.reach(Point::Won, common.id);
-                self.core.claimed(now, &outcome, actions);
-            }
-            LinkEvent::Joined(..) | LinkEvent::PagesSent(..) | LinkEvent::Operate(_) => {}
-        }
-    }
-
-    /// What two planted bugs make of a message.
-    fn planted(&mut self, env: &mut Env, common: &mut Common, message: Message) -> Option<Message> {
+impl SimWorld<'_> {
+    /// What planted bugs make of a message, if anything is left of it.
+    fn planted(&mut self, generation: Generation, message: Message) -> Option<Message> {
+        let SimWorld { env, common, side } = self;
         match (env.plant, message) {
             (Some(Plant::LifeAfterPowerOff), Message::Log { number, mut entries }) => {
                 entries.retain(|entry| !matches!(entry, LogEntry::End { .. }));
                 Some(Message::Log { number, entries })
             }
             (Some(Plant::LifeAfterPowerOff), Message::Bye) => None,
-            (Some(Plant::ClaimAfterBye), Message::Dismiss) if self.core.may_speak() => {
+            (Some(Plant::ClaimAfterBye), Message::Dismiss) if side.speaks => {
                 env.checks.dismissed.insert(common.id);
-                common.send(env, self.core.generation(), &Message::Bye);
+                common.send(env, generation, &Message::Bye);
                 None
             }
             (_, Message::Dismiss) => {
-                if self.core.may_speak() {
+                if side.speaks {
                     env.checks.dismissed.insert(common.id);
                     env.count("dismissals");
                 }
@@ -173,13 +266,13 @@ impl Follower {
                     entries.last(),
                     Some(LogEntry::Checkpoint { chunk, .. }) if !logging_channel::chunk::is_last(chunk)
                 );
-                if opens && self.core.may_speak() {
+                if opens && side.speaks {
                     let ack = Ack {
                         frame: number + 1,
-                        ..self.acked
+                        ..side.acked
                     };
-                    common.send(env, self.core.generation(), &Message::Ack(ack));
-                    self.tilt(env, common);
+                    common.send(env, generation, &Message::Ack(ack));
+                    tilt(env, common);
                 }
                 Some(Message::Log { number, entries })
             }
@@ -187,98 +280,109 @@ impl Follower {
         }
     }
 
-    /// Bug 1: the first bytes of a frame have come.
-    pub fn frame_begins(&mut self, env: &mut Env, common: &mut Common) {
-        if self.acked.frame > 0 && self.core.may_speak() {
-            let ack = Ack {
-                frame: self.acked.frame + 1,
-                ..self.acked
-            };
-            common.send(env, self.core.generation(), &Message::Ack(ack));
-            self.tilt(env, common);
+    /// A message is being taken in.
+    fn check_room(&mut self) {
+        let held: usize = self.side.unexecuted.iter().sum();
+        if held >= self.env.terms.unexecuted && self.side.speaks {
+            let what = format!(
+                "process {} takes a message in with {held} bytes to execute",
+                self.common.id
+            );
+            self.env.checks.fail(self.env.now, TAKEN_IN, what);
         }
     }
+}
 
-    /// Bugs 1 and 2 show only if the primary's host dies before the rest has come: it does, sometimes.
-    fn tilt(&self, env: &mut Env, common: &Common) {
-        if let Some(peer) = common.peer
-            && env.rng.permille(200)
-        {
-            let delay = env.rng.between(0, 6 * env.net.delay.1);
-            env.after(delay, peer, What::Strike(Blow::Crash));
-        }
+impl World for SimWorld<'_> {
+    fn now_ns(&self) -> u64 {
+        self.env.local(self.common.host)
     }
 
-    /// The tick: evidence first, then the verdict, then a heartbeat.
-    pub fn tick(&mut self, env: &mut Env, common: &mut Common) {
-        let mut actions = Vec::new();
-        while let Some(event) = common.link.pop_front() {
-            self.link_event(env, common, event, &mut actions);
-        }
-        self.core.tick(env.local(common.host), &mut actions);
-        let health = Health {
-            disks: vec![!env.disk_lost(common.host)],
-            nics: Vec::new(),
-        };
-        self.core.health(health, &mut actions);
-        if self.core.may_speak() {
-            common.heartbeat(env);
-        }
-        self.act(env, common, actions);
-    }
-
-    /// The time for what the core wanted to be woken for has come, perhaps.
-    pub fn due(&mut self, env: &mut Env, common: &mut Common) {
-        self.timer = None;
-        let mut actions = Vec::new();
-        self.core.due(env.local(common.host), &mut actions);
-        self.act(env, common, actions);
-    }
-
-    /// A heartbeat has come.
-    pub fn heard(&mut self, env: &mut Env, common: &mut Common, heartbeat: &logging_channel::message::Heartbeat) {
-        let mut actions = Vec::new();
-        self.core.heartbeat(env.local(common.host), heartbeat, &mut actions);
-        self.act(env, common, actions);
-    }
-
-    /// Does what the core says.
-    pub fn act(&mut self, env: &mut Env, common: &mut Common, actions: Vec<Action>) {
-        let generation = self.core.generation();
-        for action in actions {
-            match action {
-                Action::Send(message) => {
-                    if let Message::Ack(ack) = &message {
-                        self.acked = *ack;
-                        env.reach(Point::Ack, common.id);
+    fn next_event(&mut self) -> Option<LinkEvent> {
+        loop {
+            match self.common.next_event()? {
+                LinkEvent::Message {
+                    connection,
+                    generation,
+                    message,
+                } => {
+                    self.check_room();
+                    if let Some(message) = self.planted(generation, message) {
+                        return Some(LinkEvent::Message {
+                            connection,
+                            generation,
+                            message,
+                        });
                     }
-                    common.send(env, generation, &message);
                 }
-                Action::LoadPages { numbers, content } => self.order(env, common, Order::Pages { numbers, content }),
-                // The simulated guest's disk is shared.
-                Action::LoadBlocks { .. } | Action::FlushBlocks => unreachable!("no private disks"),
-                Action::Load(record) => self.order(env, common, Order::Load(record)),
-                Action::Deliver(entries) => self.order(env, common, Order::Entries(entries)),
-                Action::Drain => self.order(env, common, Order::Drain),
-                Action::Claim(of) => common.claim(env, of, self.owner),
-                Action::Report(event) => env.note(common.id, || format!("{event:?}")),
-                Action::GoLive { generation, .. } => self.live = Some(generation),
-                Action::KeepBoot(record) => {
-                    let _ = self.boot.set(record);
-                }
-                Action::End { code, why } => {
-                    self.over = true;
-                    common.end(env, code, &why);
+                event => {
+                    if matches!(event, LinkEvent::Claimed(_)) {
+                        self.env.reach(Point::Won, self.common.id);
+                    }
+                    return Some(event);
                 }
             }
         }
-        if let Some(at) = self.core.wakes_at()
-            && self.timer != Some(at)
-        {
-            self.timer = Some(at);
-            let at = env.true_time(common.host, at);
-            env.at(at, common.id, What::Due);
-        }
-        common.wake(env, 0);
     }
+
+    fn send(&mut self, connection: ConnectionId, generation: Generation, message: Message) {
+        if self.common.is_mine(connection) {
+            if let Message::Ack(ack) = &message {
+                self.side.acked = *ack;
+                self.env.reach(Point::Ack, self.common.id);
+            }
+            self.common.send(self.env, generation, &message);
+        }
+    }
+
+    fn close(&mut self, connection: ConnectionId) {
+        if self.common.is_mine(connection) {
+            self.common.close(self.env);
+        }
+    }
+
+    fn heartbeat(&mut self, generation: Generation) -> Option<u64> {
+        self.common.heartbeat(self.env, generation)
+    }
+
+    fn claim(&mut self, of: Generation, owner: Incarnation) {
+        self.common.claim(self.env, of, owner);
+    }
+
+    fn report(&mut self, event: Event) {
+        if let Event::Suspected { reason } = &event
+            && reason.starts_with("the log does not continue")
+        {
+            self.env.checks.fail(self.env.now, NO_FAILURE, reason.clone());
+        }
+        self.env.note(self.common.id, || format!("{event:?}"));
+    }
+}
+
+impl BackupWorld for SimWorld<'_> {
+    fn order(&mut self, order: FollowOrder) {
+        self.side.unexecuted.push_back(match &order {
+            FollowOrder::Pages { content, .. } => content.len(),
+            FollowOrder::Entries(entries) => {
+                let sizes = entries.iter().map(|entry| size_of::<LogEntry>() + data_bytes(entry));
+                sizes.sum()
+            }
+            _ => 0,
+        });
+        self.side.orders.push_back(order);
+        self.side.begin(self.env, self.common);
+    }
+
+    fn keep_boot(&mut self, record: Vec<u8>) {
+        let _ = self.side.boot.set(record);
+    }
+
+    fn silent_health(&mut self) -> Option<Health> {
+        Some(Health {
+            disks: vec![!self.env.disk_lost(self.common.host)],
+            nics: Vec::new(),
+        })
+    }
+
+    fn show(&mut self, _core: &Backup) {}
 }

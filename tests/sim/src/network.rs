@@ -202,6 +202,18 @@ pub fn take(queue: &mut VecDeque<u8>, len: usize) -> Vec<u8> {
 }
 
 impl Direction {
+    /// Bytes that the process has written and that are not on their way.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Whether there is something for the receiver to read.
+    #[must_use]
+    pub fn is_readable(&self) -> bool {
+        !self.unread.is_empty() || self.ended
+    }
+
     /// When the next thing arrives: in order, after a partition.
     fn next(&mut self, now: u64, blocked: Option<u64>, delay: (u64, u64), rng: &mut Rng) -> u64 {
         let from = blocked.map_or(now, |ends| ends + rng.between(0, RETRANSMIT));

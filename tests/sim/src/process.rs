@@ -2,15 +2,15 @@
 
 use std::collections::VecDeque;
 
-use ftvm_roles::backup::{Backup, BackupConfig, only_the_last_ack};
 use ftvm_roles::clock::LiveClock;
-use ftvm_roles::primary::{Primary, PrimaryConfig};
+use ftvm_roles::link::begin::Beginning;
+use ftvm_roles::link::world::LinkEvent;
 use ftvm_schema::entry::{Generation, Incarnation};
 use logging_channel::codec::{FrameEncoder, decode_heartbeat};
-use shared_disk::arbiter::Outcome;
+use shared_disk::arbiter::ClaimOutcome;
 
 use super::checks::NO_FAILURE;
-use super::common::{Common, LinkEvent};
+use super::common::{Common, connection_id};
 use super::env::{Env, MS, Point, US, What};
 use super::follower::Follower;
 use super::leader::Leader;
@@ -23,8 +23,11 @@ const HEARD: usize = 16;
 /// Pause between tries of the test-and-set that got no answer, as in `run::link`.
 const CLAIM_PAUSE: u64 = 200 * MS;
 
-/// Events of its link that a backup takes in one turn at most: few, as here they seldom wait.
+/// Events of its link that a process takes in one turn at most: few, as here they seldom wait.
 const AT_ONCE: u64 = 8;
+
+/// Messages read and not yet looked at, above which a socket is not read: fewer than in `run::link`, so that it is felt.
+const INBOUND: usize = 8;
 
 /// What a process does.
 #[derive(Debug)]
@@ -57,6 +60,8 @@ impl Process {
                 me,
                 paused: false,
                 link: VecDeque::new(),
+                burst: 0,
+                orders: VecDeque::new(),
                 heard: VecDeque::new(),
                 tick_due: false,
                 time_due: false,
@@ -78,25 +83,13 @@ impl Process {
 
     /// Starts the guest here.
     pub fn start_guest(&mut self, env: &mut Env) {
-        let core = self.primary(env, Generation(1));
         let clock = LiveClock::starting(0, env.instant(env.local(self.common.host)));
         let boot = env.guest.boot();
         let mut machine = env.guest.machine();
         machine.set_boot(boot.clone());
-        let core = core.with(boot, false);
         self.common.generation = Generation(1);
-        let leader = Leader::new(env, &mut self.common, core, machine, clock, None);
+        let leader = Leader::new(env, &mut self.common, boot, machine, clock, Beginning::Started);
         self.role = Role::Leading(Box::new(leader));
-    }
-
-    fn primary(&self, env: &Env, generation: Generation) -> Primary {
-        let config = PrimaryConfig {
-            me: self.common.me,
-            guest: env.terms.guest,
-            detection_ns: env.terms.detection,
-            lease_ns: env.terms.lease,
-        };
-        Primary::new(config, generation)
     }
 
     /// Whether it lives.
@@ -148,19 +141,21 @@ impl Process {
             (What::Execute, Role::Following(follower)) => follower.execute(env, common),
             (What::SendPages, Role::Leading(leader)) => leader.send_some(env, common),
             (What::CallOver, Role::Leading(leader)) => leader.call_over(env, common),
+            (What::Fenced, Role::Leading(leader)) => leader.fenced(env, common),
             (What::Typed, Role::Leading(leader)) => {
                 let bytes = vec![env.rng.between(1, 255).to_le_bytes()[0]];
                 let port = ftvm_schema::entry::ConsolePort::Serial;
                 leader.tell(env, common, ftvm_roles::host_event::HostEvent::Console { port, bytes });
             }
             (What::Operate(operation), Role::Leading(_)) => {
-                common.link.push_back(LinkEvent::Operate(operation));
+                common.orders.push_back(operation);
                 common.wake(env, 0);
             }
             (What::DiskLost(request), Role::Leading(leader)) => leader.disk_lost(env, common, &request),
             (What::Arrives(arrival), _) => self.arrives(env, arrival),
             (What::Closed { conn, why }, _) => {
-                common.link.push_back(LinkEvent::Closed(conn, why.to_owned()));
+                let (connection, why) = (connection_id(conn), why.to_owned());
+                common.link.push_back(LinkEvent::Closed { connection, why });
                 common.wake(env, 0);
             }
             (What::Datagram(bytes), _) => {
@@ -182,7 +177,7 @@ impl Process {
             (What::Answer(None), _) => env.after(CLAIM_PAUSE, common.id, What::ClaimAgain),
             (What::ClaimAgain, _) => common.ask(env),
             (What::Submit(request), Role::Leading(leader)) => {
-                let until = leader.fenced_at(env, common);
+                let until = leader.guarded_until(env, common);
                 env.kernel
                     .insert((common.id, request.id), super::env::InKernel { until });
                 let delay = env.rng.delay(10 * US, env.terms.disk.1);
@@ -193,7 +188,7 @@ impl Process {
                 leader.disk_done(env, common, &request, data);
             }
             (What::Fence(deadline), Role::Leading(leader)) => {
-                let strikes = leader.fence_strikes(env, common, deadline);
+                let strikes = leader.guard_strikes(env, common, deadline);
                 if strikes {
                     env.note(common.id, || "is ended by its fence".to_owned());
                     env.count("fenced");
@@ -202,8 +197,8 @@ impl Process {
                 }
             }
             (What::Joined { conn, backup }, Role::Leading(_)) => {
-                let peer = env.net.conns[conn].ends[0];
-                common.link.push_back(LinkEvent::Joined(conn, backup, peer));
+                let connection = connection_id(conn);
+                common.link.push_back(LinkEvent::Joined { connection, backup });
                 common.wake(env, 0);
             }
             (
@@ -253,32 +248,35 @@ impl Process {
         }
         match &mut self.role {
             Role::Leading(leader) => {
-                if leader.is_in_call() {
+                if leader.is_busy() {
                     return;
                 }
                 let ready = [
                     !common.link.is_empty(),
-                    leader.has_batches(env.local(common.host)),
+                    leader.has_batches(env, common),
                     !common.heard.is_empty(),
                     common.tick_due,
+                    !common.orders.is_empty(),
                 ];
                 match choose(env, &ready) {
                     Some(0) => {
-                        if let Some(event) = common.link.pop_front() {
-                            let mut actions = Vec::new();
-                            leader.link_event(env, common, event, &mut actions);
-                            leader.finish_turn(env, common, actions);
-                        }
+                        let burst = env.rng.between(1, AT_ONCE);
+                        leader.link_event(env, common, burst);
                     }
                     Some(1) => leader.guest_says(env, common),
                     Some(2) => {
                         if let Some(heartbeat) = common.heard.pop_front() {
-                            leader.heard(env, common, &heartbeat);
+                            leader.heard(env, common, heartbeat);
                         }
                     }
-                    Some(_) => {
+                    Some(3) => {
                         common.tick_due = false;
                         leader.tick(env, common);
+                    }
+                    Some(_) => {
+                        if let Some(operation) = common.orders.pop_front() {
+                            leader.operate(env, common, operation);
+                        }
                     }
                     None => {}
                 }
@@ -288,25 +286,21 @@ impl Process {
             }
             Role::Following(follower) => {
                 let ready = [
-                    !common.link.is_empty(),
-                    !follower.reports.is_empty(),
+                    !common.link.is_empty() && follower.takes_more(),
+                    follower.has_reports(),
                     !common.heard.is_empty(),
                     common.tick_due,
                     common.time_due,
                 ];
                 match choose(env, &ready) {
                     Some(0) => {
-                        let mut actions = Vec::new();
-                        for _ in 0..env.rng.between(1, AT_ONCE) {
-                            let Some(event) = common.link.pop_front() else { break };
-                            follower.link_event(env, common, event, &mut actions);
-                        }
-                        follower.act(env, common, only_the_last_ack(actions));
+                        let burst = env.rng.between(1, AT_ONCE);
+                        follower.link_event(env, common, burst);
                     }
                     Some(1) => follower.report(env, common),
                     Some(2) => {
                         if let Some(heartbeat) = common.heard.pop_front() {
-                            follower.heard(env, common, &heartbeat);
+                            follower.heard(env, common, heartbeat);
                         }
                     }
                     Some(3) => {
@@ -319,11 +313,22 @@ impl Process {
                     }
                     None => return,
                 }
-                if let Some(generation) = follower.live {
-                    self.go_live(env, generation);
+                if let Some(generation) = follower.goes_live() {
+                    return self.go_live(env, generation);
                 }
             }
             Role::Joining | Role::Gone => {}
+        }
+        self.read_on(env);
+    }
+
+    /// The reader task goes on where it had to wait.
+    fn read_on(&mut self, env: &mut Env) {
+        for index in 0..self.conns.len() {
+            let (conn, end) = self.conns[index];
+            if env.net.conns[conn].ways[1 - end].is_readable() {
+                self.read(env, conn, 1 - end);
+            }
         }
     }
 
@@ -335,17 +340,16 @@ impl Process {
         common.conn = None;
         common.link.clear();
         common.generation = generation;
-        let boot = follower.boot.clone();
-        let (machine, horizon, clock) = follower.following.into_live();
-        let paused = horizon.paused;
+        let (following, boot) = follower.into_machine();
+        let (machine, horizon, clock) = following.into_live();
         let made = horizon.outputs_made.0;
         env.checks
             .goes_live(env.now, common.id, generation.0, machine.at(), made, &horizon);
         env.note(common.id, || format!("goes live under generation {}", generation.0));
         env.count("went-live");
         env.reach(Point::GoLive, common.id);
-        let core = self.primary(env, generation).with(boot, paused);
-        let leader = Leader::new(env, &mut self.common, core, machine, clock, Some(horizon));
+        let beginning = Beginning::WentLive(Box::new(horizon));
+        let leader = Leader::new(env, &mut self.common, boot, machine, clock, beginning);
         self.role = Role::Leading(Box::new(leader));
     }
 
@@ -355,15 +359,7 @@ impl Process {
         common.peer = Some(env.net.conns[conn].ends[1]);
         common.peer_host = env.net.conns[conn].hosts[1];
         common.generation = generation;
-        let config = BackupConfig {
-            me: common.me,
-            guest: env.terms.guest,
-            generation,
-            detection_ns: env.terms.detection,
-            lease_ns: env.terms.lease,
-        };
-        let core = Backup::new(config, env.local(common.host));
-        let follower = Follower::new(env, common, core, owner);
+        let follower = Follower::new(env, common, owner, conn);
         self.role = Role::Following(Box::new(follower));
         self.read(env, conn, 1);
     }
@@ -385,9 +381,9 @@ impl Process {
         }
     }
 
-    /// The reader task takes what is in the socket's buffer.
+    /// The reader task takes what is in the socket's buffer, unless what it has read before still waits.
     fn read(&mut self, env: &mut Env, conn: ConnId, way: usize) {
-        if matches!(self.role, Role::Joining) {
+        if matches!(self.role, Role::Joining) || self.common.link.len() >= INBOUND {
             return;
         }
         let connection = &mut env.net.conns[conn];
@@ -401,8 +397,11 @@ impl Process {
             match decoder.next_frame() {
                 Ok(Some(frame)) => {
                     frames += 1;
-                    let event = LinkEvent::Message(conn, frame.generation, frame.message);
-                    self.common.link.push_back(event);
+                    self.common.link.push_back(LinkEvent::Message {
+                        connection: connection_id(conn),
+                        generation: frame.generation,
+                        message: frame.message,
+                    });
                 }
                 Ok(None) => break,
                 Err(error) => broken = Some(error),
@@ -415,9 +414,10 @@ impl Process {
                 .fail(env.now, NO_FAILURE, format!("a stream does not decode: {error}"));
         }
         if ended {
-            self.common
-                .link
-                .push_back(LinkEvent::Closed(conn, "end of stream".to_owned()));
+            self.common.link.push_back(LinkEvent::Closed {
+                connection: connection_id(conn),
+                why: "end of stream".to_owned(),
+            });
         }
         self.common.wake(env, 0);
         env.pump(conn, way);
@@ -493,15 +493,8 @@ impl Process {
     }
 
     fn exit(&mut self, env: &mut Env) {
-        if let Role::Leading(leader) = &self.role
-            && leader.core.guest_end().is_some()
-            && !matches!(
-                self.common.ending,
-                Some(ftvm_roles::event::EXIT_LOST | ftvm_roles::event::EXIT_HANDED_OVER)
-            )
-        {
-            let delay = env.rng.delay(env.terms.storage.0, env.terms.storage.1);
-            env.after(delay, self.common.id, What::EndGuest);
+        if let Role::Leading(leader) = std::mem::replace(&mut self.role, Role::Gone) {
+            leader.end(env, &mut self.common);
         }
         self.die(env, false);
     }
@@ -514,7 +507,7 @@ fn run_claim(env: &mut Env, process: ProcId, me: Incarnation, generation: u64, o
         return env.at(until + delay, process, What::Claim { generation, owner });
     }
     let outcome = env.register.claim(generation, owner, me.0, env.plant);
-    if let Outcome::Won { generation } = outcome {
+    if let ClaimOutcome::Won { generation } = outcome {
         env.checks.won(env.now, generation, me.0);
     }
     let lost = !env.quiet && env.rng.permille(200);

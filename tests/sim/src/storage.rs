@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ftvm_roles::replay::DiskReader;
 use ftvm_schema::entry::DiskStatus;
 use ftvm_schema::request::{DiskOp, DiskRequest};
-use shared_disk::arbiter::Outcome;
+use shared_disk::arbiter::ClaimOutcome;
 
 use super::guest::{SECTOR, SECTORS};
 use super::plants::Plant;
@@ -31,7 +31,7 @@ impl Register {
     }
 
     /// Compare and swap.
-    pub fn claim(&mut self, generation: u64, owner: u128, me: u128, plant: Option<Plant>) -> Outcome {
+    pub fn claim(&mut self, generation: u64, owner: u128, me: u128, plant: Option<Plant>) -> ClaimOutcome {
         let again = (self.generation, self.owner, self.ended) == (generation + 1, me, false);
         let matches = (self.generation, self.owner, self.ended) == (generation, owner, false);
         if plant == Some(Plant::NextFreeNumber) && !again {
@@ -40,7 +40,7 @@ impl Register {
                 owner: me,
                 ended: false,
             };
-            return Outcome::Won {
+            return ClaimOutcome::Won {
                 generation: self.generation,
             };
         }
@@ -48,11 +48,11 @@ impl Register {
             (self.generation, self.owner) = (generation + 1, me);
         }
         if matches || again {
-            Outcome::Won {
+            ClaimOutcome::Won {
                 generation: generation + 1,
             }
         } else {
-            Outcome::Lost {
+            ClaimOutcome::Lost {
                 generation: self.generation,
                 owner: self.owner,
             }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use ftvm_roles::link::backup::UNEXECUTED_BYTES;
 use ftvm_roles::operation::Operation;
 use ftvm_schema::entry::Incarnation;
 use logging_channel::message::DiskReads;
@@ -124,6 +125,7 @@ impl World {
             storage: (100 * US, rng.pick(&[MS, 10 * MS])),
             call: (US, rng.pick(&[5 * US, 200 * US, 2 * MS])),
             execute: (5 * US, rng.pick(&[100 * US, 2 * MS])),
+            unexecuted: rng.pick(&[UNEXECUTED_BYTES, UNEXECUTED_BYTES, UNEXECUTED_BYTES, 4 << 10]),
             disk_reads: match options.plant {
                 Some(Plant::WriteBeforeRead) => DiskReads::Backup,
                 _ => rng.pick(&[DiskReads::Log, DiskReads::Backup]),
@@ -149,6 +151,7 @@ impl World {
             deadline: None,
         };
         world.plan(options.plant);
+        world.env.checks.won(0, 1, first.0);
         world.processes.push(Process::new(0, 0, first));
         world.processes[0].start_guest(&mut world.env);
         world.env.at(MS, 0, What::Operator);
@@ -303,7 +306,7 @@ impl World {
     fn let_go_on(&mut self) {
         let quiet = self.env.quiet;
         for process in self.processes.iter_mut().filter(|_| quiet) {
-            if matches!(&process.role, Role::Leading(leader) if leader.core.paused()) {
+            if matches!(&process.role, Role::Leading(leader) if leader.core().paused()) {
                 process.on(&mut self.env, What::Operate(Operation::Resume));
             }
         }

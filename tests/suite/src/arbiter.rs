@@ -10,15 +10,15 @@ use ftvm_lab::arbiter::check;
 use ftvm_lab::arbiter::planted::{FAULTS, Fault, Memory};
 use ftvm_lab::etcd::EtcdServer;
 use ftvm_lab::pair::free_address;
-use shared_disk::arbiter::{Arbiter, ArbiterError, Claimant, Outcome, SharedDirectory, Storage};
+use shared_disk::arbiter::{Arbiter, ArbiterError, ClaimOutcome, Claimant, SharedDirectory, SharedStorage};
 
 fn etcd(endpoints: &[&str], guest: &str) -> Arc<dyn Arbiter> {
-    let storage: Storage = format!("etcd:{}", endpoints.join(",")).parse().expect("endpoints");
+    let storage: SharedStorage = format!("etcd:{}", endpoints.join(",")).parse().expect("endpoints");
     storage.open(guest).expect("a name")
 }
 
-fn won(generation: u64) -> Result<Outcome, ArbiterError> {
-    Ok(Outcome::Won { generation })
+fn won(generation: u64) -> Result<ClaimOutcome, ArbiterError> {
+    Ok(ClaimOutcome::Won { generation })
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn etcd_that_is_silent_is_no_loss_and_a_late_win_is_a_win() {
     // The first claim may still land. Whoever asks, there is one winner, and it stays the winner.
     let rival = etcd(&[&server.endpoint()], "guest").claim(1, 1, 3).unwrap();
     let answer = claimant.claim_with_timeout(Duration::from_secs(20)).unwrap();
-    let own = Outcome::Won { generation: 2 };
+    let own = ClaimOutcome::Won { generation: 2 };
     assert!((answer == own) != (rival == own), "{answer:?} {rival:?}");
     assert_eq!(arbiter.claim(1, 1, 2), Ok(answer));
 }
@@ -95,7 +95,7 @@ fn etcd_that_is_killed_remembers() {
     assert_eq!(answer, won(2));
     assert_eq!(
         arbiter.claim(1, 1, 3),
-        Ok(Outcome::Lost {
+        Ok(ClaimOutcome::Lost {
             generation: 2,
             owner: 2
         })

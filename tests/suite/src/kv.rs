@@ -1,10 +1,13 @@
 //! The key-value guest under load, with a disk and a network card, recorded and replayed in a new process.
 
 use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use ftvm_demo::client::resp::{Reply, read_reply, write_command};
 use ftvm_lab::kv::{GUEST_IP, GUEST_MAC, Network, PORT, blank_disk, cmdline};
 use ftvm_lab::nested::Turn;
 use ftvm_lab::pair::{ftvm, wait};
@@ -22,7 +25,7 @@ struct Recording(Child);
 
 impl Recording {
     /// `ftvm record` of `kv`; stdout and stderr go to files of `dir`.
-    fn start(dir: &Path, verify: &str, net: &str) -> Self {
+    fn start(dir: &Path, verify: &str, cmdline: &str, net: &str) -> Self {
         let file = |name: &str| File::create(dir.join(name)).expect("a file");
         let child = Command::new(ftvm_lab::ftvm().unwrap_or_else(|e| panic!("{e}")))
             .args([
@@ -35,12 +38,7 @@ impl Recording {
                 "--verify",
                 verify,
             ])
-            .args([
-                "--cmdline",
-                &cmdline(),
-                "--disk",
-                &blank_disk(&dir.join("disk"), DISK_MIB),
-            ])
+            .args(["--cmdline", cmdline, "--disk", &blank_disk(&dir.join("disk"), DISK_MIB)])
             .args(["--net", &format!("{net},mac={GUEST_MAC}"), "--console", "file=console"])
             .current_dir(dir)
             .stdin(Stdio::null())
@@ -117,7 +115,7 @@ kvm_test! {
             let dir = tempfile::tempdir().unwrap();
             let network = Network::new(dir.path());
             let (guest, _) = (network.plug("guest"), network.plug("client"));
-            let mut recording = Recording::start(dir.path(), verify, &guest);
+            let mut recording = Recording::start(dir.path(), verify, &cmdline(), &guest);
             let client = network.client("client", 1 << 20, 8, Duration::ZERO);
             wait("writes", scaled(Duration::from_secs(12)), || {
                 let progress = client.progress();
@@ -159,15 +157,170 @@ kvm_test! {
         let dir = tempfile::tempdir().unwrap();
         let tap = Tap::new("ftvm-kv0");
         run("ip", &["addr", "add", "192.168.7.1/24", "dev", tap.name()]);
-        let mut recording = Recording::start(dir.path(), "exit", &format!("tap={}", tap.name()));
+        let mut recording = Recording::start(dir.path(), "exit", &cmdline(), &format!("tap={}", tap.name()));
         let (host, port) = (GUEST_IP.to_string(), PORT.to_string());
         let requests = if time_factor() > 1 { "1000" } else { "20000" };
-        let load = ["-h", &host, "-p", &port, "-t", "set,get,lpush", "-c", "5", "-P", "4", "-n", requests, "-q"];
+        let load = ["-h", &host, "-p", &port, "-t", "set,get,incr", "-c", "5", "-P", "4", "-n", requests, "-q"];
         run("redis-benchmark", &load);
         run("redis-cli", &["-h", &host, "-p", &port, "SHUTDOWN"]);
         let recorded = recording.figures(dir.path());
         assert_eq!(recorded["outcome"], "power-off");
         assert_replays(dir.path(), &recorded);
+    }
+}
+
+/// Clients that come at once, far more than kv has room for.
+const CROWD: usize = 500;
+/// Where kv is for them: a network that no other test's TAP is in.
+const CROWDED_IP: Ipv4Addr = Ipv4Addr::new(192, 168, 8, 2);
+/// For how long kv keeps the connection of a client that it has refused and that does not go, in seconds.
+const PATIENCE: u64 = 10;
+
+kvm_test! {
+    turn = Turn::Shared, programs = ["ip"];
+    /// Of a crowd as many are served as there is room for; the others are told, or find nobody who listens. Those who have
+    /// been told stay as long as they like, and yet the next crowd finds all the room again. Needs root.
+    fn kvm_kv_gives_back_every_place_that_a_crowd_took() {
+        let dir = tempfile::tempdir().unwrap();
+        let tap = Tap::new("ftvm-kv1");
+        run("ip", &["addr", "add", "192.168.8.1/24", "dev", tap.name()]);
+        let cmdline = format!("ip={CROWDED_IP}/24 gw=192.168.8.1 port={PORT}");
+        let mut recording = Recording::start(dir.path(), "marks", &cmdline, &format!("tap={}", tap.name()));
+        // It keeps its place throughout, so that one less is there for the crowd.
+        let mut witness = Caller::connect().expect("the first client");
+        let room = witness.info("maxclients") - 1;
+
+        let first = Crowd::gather();
+        println!("room for {room}: {first}");
+        assert_eq!(first.served.len() as u64, room, "{first}");
+        assert!(!first.told.is_empty(), "{first}");
+        drop(first.served);
+        wait("the places of those who have left", scaled(Duration::from_secs(10)), || {
+            (witness.info("connected_clients") == 1).then_some(())
+        });
+        // Those who have been told do not go: kv has to end their connections without them.
+        let until = witness.info("uptime_in_seconds") + PATIENCE + 2;
+        wait("the end of kv's patience", scaled(Duration::from_secs(30)), || {
+            (witness.info("uptime_in_seconds") >= until).then_some(())
+        });
+
+        let second = Crowd::gather();
+        println!("room for {room}: {second}");
+        assert_eq!(second.served.len() as u64, room, "{second}");
+        assert!(!second.told.is_empty(), "{second}");
+        drop((second, first.told, witness));
+        let killed = Command::new("kill").args(["-TERM", &recording.0.id().to_string()]).status();
+        assert!(killed.expect("kill").success());
+        assert_replays(dir.path(), &recording.figures(dir.path()));
+    }
+}
+
+/// A client with the stack of this machine.
+struct Caller {
+    stream: TcpStream,
+    unread: Vec<u8>,
+}
+
+impl Caller {
+    fn connect() -> std::io::Result<Caller> {
+        let address = SocketAddr::from((CROWDED_IP, PORT));
+        let patience = scaled(Duration::from_secs(20));
+        let stream = TcpStream::connect_timeout(&address, patience)?;
+        stream.set_read_timeout(Some(patience))?;
+        Ok(Caller {
+            stream,
+            unread: Vec::new(),
+        })
+    }
+
+    fn ask(&mut self, words: &[&str]) -> Reply {
+        let mut request = Vec::new();
+        write_command(&mut request, words);
+        self.stream.write_all(&request).expect("an open connection");
+        loop {
+            if let Some((reply, used)) = read_reply(&self.unread).expect("RESP") {
+                self.unread.drain(..used);
+                return reply;
+            }
+            let mut buffer = [0; 1024];
+            let len = self.stream.read(&mut buffer).expect("an answer");
+            assert!(len > 0, "the connection ended without an answer");
+            self.unread.extend_from_slice(&buffer[..len]);
+        }
+    }
+
+    /// A number that kv says of itself.
+    fn info(&mut self, field: &str) -> u64 {
+        let Reply::BulkString(text) = self.ask(&["INFO"]) else {
+            panic!("INFO is a text")
+        };
+        let text = String::from_utf8(text).expect("text");
+        let value = text
+            .lines()
+            .find_map(|line| line.split_once(':').filter(|(name, _)| *name == field));
+        value
+            .and_then(|(_, value)| value.parse().ok())
+            .unwrap_or_else(|| panic!("{field} in {text}"))
+    }
+}
+
+/// How kv received the clients that came at once. They stay until this is dropped.
+#[derive(Default)]
+struct Crowd {
+    served: Vec<Caller>,
+    /// Got the error that there are too many, and the end of the connection.
+    told: Vec<Caller>,
+    /// Found nobody who listens.
+    turned_away: usize,
+}
+
+impl std::fmt::Display for Crowd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (served, told) = (self.served.len(), self.told.len());
+        write!(f, "{served} served, {told} told, {} turned away", self.turned_away)
+    }
+}
+
+impl Crowd {
+    /// Lets all of them come and say something at once.
+    ///
+    /// # Panics
+    /// If one is received in any other way.
+    fn gather() -> Crowd {
+        let all: Vec<_> = (0..CROWD).map(|_| std::thread::spawn(Received::one)).collect();
+        let mut crowd = Crowd::default();
+        for one in all {
+            match one.join().expect("a client that was received") {
+                Received::Served(caller) => crowd.served.push(caller),
+                Received::Told(caller) => crowd.told.push(caller),
+                Received::TurnedAway => crowd.turned_away += 1,
+            }
+        }
+        crowd
+    }
+}
+
+enum Received {
+    Served(Caller),
+    Told(Caller),
+    TurnedAway,
+}
+
+impl Received {
+    fn one() -> Received {
+        let mut caller = match Caller::connect() {
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Received::TurnedAway,
+            connected => connected.expect("a connection, or nobody who listens"),
+        };
+        match caller.ask(&["PING"]) {
+            Reply::SimpleString(text) if text == b"PONG" => Received::Served(caller),
+            Reply::Error(text) if text == "ERR max number of clients reached" => {
+                let more = caller.stream.read(&mut [0; 16]).expect("the end of the connection");
+                assert_eq!(more, 0, "the error is the last word");
+                Received::Told(caller)
+            }
+            reply => panic!("a PING was answered with {reply:?}"),
+        }
     }
 }
 

@@ -19,8 +19,8 @@ use ftvm_lab::stage::Stages;
 use ftvm_roles::event::{EXIT_LOST, Event};
 use ftvm_schema::request::{DiskOp, DiskRequest};
 use shared_disk::arbiter::{Arbiter, SharedLun};
-use shared_disk::image::{Access, Caching, Image};
-use shared_disk::scsi::{Device, Key, Reservation};
+use shared_disk::image::{Caching, DiskImage, ImageAccess};
+use shared_disk::scsi::{Reservation, ReservationKey, ScsiDevice};
 
 /// To the child that writes: its disk.
 const WRITER: &str = "FTVM_TEST_WRITER";
@@ -45,11 +45,11 @@ kvm_test! {
             });
         }
         let foreign = Lun::new(2, 4, 512);
-        let image = Image::open(&foreign.paths[0], Access::ReadWrite, Caching::Direct).expect("a disk");
+        let image = DiskImage::open(&foreign.paths[0], ImageAccess::ReadWrite, Caching::Direct).expect("a disk");
         image.write_at(512, &[b'x'; 512]).expect("a write");
         let error = SharedLun::new(&foreign.paths[1], "guest").expect("a name").start(1).expect_err("foreign");
         assert!(error.to_string().contains("not zeroed"), "{error}");
-        let device = Device::open(&foreign.paths[1]).expect("a disk");
+        let device = ScsiDevice::open(&foreign.paths[1]).expect("a disk");
         let beginning = device.read(0, 3).expect("a read");
         assert_eq!(beginning, [[0; 512], [b'x'; 512], [0; 512]].concat());
     }
@@ -60,7 +60,7 @@ kvm_test! {
 #[ignore = "no test: the process that the tests of fences start"]
 fn writer() {
     let path = std::env::var(WRITER).expect("its disk");
-    let image = Arc::new(Image::open(&path, Access::ReadWrite, Caching::Direct).expect("a disk"));
+    let image = Arc::new(DiskImage::open(&path, ImageAccess::ReadWrite, Caching::Direct).expect("a disk"));
     let writers = (0..WRITERS).map(|writer| {
         let image = Arc::clone(&image);
         thread::spawn(move || write_until_refused(&image, writer * BLOCK as u64))
@@ -71,7 +71,7 @@ fn writer() {
 }
 
 /// Counts up in the block at `offset`; whether the refusal was a fence.
-fn write_until_refused(image: &Image, offset: u64) -> bool {
+fn write_until_refused(image: &DiskImage, offset: u64) -> bool {
     let mut data = vec![0; BLOCK];
     image.read_at(offset, &mut data).expect("a read");
     let mut count = u64::from_le_bytes(data[..8].try_into().expect("8 bytes"));
@@ -84,7 +84,7 @@ fn write_until_refused(image: &Image, offset: u64) -> bool {
         };
         if let Err(error) = image.perform(&DiskRequest { disk: 0, id: count, op }) {
             eprintln!("the writer at {offset}: {error}");
-            return error.is_fenced();
+            return error.is_reservation_conflict();
         }
     }
 }
@@ -127,7 +127,7 @@ impl Drop for Writer {
 }
 
 /// How far each thread of the writer has come, as the device has it.
-fn written(device: &Device) -> Vec<u64> {
+fn written(device: &ScsiDevice) -> Vec<u64> {
     let blocks = WRITERS * BLOCK as u64 / u64::from(device.capacity().block_bytes);
     let content = device.read(0, blocks).expect("reading is not fenced");
     content
@@ -136,7 +136,7 @@ fn written(device: &Device) -> Vec<u64> {
         .collect()
 }
 
-fn wait_progress(device: &Device) {
+fn wait_progress(device: &ScsiDevice) {
     let before = written(device);
     wait("writes", limit(3), || {
         let more = |(now, then): (&u64, &u64)| *now > then + 5;
@@ -164,8 +164,8 @@ kvm_test! {
         stages.begin("a disk", limit(2));
         let lun = Lun::over_iscsi(0, 4, 512);
         let [old, new] = &lun.paths;
-        let device = Device::open(new).expect("a disk");
-        let (dead, alive) = (Key::of(1), Key::of(2));
+        let device = ScsiDevice::open(new).expect("a disk");
+        let (dead, alive) = (ReservationKey::of(1), ReservationKey::of(2));
         for fate in [Fate::Stopped, Fate::StoppedAndFenced, Fate::Fenced, Fate::Fenced, Fate::Fenced] {
             stages.begin(&format!("{fate:?}: the old owner writes"), limit(5));
             Reservation::open(old).expect("a disk").take(dead).expect("a reservation");
@@ -190,11 +190,11 @@ kvm_test! {
             }
         }
         stages.begin("the new owner writes and gives the disk back", limit(3));
-        let image = Image::open(new, Access::ReadWrite, Caching::Direct).expect("a disk");
+        let image = DiskImage::open(new, ImageAccess::ReadWrite, Caching::Direct).expect("a disk");
         image.write_at(0, &[7; 512]).expect("a write");
         Reservation::open(new).expect("a disk").release(alive).expect("a release");
         assert_eq!(device.registered().expect("keys"), [0; 0]);
-        let image = Image::open(old, Access::ReadWrite, Caching::Direct).expect("a disk");
+        let image = DiskImage::open(old, ImageAccess::ReadWrite, Caching::Direct).expect("a disk");
         image.write_at(0, &[8; 512]).expect("nobody is fenced any more");
     }
 }
@@ -208,15 +208,15 @@ kvm_test! {
         let [store] = dm::disk(0, ["store"]);
         let lun = Lun::of_device_over_iscsi(0, &store.device);
         let [old, new] = &lun.paths;
-        let device = Device::open(new).expect("a disk");
+        let device = ScsiDevice::open(new).expect("a disk");
         let owner = Reservation::open(new).expect("a disk");
-        Reservation::open(old).expect("a disk").take(Key::of(1)).expect("a reservation");
+        Reservation::open(old).expect("a disk").take(ReservationKey::of(1)).expect("a reservation");
         let mut writer = Writer::start(old);
         wait_progress(&device);
         stages.begin("the writes hang in the device", limit(5));
         let silence = store.silence();
         thread::sleep(Duration::from_millis(500));
-        let taking = thread::spawn(move || owner.take(Key::of(2)));
+        let taking = thread::spawn(move || owner.take(ReservationKey::of(2)));
         thread::sleep(Duration::from_secs(2));
         let early = taking.is_finished();
         stages.begin("the device goes on", limit(5));
@@ -258,7 +258,7 @@ kvm_test! {
         let line = cmdline();
         let mut primary = site.primary("primary", &["--kernel", "builtin:kv", "--cmdline", &line], &first);
         site.wait_console("kv ready", limit(10));
-        let device = Device::open(&disk.paths[1]).expect("a disk");
+        let device = ScsiDevice::open(&disk.paths[1]).expect("a disk");
         let keys = device.registered().expect("keys");
         assert_eq!(keys.len(), 1, "the primary's: {keys:x?}");
         stages.begin("a backup", limit(20));
@@ -291,7 +291,7 @@ kvm_test! {
         let _ = network.plug("client2");
         let client = network.client("client2", 64, 4, Duration::ZERO);
         wait("writes", limit(10), || (client.progress().acked_writes > 5).then_some(()));
-        Reservation::open(&disk.paths[0]).expect("a disk").take(Key::of(99)).expect("a preemption");
+        Reservation::open(&disk.paths[0]).expect("a disk").take(ReservationKey::of(99)).expect("a preemption");
         assert_eq!(backup.code(limit(10)), lost, "{}", backup.stderr());
         let is_fenced = |event: &Event| matches!(event, Event::Ending { why, .. } if why.contains("fenced"));
         backup.wait_event("fenced end", 1, limit(1), is_fenced);

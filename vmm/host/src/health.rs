@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use ftvm_schema::request::{DiskOp, DiskRequest};
-use shared_disk::image::{Access, Image};
+use shared_disk::image::{DiskImage, ImageAccess};
 
 use crate::net::NetConfig;
 use crate::option::DiskOption;
@@ -19,7 +19,7 @@ pub fn disk_is_reached(disk: &DiskOption) -> bool {
         id: 0,
         op: DiskOp::Read { offset: 0, len: 512 },
     };
-    Image::open(&disk.path, Access::ReadOnly, disk.caching()).is_ok_and(|image| image.perform(&first).is_ok())
+    DiskImage::open(&disk.path, ImageAccess::ReadOnly, disk.caching()).is_ok_and(|image| image.perform(&first).is_ok())
 }
 
 /// Whether the interface of a network card is there and up. The other end of a datagram socket may come and go, so that

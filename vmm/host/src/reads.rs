@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ftvm_schema::request::{DiskOp, DiskRequest};
-use shared_disk::image::{Access, Image, ImageError};
+use shared_disk::image::{DiskImage, ImageAccess, ImageError};
 
 use crate::option::DiskOption;
 use ftvm_roles::replay::DiskReader;
@@ -31,7 +31,7 @@ pub enum ReadsError {
 
 /// The disks, open for reading: writing is for a side that is live (PROTOCOL 8).
 #[derive(Debug)]
-pub struct SharedReads(Vec<Image>);
+pub struct SharedReads(Vec<DiskImage>);
 
 impl SharedReads {
     /// Opens what this host was given.
@@ -39,7 +39,7 @@ impl SharedReads {
     /// # Errors
     /// [`ImageError`]: which disk, what is wrong and what to do.
     pub fn open(disks: &[DiskOption]) -> Result<Self, ImageError> {
-        let open = |disk: &DiskOption| Image::open(&disk.path, Access::ReadOnly, disk.caching());
+        let open = |disk: &DiskOption| DiskImage::open(&disk.path, ImageAccess::ReadOnly, disk.caching());
         disks.iter().map(open).collect::<Result<_, _>>().map(SharedReads)
     }
 
@@ -59,7 +59,7 @@ impl DiskReader for SharedReads {
 ///
 /// # Errors
 /// [`ReadsError::Failed`]: this host cannot, for some five seconds.
-pub fn insist(image: &Image, request: &DiskRequest) -> Result<Vec<u8>, ReadsError> {
+pub fn insist(image: &DiskImage, request: &DiskRequest) -> Result<Vec<u8>, ReadsError> {
     let mut tries = 1;
     let source = loop {
         match image.perform(request) {

@@ -6,15 +6,15 @@
 
 use ftvm_schema::entry::Position;
 use ftvm_schema::request::{DiskOp, DiskRequest};
-use shared_disk::plan::{Gate, Limits, Plan, PlanError};
+use shared_disk::plan::{DiskPlan, Gate, PlanError, PlanLimits};
 
-use super::primary::Writes;
+use super::primary::{UnderWay, Writes};
 use ftvm_devices::{MAX_OUTSTANDING, MAX_OUTSTANDING_DATA};
 
 /// The hands of [`Disks`]. It counts the writes that have begun and are not over, and owns the fence: a timer that ends this
 /// process when the lease does. Whenever the last write is over, it disarms the fence itself, at that moment.
 pub trait DiskShell {
-    type Error: std::fmt::Display;
+    type Error: std::error::Error + 'static;
     /// A write is about to start: from here on it counts.
     fn write_begins(&mut self);
     /// Writes that count.
@@ -39,6 +39,8 @@ pub trait DiskShell {
     /// # Errors
     /// It cannot be started.
     fn start(&mut self, request: DiskRequest) -> Result<(), Self::Error>;
+    /// Requests whose I/O is being done at this moment, which may be fewer than have started.
+    fn under_way(&self) -> Vec<UnderWay>;
 }
 
 /// The guest has been told at `at` that a disk request is finished.
@@ -61,12 +63,12 @@ pub enum Known {
 
 /// Why a request cannot be carried out.
 #[derive(Debug, thiserror::Error)]
-pub enum DisksError<E: std::fmt::Display> {
+pub enum DisksError<E: std::error::Error + 'static> {
     #[error("the guest uses disk {0}, which this host was not given: add --disk")]
     NoSuchDisk(u8),
     #[error(transparent)]
     Plan(#[from] PlanError),
-    #[error("{0}")]
+    #[error(transparent)]
     Shell(E),
 }
 
@@ -74,7 +76,7 @@ pub enum DisksError<E: std::fmt::Display> {
 #[derive(Debug)]
 pub struct Disks<S> {
     shell: S,
-    plans: Vec<Plan>,
+    plans: Vec<DiskPlan>,
     /// Requests whose turn in the plan has come, waiting for leave to write.
     ready: Vec<DiskRequest>,
     /// Disks that nobody else reaches: what touches them waits for no ack, no lease and no fence.
@@ -89,7 +91,7 @@ impl<S: DiskShell> Disks<S> {
     pub fn new(shell: S, count: usize) -> Self {
         Disks {
             shell,
-            plans: (0..count).map(|_| Plan::new(Limits::default())).collect(),
+            plans: (0..count).map(|_| DiskPlan::new(PlanLimits::default())).collect(),
             ready: Vec::new(),
             private: Vec::new(),
             fence: None,
@@ -101,6 +103,18 @@ impl<S: DiskShell> Disks<S> {
     pub fn with_private(mut self, disks: Vec<u8>) -> Self {
         self.private = disks;
         self
+    }
+
+    /// How many disks are private.
+    #[must_use]
+    pub fn private_count(&self) -> usize {
+        self.private.len()
+    }
+
+    /// Requests that the hands are at.
+    #[must_use]
+    pub fn under_way(&self) -> Vec<UnderWay> {
+        self.shell.under_way()
     }
 
     fn is_private(&self, disk: u8) -> bool {
@@ -164,7 +178,7 @@ impl<S: DiskShell> Disks<S> {
             .private
             .iter()
             .filter_map(|disk| self.plans.get(usize::from(*disk)));
-        (private.flat_map(Plan::pending).cloned().collect(), self.shell)
+        (private.flat_map(DiskPlan::pending).cloned().collect(), self.shell)
     }
 
     /// There is no backup any more: nothing waits for acks.
@@ -247,7 +261,7 @@ impl<S: DiskShell> Disks<S> {
     fn with_plan(
         &mut self,
         disk: u8,
-        call: impl FnOnce(&mut Plan, &mut Vec<DiskRequest>) -> Result<(), PlanError>,
+        call: impl FnOnce(&mut DiskPlan, &mut Vec<DiskRequest>) -> Result<(), PlanError>,
     ) -> Result<(), DisksError<S::Error>> {
         let plan = self.plans.get_mut(usize::from(disk));
         let plan = plan.ok_or(DisksError::NoSuchDisk(disk))?;
@@ -293,6 +307,10 @@ mod tests {
             self.started.push((request.disk, request.id));
             Ok(())
         }
+
+        fn under_way(&self) -> Vec<UnderWay> {
+            Vec::new()
+        }
     }
 
     #[test]
@@ -303,7 +321,7 @@ mod tests {
             id,
             op: DiskOp::Read { offset: 0, len: 512 },
         };
-        let limit = (Limits::default().requests - MAX_OUTSTANDING) as u64;
+        let limit = (PlanLimits::default().requests - MAX_OUTSTANDING) as u64;
         for id in 0..=limit {
             assert!(disks.has_room(), "at request {id}");
             disks.accept(&read(id), Gate::Held).unwrap();

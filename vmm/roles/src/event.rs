@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::exit_code::ExitCode;
 use super::operation::{Operation, Path};
 
+/// Exit code of a side whose host, not its guest, failed.
+pub const EXIT_HOST_FAILED: u8 = 1;
 /// Exit code of a side that lost the test-and-set or saw a higher generation (PROTOCOL 11).
 pub const EXIT_LOST: u8 = ExitCode::Lost.number();
 /// Exit code of a backup that left without having been entitled to go live (PROTOCOL 16, 17).

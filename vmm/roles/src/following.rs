@@ -1,6 +1,6 @@
 //! A backup's machine: it takes the state, executes the log as it comes, and is handed over at go-live.
 //!
-//! No thread and no clock of its own: the shell (`run::follow`) and the simulator give it orders and the time.
+//! No thread and no clock of its own: whoever drives it gives it orders and the time.
 
 use std::time::Instant;
 
@@ -20,6 +20,36 @@ pub enum Progress {
     Executed(Position),
     Diverged { at: Position, what: String },
     Ended(EndReason),
+}
+
+/// To the vCPU thread of a backup.
+#[derive(Debug)]
+pub enum FollowOrder {
+    /// Pages of RAM, ahead of the state.
+    Pages { numbers: Vec<u64>, content: Vec<u8> },
+    /// Blocks of a private disk, ahead of the state.
+    Blocks {
+        disk: u8,
+        numbers: Vec<u64>,
+        content: Vec<u8>,
+    },
+    /// Make them stable.
+    FlushBlocks,
+    /// The state to start from.
+    Load(Vec<u8>),
+    /// Log entries to execute.
+    Entries(Vec<LogEntry>),
+    /// Say when everything before this is executed.
+    Drain,
+}
+
+/// What the vCPU thread of a backup answers to each order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FollowReport {
+    Progress(Progress),
+    /// Blocks are written, or stable.
+    BlocksWritten,
+    Drained,
 }
 
 /// What a machine that goes live leaves to be done outside, in this order: requests issued again, outputs emitted again,
@@ -59,11 +89,26 @@ impl<C: Cpu> Following<C> {
         self
     }
 
+    /// Carries out an order that arrived at `arrived`: from the latest clock reading among its entries on, time is this
+    /// host's. `disks` have what the log leaves out.
+    pub fn obey(&mut self, order: FollowOrder, arrived: Instant, disks: &mut dyn DiskReader) -> FollowReport {
+        let written =
+            |result: Result<(), Progress>| result.map_or_else(FollowReport::Progress, |()| FollowReport::BlocksWritten);
+        match order {
+            FollowOrder::Pages { numbers, content } => FollowReport::Progress(self.pages(numbers, content)),
+            FollowOrder::Blocks { disk, numbers, content } => written(self.blocks(disk, &numbers, &content)),
+            FollowOrder::FlushBlocks => written(self.flush_blocks()),
+            FollowOrder::Load(record) => FollowReport::Progress(self.load(&record)),
+            FollowOrder::Entries(entries) => FollowReport::Progress(self.execute(entries, arrived, disks)),
+            FollowOrder::Drain => FollowReport::Drained,
+        }
+    }
+
     /// Puts blocks on this host's copy of a private disk, ahead of the state.
     ///
     /// # Errors
     /// How far the machine has come, namely no further: it is of no use as a backup.
-    pub fn blocks(&mut self, disk: u8, numbers: &[u64], content: &[u8]) -> Result<(), Progress> {
+    fn blocks(&mut self, disk: u8, numbers: &[u64], content: &[u8]) -> Result<(), Progress> {
         let put = self.replayer.copies().put(disk, numbers, content);
         self.useless(put)
     }
@@ -72,7 +117,7 @@ impl<C: Cpu> Following<C> {
     ///
     /// # Errors
     /// As [`Following::blocks`].
-    pub fn flush_blocks(&mut self) -> Result<(), Progress> {
+    fn flush_blocks(&mut self) -> Result<(), Progress> {
         let flushed = self.replayer.copies().flush();
         self.useless(flushed)
     }
@@ -83,19 +128,19 @@ impl<C: Cpu> Following<C> {
     }
 
     /// Takes pages of RAM, ahead of the state.
-    pub fn pages(&mut self, numbers: Vec<u64>, content: Vec<u8>) -> Progress {
+    fn pages(&mut self, numbers: Vec<u64>, content: Vec<u8>) -> Progress {
         let result = self.replayer.pages(numbers, content);
         self.progress(result)
     }
 
     /// Takes the state to start from.
-    pub fn load(&mut self, record: &[u8]) -> Progress {
+    fn load(&mut self, record: &[u8]) -> Progress {
         let result = self.replayer.load(record);
         self.progress(result)
     }
 
     /// Executes log entries that arrived `now`; `disks` have what the log leaves out.
-    pub fn execute(&mut self, entries: Vec<LogEntry>, now: Instant, disks: &mut dyn DiskReader) -> Progress {
+    fn execute(&mut self, entries: Vec<LogEntry>, now: Instant, disks: &mut dyn DiskReader) -> Progress {
         let is_clock = |entry: &LogEntry| {
             matches!(
                 entry,

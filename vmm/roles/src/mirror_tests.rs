@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use ftvm_schema::entry::{Digest, ExitSeq, Generation, Incarnation, Mark, OutputSeq, Position};
 use ftvm_schema::request::{DiskOp, DiskRequest};
-use logging_channel::message::Message;
+use logging_channel::message::{DiskReads, Message};
 use shared_disk::mirror::{EXTENT, Written, extent_len};
 use shared_disk::plan::Gate;
 
 use super::clone::Blocks;
 use super::disks::{DiskShell, Disks};
-use super::primary::{Action, Primary, PrimaryConfig, Writes};
+use super::primary::{Action, Primary, UnderWay, Writes};
+use super::terms::Terms;
 use ftvm_hypervisor::sequence::Sequence;
 
 const SECTOR: u64 = 512;
@@ -94,6 +95,10 @@ impl DiskShell for Shell {
         self.in_flight.push(Landing { request, left });
         Ok(())
     }
+
+    fn under_way(&self) -> Vec<UnderWay> {
+        Vec::new()
+    }
 }
 
 fn range(request: &DiskRequest) -> (u64, u64) {
@@ -136,11 +141,14 @@ struct World {
 
 impl World {
     fn new(seed: u64, plant: Plant) -> Self {
-        let config = PrimaryConfig {
+        let terms = Terms {
             me: Incarnation(7),
             guest: 1,
+            generation: Generation(1),
             detection_ns: 500_000_000,
             lease_ns: 300_000_000,
+            patience_ns: 0,
+            disk_reads: DiskReads::Log,
         };
         let written = Written::new(BTreeMap::from([(0, SIZE)]));
         let shell = Shell {
@@ -152,7 +160,7 @@ impl World {
         World {
             rng: Sequence::new(seed),
             plant,
-            core: Primary::new(config, Generation(1)).with_private_disks(1),
+            core: Primary::new(terms).with_private_disks(1),
             disks: Disks::new(shell, 1).with_private(vec![0]),
             disk: vec![0; sectors(SIZE)],
             meant: vec![0; sectors(SIZE)],

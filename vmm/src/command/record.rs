@@ -11,7 +11,7 @@ use shared_disk::plan::Gate;
 use crate::cli::{RecordArgs, VerifyArg};
 use crate::failure::Failure;
 use crate::guest;
-use crate::run::outside::Outside;
+use crate::run::outside::{DiskThreads, Outside};
 use crate::signals::watch_signals;
 use ftvm_host::console::{ByteStream, ConsoleTarget};
 use ftvm_host::net::Inbound;
@@ -21,8 +21,9 @@ use ftvm_host::stdio::{StdoutError, answer, tell};
 use ftvm_kvm::KvmCpu;
 use ftvm_machine::config::MachineConfig;
 use ftvm_machine::machine::{Machine, MachineError};
-use ftvm_machine::output::Output;
+use ftvm_machine::output::{Emission, Output};
 use ftvm_roles::clock::LiveClock;
+use ftvm_roles::disks::Disks;
 use ftvm_roles::event::clean_end;
 use ftvm_roles::exit_code::ExitCode;
 use ftvm_roles::live::{Live, LiveConfig, Marks, Sink, Totals};
@@ -39,6 +40,7 @@ struct FileSink {
     /// Of micro-checkpoints, as they are in the log.
     checkpoint_bytes: u64,
     outside: Outside,
+    disks: Disks<DiskThreads>,
 }
 
 fn log_error(error: impl std::fmt::Display) -> MachineError {
@@ -58,19 +60,22 @@ impl Sink for FileSink {
     }
 
     fn output(&mut self, output: Output) -> Result<(), MachineError> {
-        self.outside.accept(&output.emission, Gate::Open).map_err(log_error)?;
-        self.outside.release(&output).map(|_| ()).map_err(log_error)
+        match &output.emission {
+            // Open: its turn in the plan is all it waits for.
+            Emission::Disk(request) | Emission::PrivateDisk(request) => {
+                self.disks.accept(request, Gate::Open).map_err(log_error)
+            }
+            Emission::WantEntropy { len } => self.outside.want_entropy(*len).map_err(log_error),
+            said => self.outside.emit(said).map(|_| ()).map_err(log_error),
+        }
     }
 
     fn flush(&mut self) -> Result<(), MachineError> {
-        self.outside.start_ready(|| Writes::Freely).map_err(log_error)
+        self.disks.start_ready(|| Writes::Freely).map_err(log_error)
     }
 
     fn disk_done(&mut self, disk: u8, id: u64, _at: Position) {
-        let done = self
-            .outside
-            .finished(disk, id)
-            .and_then(|()| self.outside.acked(disk, id));
+        let done = self.disks.finished(disk, id).and_then(|()| self.disks.acked(disk, id));
         if let Err(error) = done {
             tracing::error!("{error}");
         }
@@ -116,6 +121,7 @@ pub(super) fn run(args: &RecordArgs) -> Result<ExitCode, Failure> {
     let sink = FileSink {
         log,
         checkpoint_bytes: 0,
+        disks: outside.take_disks().map_err(Failure::new)?,
         outside,
     };
     let live = Live::new(machine, sink, queue, clock, live, begun);
@@ -135,9 +141,10 @@ fn finish(
     let FileSink {
         log,
         checkpoint_bytes,
+        disks,
         outside,
     } = sink;
-    drop(outside);
+    drop((disks, outside));
     let (code, text) = clean_end(reason);
     let memory_hash = machine.memory_hash()?;
     let trailer = log.finish(Ending {

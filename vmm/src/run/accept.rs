@@ -3,34 +3,57 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use ftvm_schema::entry::{Generation, Incarnation};
-use logging_channel::message::{DiskReads, Message, PROTOCOL_VERSION, Welcome};
-use logging_channel::session::{HANDSHAKE_TIMEOUT, Offer, accept_backup};
+use ftvm_schema::entry::Generation;
+use logging_channel::message::{Message, PROTOCOL_VERSION, Welcome};
+use logging_channel::session::{Candidate, HANDSHAKE_TIMEOUT, Offer, accept_backup};
 use logging_channel::transport::TcpFrames;
 use shared_disk::arbiter::Arbiter;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
-use super::link::LinkEvent;
+use super::link::connection_id;
 use ftvm_machine::config::MachineConfig;
+use ftvm_roles::link::world::{ConnectionId, LinkEvent};
+use ftvm_roles::terms::Terms;
 
 /// How long a refused peer has to take its refusal.
 const REFUSAL: Duration = Duration::from_millis(500);
+
+/// A backup that has passed the handshake and waits for its answer.
+#[derive(Debug)]
+pub struct Arrived {
+    pub connection: ConnectionId,
+    pub frames: TcpFrames,
+    pub candidate: Candidate,
+}
+
+/// Where it waits: there is one place, as one backup joins at a time.
+#[derive(Clone, Debug, Default)]
+pub struct Lobby(Arc<Mutex<Option<Arrived>>>);
+
+impl Lobby {
+    fn enter(&self, arrived: Arrived) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(arrived);
+    }
+
+    /// Whoever waits there with this connection.
+    #[must_use]
+    pub fn leave(&self, connection: ConnectionId) -> Option<Arrived> {
+        let mut place = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        place.take_if(|arrived| arrived.connection == connection)
+    }
+}
 
 /// What joining backups are offered.
 #[derive(Debug)]
 pub struct Offers {
     pub listener: TcpListener,
     pub arbiter: Arc<dyn Arbiter>,
-    pub guest: u128,
+    pub terms: Terms,
     pub generation: watch::Receiver<Generation>,
-    pub owner: Incarnation,
     pub config: MachineConfig,
     pub encoded: Vec<u8>,
-    pub detection: Duration,
-    pub lease: Duration,
-    pub patience: Duration,
-    pub disk_reads: DiskReads,
+    pub lobby: Lobby,
     pub host: String,
     pub site: String,
     /// Nonces written and not yet removed.
@@ -52,7 +75,11 @@ impl Offers {
                 changed = allowed.changed() => if changed.is_err() { return },
                 joined = accept_backup(&self.listener, HANDSHAKE_TIMEOUT, || self.offer(opened.elapsed())), if open => {
                     self.remove_nonces();
-                    if link.send(LinkEvent::Joined(Box::new(joined))).await.is_err() || allowed.changed().await.is_err() {
+                    let (frames, candidate) = joined;
+                    let (connection, backup) = (connection_id(), candidate.incarnation);
+                    self.lobby.enter(Arrived { connection, frames, candidate });
+                    let joined = LinkEvent::Joined { connection, backup };
+                    if link.send(joined).await.is_err() || allowed.changed().await.is_err() {
                         return;
                     }
                 }
@@ -87,15 +114,15 @@ impl Offers {
         Offer {
             welcome: Welcome {
                 version: PROTOCOL_VERSION,
-                guest: self.guest,
+                guest: self.terms.guest,
                 generation: *self.generation.borrow(),
-                owner: self.owner,
+                owner: self.terms.me,
                 nonce_name,
                 config: self.encoded.clone(),
-                detection_ns: nanos(self.detection),
-                lease_ns: nanos(self.lease),
-                patience_ns: nanos(self.patience),
-                disk_reads: self.disk_reads,
+                detection_ns: self.terms.detection_ns,
+                lease_ns: self.terms.lease_ns,
+                patience_ns: self.terms.patience_ns,
+                disk_reads: self.terms.disk_reads,
             },
             delivery_mode: delivery_name(&self.config),
             nonce,
@@ -113,12 +140,6 @@ async fn refuse(mut frames: TcpFrames) {
     frames.writer.set_timeout(REFUSAL);
     // A peer that does not listen is not told.
     let _ = frames.send(Generation(0), &Message::Refuse { reason }).await;
-}
-
-/// Nanoseconds of a duration, as messages carry them.
-#[must_use]
-pub fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// A delivery mode's name, as the handshake carries it.

@@ -9,12 +9,13 @@ use logging_channel::message::{MAX_PAGES, Message};
 use tokio::sync::mpsc;
 use vm_memory::{GuestMemoryBackend as _, GuestMemoryRegion as _};
 
-use super::link::{LinkEvent, Outbox};
+use super::link::Outbox;
 use ftvm_hypervisor::GuestMemory;
 use ftvm_machine::machine::pages::{Zeros, copy_pages};
 use ftvm_machine::machine::state::PAGE;
 use ftvm_roles::clone::Selection;
 use ftvm_roles::event::Event;
+use ftvm_roles::link::world::LinkEvent;
 
 /// Bytes that may wait to be written; pages copied too early are pages copied twice.
 const WINDOW: usize = 4 << 20;

@@ -7,8 +7,8 @@ use ftvm_schema::entry::{Generation, Incarnation};
 use ftvm_schema::request::{DiskOp, DiskRequest};
 use logging_channel::message::{DiskReads, MAX_BLOCKS};
 use lz4_flex::block::DecompressError;
-use shared_disk::image::{Access, Image, ImageError};
-use shared_disk::mark::Held;
+use shared_disk::image::{DiskImage, ImageAccess, ImageError};
+use shared_disk::mark::CopyState;
 use shared_disk::mirror::{EXTENT, extent_len};
 
 use super::marks::{Marks, MarksError};
@@ -78,7 +78,7 @@ pub enum CopiesError {
 /// The copies, and what is being done with them.
 #[derive(Debug)]
 pub struct PrivateDisks {
-    images: BTreeMap<u8, Image>,
+    images: BTreeMap<u8, DiskImage>,
     marks: Marks,
     /// The life that they belong to.
     generation: Generation,
@@ -86,7 +86,7 @@ pub struct PrivateDisks {
     reads: DiskReads,
     /// What reads have brought that the guest has not been told of: as much as its devices let it ask for.
     brought: BTreeMap<(u8, u64), Vec<u8>>,
-    held: Option<Held>,
+    held: Option<CopyState>,
     unflushed: u64,
 }
 
@@ -119,12 +119,12 @@ impl PrivateDisks {
         })
     }
 
-    fn image(&self, disk: u8) -> Result<&Image, CopiesError> {
+    fn image(&self, disk: u8) -> Result<&DiskImage, CopiesError> {
         self.images.get(&disk).ok_or(CopiesError::NotPrivate(disk))
     }
 
     /// The marks say it before it is so where that is worse, and after where it is better.
-    fn mark(&mut self, held: Held) -> Result<(), CopiesError> {
+    fn mark(&mut self, held: CopyState) -> Result<(), CopiesError> {
         if self.held != Some(held) {
             self.marks.store(held, self.generation.0, self.owner.0)?;
             self.held = Some(held);
@@ -133,7 +133,7 @@ impl PrivateDisks {
     }
 
     fn write_blocks(&mut self, disk: u8, numbers: &[u64], content: &[u8]) -> Result<(), CopiesError> {
-        self.mark(Held::Incomplete)?;
+        self.mark(CopyState::Incomplete)?;
         let image = self.image(disk)?;
         let size = image.size();
         let lengths: Vec<usize> = numbers.iter().map(|number| extent_len(size, *number)).collect();
@@ -164,7 +164,7 @@ impl PrivateDisks {
     }
 
     fn make_stable(&mut self) -> Result<(), CopiesError> {
-        self.images.values().try_for_each(Image::flush)?;
+        self.images.values().try_for_each(DiskImage::flush)?;
         self.unflushed = 0;
         Ok(())
     }
@@ -183,8 +183,8 @@ impl PrivateDisks {
 }
 
 /// Opens a host's copy of a private disk for writing.
-fn open(option: &DiskOption) -> Result<Image, ImageError> {
-    let image = Image::open(&option.path, Access::ReadWrite, option.caching())?;
+fn open(option: &DiskOption) -> Result<DiskImage, ImageError> {
+    let image = DiskImage::open(&option.path, ImageAccess::ReadWrite, option.caching())?;
     image.lock()?;
     Ok(image)
 }
@@ -227,7 +227,7 @@ impl Copies for PrivateDisks {
     }
 
     fn level(&mut self) -> Result<(), String> {
-        said(self.mark(Held::Following))
+        said(self.mark(CopyState::Following))
     }
 
     fn request(&mut self, request: &DiskRequest) -> Result<(), String> {
@@ -239,7 +239,7 @@ impl Copies for PrivateDisks {
     }
 
     fn ended(&mut self) -> Result<(), String> {
-        said(self.make_stable().and_then(|()| self.mark(Held::Current)))
+        said(self.make_stable().and_then(|()| self.mark(CopyState::Current)))
     }
 }
 
@@ -250,7 +250,7 @@ fn said(done: Result<(), CopiesError>) -> Result<(), String> {
 
 /// Writes an extent unless it is there already: an image with holes keeps them, and a copy that is nearly level is read
 /// more than written. How many bytes were written.
-fn put_extent(image: &Image, number: u64, extent: &[u8]) -> Result<u64, ImageError> {
+fn put_extent(image: &DiskImage, number: u64, extent: &[u8]) -> Result<u64, ImageError> {
     let mut before = vec![0; extent.len()];
     image.read_at(number * EXTENT, &mut before)?;
     if before == extent {

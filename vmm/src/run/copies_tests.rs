@@ -1,7 +1,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use shared_disk::mark::Mark;
+use shared_disk::mark::DiskMark;
 
 use super::*;
 use ftvm_devices::{DiskAccess, DiskConfig};
@@ -39,8 +39,8 @@ fn copy(reads: DiskReads) -> (tempfile::TempDir, std::path::PathBuf, PrivateDisk
     (directory, path, copies)
 }
 
-fn held(path: &Path) -> Option<(Held, u64, u128)> {
-    let mark = Mark::load(&path.with_extension("ftvm")).unwrap()?;
+fn held(path: &Path) -> Option<(CopyState, u64, u128)> {
+    let mark = DiskMark::load(&path.with_extension("ftvm")).unwrap()?;
     Some((mark.held, mark.generation, mark.owner))
 }
 
@@ -59,17 +59,17 @@ fn blocks_replace_what_was_there_and_the_mark_says_how_far() {
     assert_eq!(held(&path), None);
     let content: Vec<u8> = (0..SIZE).map(|n| (n % 251).to_le_bytes()[0]).collect();
     copies.put(0, &[0, 1], &lz4_flex::block::compress(&content)).unwrap();
-    assert_eq!(held(&path), Some((Held::Incomplete, 3, 0xa)));
+    assert_eq!(held(&path), Some((CopyState::Incomplete, 3, 0xa)));
     copies.flush().unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), content);
     copies.level().unwrap();
-    assert_eq!(held(&path), Some((Held::Following, 3, 0xa)));
+    assert_eq!(held(&path), Some((CopyState::Following, 3, 0xa)));
     copies.request(&write(0, 1024, 7)).unwrap();
     copies.request(&request(1, DiskOp::Flush)).unwrap();
     assert_eq!(std::fs::read(&path).unwrap()[1024..1536], [7; 512]);
-    assert_eq!(held(&path), Some((Held::Following, 3, 0xa)));
+    assert_eq!(held(&path), Some((CopyState::Following, 3, 0xa)));
     copies.ended().unwrap();
-    assert_eq!(held(&path), Some((Held::Current, 3, 0xa)));
+    assert_eq!(held(&path), Some((CopyState::Current, 3, 0xa)));
 }
 
 #[test]

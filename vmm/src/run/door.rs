@@ -1,119 +1,148 @@
-//! What a pair has agreed on, and the door of a primary: where backups join and heartbeats arrive.
+//! The door of a primary: where backups join, and where their heartbeats arrive.
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdTcpListener};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
-use ftvm_schema::entry::{Generation, Incarnation};
-use ftvm_schema::record;
-use logging_channel::message::{DiskReads, Heartbeat};
+use ftvm_schema::entry::Generation;
+use ftvm_schema::record::CodecError;
+
+use logging_channel::message::Heartbeat;
 use shared_disk::arbiter::Arbiter;
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 
-use super::accept::{Offers, host_name, nanos};
-use super::heartbeat::{Heartbeats, heard};
-use crate::cli::RunArgs;
-use crate::failure::Failure;
+use super::accept::{Lobby, Offers, host_name};
+use super::heartbeat::{HeartbeatSocket, Heartbeats};
 use ftvm_machine::config::MachineConfig;
-use ftvm_roles::primary::PrimaryConfig;
+use ftvm_roles::link::world::LinkEvent;
+use ftvm_roles::terms::Terms;
 
-/// What a pair has agreed on.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Terms {
-    pub me: Incarnation,
-    pub guest: u128,
-    pub generation: Generation,
-    pub detection: Duration,
-    pub lease: Duration,
-    pub patience: Duration,
-    pub disk_reads: DiskReads,
-}
-
-impl Terms {
-    pub(super) fn core(&self) -> PrimaryConfig {
-        PrimaryConfig {
-            me: self.me,
-            guest: self.guest,
-            detection_ns: nanos(self.detection),
-            lease_ns: nanos(self.lease),
-        }
-    }
+/// Why no backup can join here.
+#[derive(Debug, thiserror::Error)]
+pub enum DoorError {
+    #[error("--listen {address}: {source}")]
+    Listen { address: SocketAddr, source: io::Error },
+    #[error("heartbeats at UDP {address}: {source}")]
+    Heartbeats { address: SocketAddr, source: io::Error },
+    #[error("the guest's configuration cannot be sent: {0}")]
+    Config(#[from] CodecError),
 }
 
 /// A place for a door, which nobody else can take any more.
 #[derive(Debug)]
-pub(super) struct Doorway {
+pub struct Doorway {
+    address: SocketAddr,
     listener: TcpListener,
-    heartbeats: UdpSocket,
+    heartbeats: HeartbeatSocket,
 }
 
 impl Doorway {
-    /// At `--listen`, for TCP and for UDP, if that was asked for.
-    pub(super) async fn find(listen: Option<SocketAddr>) -> Result<Option<Self>, Failure> {
-        let Some(listen) = listen else { return Ok(None) };
-        let listener = TcpListener::bind(listen).await;
-        let listener = listener.map_err(|e| Failure::new(format!("--listen {listen}: {e}")))?;
-        let heartbeats = Heartbeats::bind(listener.local_addr().map_err(Failure::new)?).await?;
-        Ok(Some(Doorway { listener, heartbeats }))
+    /// At `address`, for TCP and for UDP.
+    ///
+    /// # Errors
+    /// If it is taken, or not this host's.
+    pub fn find(address: SocketAddr) -> Result<Self, DoorError> {
+        let listen = || {
+            let listener = StdTcpListener::bind(address)?;
+            listener.set_nonblocking(true)?;
+            let listener = TcpListener::from_std(listener)?;
+            Ok((listener.local_addr()?, listener))
+        };
+        let (address, listener) = listen().map_err(|source| DoorError::Listen { address, source })?;
+        let heartbeats = HeartbeatSocket::bind(address);
+        let heartbeats = heartbeats.map_err(|source| DoorError::Heartbeats { address, source })?;
+        Ok(Doorway {
+            address,
+            listener,
+            heartbeats,
+        })
     }
 }
 
-/// Where backups join and heartbeats arrive.
+/// What is said to those who come to the door.
 #[derive(Debug)]
-pub(super) struct Door {
-    pub offers: Option<Offers>,
-    pub heartbeats: Vec<Heartbeats>,
-    hearing: mpsc::Sender<Heartbeat>,
-    pub heard: mpsc::Receiver<Heartbeat>,
-    pub generation: watch::Sender<Generation>,
+pub struct Door {
+    pub listen: Option<SocketAddr>,
+    /// Where it was found free ahead of time.
+    pub place: Option<Doorway>,
+    pub site: String,
+    pub config: MachineConfig,
+    pub arbiter: Arc<dyn Arbiter>,
+    pub hearing: mpsc::Sender<Heartbeat>,
+    pub lobby: Lobby,
+    generation: watch::Sender<Generation>,
+    allowed: watch::Sender<bool>,
+    accepting: Option<JoinHandle<()>>,
 }
 
 impl Door {
-    pub(super) fn closed(generation: Generation) -> Self {
-        let (hearing, heard) = heard();
+    /// A door that is closed.
+    pub fn new(
+        listen: Option<SocketAddr>,
+        place: Option<Doorway>,
+        site: &str,
+        config: &MachineConfig,
+        arbiter: &Arc<dyn Arbiter>,
+        hearing: mpsc::Sender<Heartbeat>,
+    ) -> Self {
         Door {
-            offers: None,
-            heartbeats: Vec::new(),
+            listen,
+            place,
+            site: site.to_owned(),
+            config: config.clone(),
+            arbiter: Arc::clone(arbiter),
             hearing,
-            heard,
-            generation: watch::Sender::new(generation),
+            lobby: Lobby::default(),
+            generation: watch::Sender::new(Generation(0)),
+            allowed: watch::Sender::new(true),
+            accepting: None,
         }
     }
 
-    /// Opens it there, if there is a place for it.
-    pub(super) fn open(
-        mut self,
-        place: Option<Doorway>,
-        args: &RunArgs,
-        terms: &Terms,
-        arbiter: &Arc<dyn Arbiter>,
-        config: &MachineConfig,
-    ) -> Result<Self, Failure> {
-        let Some(Doorway { listener, heartbeats }) = place else {
-            return Ok(self);
+    /// Opens it, if there is to be one: the heartbeats of those who join come there too, and go out from there.
+    ///
+    /// # Errors
+    /// If there is no place for it.
+    pub fn open(&mut self, terms: &Terms, link: &mpsc::Sender<LinkEvent>) -> Result<Option<Heartbeats>, DoorError> {
+        let place = match (self.place.take(), self.listen) {
+            (Some(place), _) => place,
+            (None, Some(listen)) => Doorway::find(listen)?,
+            (None, None) => return Ok(None),
         };
-        let address = listener.local_addr().map_err(Failure::new)?;
-        let hearing = self.hearing.clone();
-        let heartbeats = Heartbeats::start(heartbeats, None, terms.guest, terms.generation, terms.me, hearing);
-        self.heartbeats.push(heartbeats);
-        tracing::info!("backups may join at {address}");
-        self.offers = Some(Offers {
-            listener,
-            arbiter: Arc::clone(arbiter),
-            guest: terms.guest,
+        self.generation.send_replace(terms.generation);
+        let offers = Offers {
+            listener: place.listener,
+            arbiter: Arc::clone(&self.arbiter),
+            terms: *terms,
             generation: self.generation.subscribe(),
-            owner: terms.me,
-            config: config.clone(),
-            encoded: record::to_bytes(config).map_err(Failure::new)?,
-            detection: terms.detection,
-            lease: terms.lease,
-            patience: terms.patience,
-            disk_reads: terms.disk_reads,
+            config: self.config.clone(),
+            encoded: ftvm_schema::record::to_bytes(&self.config)?,
+            lobby: self.lobby.clone(),
             host: host_name(),
-            site: args.site.clone(),
+            site: self.site.clone(),
             nonces: Mutex::default(),
-        });
-        Ok(self)
+        };
+        let heartbeats = Heartbeats::start(place.heartbeats, None, terms, self.hearing.clone());
+        tracing::info!("backups may join at {}", place.address);
+        self.accepting = Some(tokio::spawn(offers.serve(link.clone(), self.allowed.subscribe())));
+        Ok(Some(heartbeats))
+    }
+
+    /// Whether a backup may join now, and under which generation.
+    pub fn offer(&self, generation: Generation, may_join: bool) {
+        let changes = |new, old: &mut _| std::mem::replace(old, new) != new;
+        self.generation.send_if_modified(|old| changes(generation, old));
+        let allows = |old: &mut bool| std::mem::replace(old, may_join) != may_join;
+        self.allowed.send_if_modified(allows);
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        if let Some(accepting) = self.accepting.take() {
+            accepting.abort();
+        }
     }
 }

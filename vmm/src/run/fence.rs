@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use logging_channel::clock::boottime_ns;
-use shared_disk::scsi::{Key, Reservation, ScsiError};
+use shared_disk::scsi::{Reservation, ReservationKey, ScsiError};
 use tokio::sync::Notify;
 
 /// How long a device that does not answer is asked again. Without its fence a side does not go live.
@@ -29,7 +29,7 @@ struct Patience {
 #[derive(Debug, Default)]
 pub struct Fences {
     disks: Vec<Reservation>,
-    key: Option<Key>,
+    key: Option<ReservationKey>,
 }
 
 impl Fences {
@@ -47,7 +47,7 @@ impl Fences {
     /// # Errors
     /// If a device refuses, or stays silent.
     pub fn take(&mut self, me: u128) -> Result<(), ScsiError> {
-        let key = Key::of(me);
+        let key = ReservationKey::of(me);
         for disk in &self.disks {
             patiently(PATIENCE, || disk.take(key))?;
         }
@@ -109,7 +109,7 @@ impl Superseded {
 mod tests {
     use std::cell::Cell;
 
-    use shared_disk::scsi::Trouble;
+    use shared_disk::scsi::CommandFault;
 
     use super::*;
 
@@ -118,11 +118,11 @@ mod tests {
         pause: Duration::from_millis(1),
     };
 
-    fn failed(trouble: Trouble) -> ScsiError {
+    fn failed(fault: CommandFault) -> ScsiError {
         ScsiError::Command {
             path: "/dev/fake".into(),
             command: "PERSISTENT RESERVE IN",
-            trouble,
+            fault,
         }
     }
 
@@ -132,7 +132,7 @@ mod tests {
         let answers_third = || {
             asked.set(asked.get() + 1);
             if asked.get() < 3 {
-                Err(failed(Trouble::Busy { status: 8 }))
+                Err(failed(CommandFault::Busy { status: 8 }))
             } else {
                 Ok(7)
             }
@@ -143,7 +143,7 @@ mod tests {
         };
         assert_eq!(patiently(enough, answers_third).unwrap(), 7);
         let began = boottime_ns();
-        let never = || Err::<(), _>(failed(Trouble::Busy { status: 8 }));
+        let never = || Err::<(), _>(failed(CommandFault::Busy { status: 8 }));
         let error = patiently(BRIEF, never).unwrap_err();
         assert!(error.is_retryable(), "the device's own answer: {error}");
         let waited = Duration::from_nanos(boottime_ns() - began);
@@ -155,7 +155,7 @@ mod tests {
         let asked = Cell::new(0_u32);
         let refuses = || {
             asked.set(asked.get() + 1);
-            Err::<(), _>(failed(Trouble::Unsupported { asc: 0x20, ascq: 0 }))
+            Err::<(), _>(failed(CommandFault::Unsupported { asc: 0x20, ascq: 0 }))
         };
         let error = patiently(BRIEF, refuses).unwrap_err();
         assert!(

@@ -1,7 +1,8 @@
 //! Heartbeats over UDP, beside the logging channel (paper, 2.3). They prove nothing by themselves (PROTOCOL 15); but they
 //! renew the lease, tell a timeline which part died, and end a revenant of an older generation at once (PROTOCOL 11).
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{SocketAddr, UdpSocket as StdUdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ftvm_schema::entry::{Generation, Incarnation};
@@ -12,7 +13,7 @@ use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::failure::Failure;
+use ftvm_roles::terms::Terms;
 
 /// Heartbeats received and not yet looked at; further ones are dropped: the next says the same.
 const RECEIVED: usize = 16;
@@ -20,10 +21,31 @@ const RECEIVED: usize = 16;
 /// Longest datagram looked at; a heartbeat has about 100 bytes.
 const DATAGRAM: usize = 512;
 
+/// A socket for heartbeats.
+#[derive(Debug)]
+pub struct HeartbeatSocket {
+    /// Never waits: a heartbeat that finds no room is lost like any datagram.
+    sending: StdUdpSocket,
+    hearing: UdpSocket,
+}
+
+impl HeartbeatSocket {
+    /// At a local address.
+    ///
+    /// # Errors
+    /// If the address cannot be bound.
+    pub fn bind(local: SocketAddr) -> io::Result<Self> {
+        let sending = StdUdpSocket::bind(local)?;
+        sending.set_nonblocking(true)?;
+        let hearing = UdpSocket::from_std(sending.try_clone()?)?;
+        Ok(HeartbeatSocket { sending, hearing })
+    }
+}
+
 /// One side's heartbeats.
 #[derive(Debug)]
 pub struct Heartbeats {
-    socket: Arc<UdpSocket>,
+    socket: StdUdpSocket,
     peer: Arc<Mutex<Option<SocketAddr>>>,
     encoder: FrameEncoder,
     next: Heartbeat,
@@ -37,29 +59,21 @@ pub fn heard() -> (mpsc::Sender<Heartbeat>, mpsc::Receiver<Heartbeat>) {
 }
 
 impl Heartbeats {
-    /// A socket for heartbeats.
-    ///
-    /// # Errors
-    /// If the address cannot be bound.
-    pub async fn bind(local: SocketAddr) -> Result<UdpSocket, Failure> {
-        let socket = UdpSocket::bind(local).await;
-        socket.map_err(|e| Failure::new(format!("heartbeats at UDP {local}: {e}")))
-    }
-
     /// Tells `heard` of heartbeats of `guest` that come to `socket`. Where to send: `peer`, or wherever the last valid one came
     /// from.
     #[must_use]
     pub fn start(
-        socket: UdpSocket,
+        socket: HeartbeatSocket,
         peer: Option<SocketAddr>,
-        guest: u128,
-        generation: Generation,
-        me: Incarnation,
+        terms: &Terms,
         heard: mpsc::Sender<Heartbeat>,
     ) -> Self {
-        let socket = Arc::new(socket);
+        let HeartbeatSocket { sending, hearing } = socket;
+        let Terms {
+            guest, generation, me, ..
+        } = *terms;
         let peer = Arc::new(Mutex::new(peer));
-        let task = tokio::spawn(hear(Arc::clone(&socket), Arc::clone(&peer), guest, me, heard));
+        let task = tokio::spawn(hear(hearing, Arc::clone(&peer), guest, me, heard));
         let next = Heartbeat {
             guest,
             generation,
@@ -69,7 +83,7 @@ impl Heartbeats {
             echo_ns: 0,
         };
         Heartbeats {
-            socket,
+            socket: sending,
             peer,
             encoder: FrameEncoder::new(),
             next,
@@ -77,19 +91,15 @@ impl Heartbeats {
         }
     }
 
-    /// The generation to be stamped from now on.
-    pub fn set_generation(&mut self, generation: Generation) {
+    /// Sends one under a generation, if there is anybody to send to; its send time.
+    pub fn send(&mut self, generation: Generation) -> Option<u64> {
         self.next.generation = generation;
-    }
-
-    /// Sends one, if there is anybody to send to; its send time.
-    pub async fn send(&mut self) -> Option<u64> {
         let peer = (*self.peer.lock().unwrap_or_else(PoisonError::into_inner))?;
         self.next.number += 1;
         self.next.sent_ns = boottime_ns();
         let datagram = self.encoder.heartbeat(&self.next).ok()?;
         // Lost like any datagram; the detector judges by what arrives.
-        self.socket.send_to(datagram, peer).await.ok()?;
+        self.socket.send_to(datagram, peer).ok()?;
         Some(self.next.sent_ns)
     }
 }
@@ -101,7 +111,7 @@ impl Drop for Heartbeats {
 }
 
 async fn hear(
-    socket: Arc<UdpSocket>,
+    socket: UdpSocket,
     peer: Arc<Mutex<Option<SocketAddr>>>,
     guest: u128,
     me: Incarnation,

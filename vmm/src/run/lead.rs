@@ -1,46 +1,45 @@
-//! The primary's shell: one task that hears the vCPU thread, the backup, the storage and the clock, asks the pure core
-//! (`roles::primary`) what to do, and does it. A backup that has gone live runs the same loop.
+//! The primary's shell: tokio, the devices of this host and its threads behind the world of a primary's link
+//! (`roles::link::primary`), which decides everything. A backup that has gone live runs in the same.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use ftvm_schema::entry::{ExitSeq, LogEntry, Position};
-use logging_channel::clock::boottime_ns;
-use logging_channel::message::Message;
+use ftvm_schema::entry::{ExitSeq, Generation, Incarnation};
+use ftvm_schema::request::DiskRequest;
+use logging_channel::message::Heartbeat;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use shared_disk::arbiter::{Arbiter, Outcome};
-use shared_disk::plan::Gate;
-use tokio::sync::{mpsc, oneshot, watch};
+use shared_disk::arbiter::ArbiterError;
+use shared_disk::scsi::ScsiError;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 
-use super::accept::nanos;
 use super::clone::PageSource;
 use super::control::{Desk, Order, Role};
-use super::door::{Door, Terms};
-use super::events::Reporter;
+use super::door::Door;
+use super::fence::Fences;
 use super::health::Probe;
-use super::link::{Connection, LinkEvent, OUTBOUND_BYTES, at_once, claim};
-use super::outside::{DiskLost, Outside, OutsideError};
-use super::vcpu::{FromGuest, GuestStream};
+use super::link::Connection;
+use super::outside::{DiskLost, DiskThreads, Outside, OutsideError};
+use super::shell::Shell;
+use super::vcpu::GuestStream;
+use crate::signals::watch_signals;
 use ftvm_host::queue::EventSender;
-use ftvm_roles::disks::DiskEnd;
-use ftvm_roles::event::{EXIT_HANDED_OVER, EXIT_LOST, Event, Protection};
-use ftvm_roles::host_event::Control;
+use ftvm_machine::machine::intervention::BootCell;
+use ftvm_machine::output::Output;
+use ftvm_roles::clone::{Blocks, Selection};
+use ftvm_roles::disks::Disks;
+use ftvm_roles::event::Event;
 use ftvm_roles::host_event::HostEvent;
-use ftvm_roles::host_event::StopKind;
-use ftvm_roles::operation::{Answer, Operation, Path};
-use ftvm_roles::primary::{Action, Failure, Primary};
-
-/// How long the last messages to a backup may take to leave.
-const LAST_WORDS: Duration = Duration::from_millis(500);
-
-/// RARP announcements after going live, and their interval: 5 in about 1 s (PROTOCOL 22).
-const ANNOUNCEMENTS: (u32, Duration) = (5, Duration::from_millis(200));
-
-/// Time between two reports of what the log costs.
-const TRAFFIC_EVERY: Duration = Duration::from_secs(1);
+use ftvm_roles::link::begin::Beginning;
+use ftvm_roles::link::guest::Reins;
+use ftvm_roles::link::primary::{ANNOUNCE_EVERY, Ended, PrimaryEvent, PrimaryLink, SECOND};
+use ftvm_roles::link::world::{Call, ConnectionId, PrimaryWorld};
+use ftvm_roles::operation::Answer;
+use ftvm_roles::primary::Primary;
+use ftvm_roles::terms::Terms;
 
 /// How long an answer may take to its client before this process kills itself, or ends.
 const LAST_ANSWER: Duration = Duration::from_millis(50);
@@ -49,300 +48,244 @@ const LAST_ANSWER: Duration = Duration::from_millis(50);
 /// started again before `ftvm disown`.
 const END_NOTED: Duration = Duration::from_secs(10);
 
-/// Exit code when this host, not the guest, failed.
-const EXIT_HOST_FAILED: u8 = 1;
-
-/// Everything a primary has.
+/// What a primary has on this host.
 #[derive(Debug)]
-pub(super) struct Lead {
-    pub core: Primary,
+pub(super) struct Leading {
     pub terms: Terms,
     pub outside: Outside,
-    pub reporter: Reporter,
-    pub arbiter: Arc<dyn Arbiter>,
+    /// To the vCPU thread.
     pub events: EventSender,
+    pub reins: Reins,
     pub door: Door,
     pub macs: Vec<[u8; 6]>,
     pub pages: PageSource,
     pub desk: Desk,
-    /// Operators' orders, which come in as soon as the desk names this role.
-    pub orders: mpsc::Receiver<Order>,
+    pub pending: Pending,
+}
+
+/// What is under way between a primary and others.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    /// Operators' orders, once they are taken.
+    orders: Option<mpsc::Receiver<Order>>,
+    /// Operators who wait for an answer.
+    clients: BTreeMap<u64, oneshot::Sender<Answer>>,
+    next_ticket: u64,
+    /// The disks' devices are being asked to refuse other hosts.
+    fencing: Option<JoinHandle<(Fences, Result<(), ScsiError>)>>,
+    /// The guest's end is being noted.
+    noting: Option<JoinHandle<Result<(), ArbiterError>>>,
+}
+
+/// What a primary hears besides.
+#[derive(Debug)]
+pub(super) struct Hears {
+    pub guest: GuestStream,
+    pub heartbeats: mpsc::Receiver<Heartbeat>,
     pub probe: Probe,
 }
 
-/// A backup's first moments of life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Beginning {
-    /// The guest was started here.
-    Started,
-    /// It went live here: switches are to be told, and the first output is to be reported unless one of the old life's
-    /// was emitted again.
-    WentLive { reemitted: u64 },
+/// The primary's shell.
+pub(super) type PrimaryShell = Shell<Leading>;
+
+/// A primary begins here, where the guest is started as where it goes live.
+///
+/// # Errors
+/// If this host's devices fail.
+pub(super) async fn begin(
+    shell: &mut PrimaryShell,
+    boot: BootCell,
+    beginning: Beginning,
+) -> Result<PrimaryLink<DiskThreads>, OutsideError> {
+    let mut link = PrimaryLink::begin(shell.side.terms, boot, beginning, shell)?;
+    if let Some(fencing) = shell.side.pending.fencing.take() {
+        shell.side.outside.fenced(fencing).await?;
+    }
+    link.fenced(shell)?;
+    Ok(link)
 }
 
-#[derive(Debug)]
-struct Leading {
-    lead: Lead,
-    link: mpsc::Sender<LinkEvent>,
-    connection: Option<Connection>,
-    guest: GuestStream,
-    /// Ends of disk requests that the guest knows and the backup may not yet.
-    done: VecDeque<DiskEnd>,
-    first_output: Option<Beginning>,
-    protection: Protection,
-    over: Option<(u8, String)>,
-    /// Where the log stands.
-    logged_to: ExitSeq,
-    /// Whether the vCPU thread still has something to say.
-    listening: bool,
-    /// Operators who wait for an answer.
-    tickets: BTreeMap<u64, (Operation, oneshot::Sender<Answer>)>,
-    next_ticket: u64,
-    /// Failures that the guest is not told of while it is being handed over. As many as it has requests under way.
-    withheld: Vec<HostEvent>,
-    /// Bytes of log when the traffic was last reported.
-    logged: u64,
-}
-
-impl Lead {
-    /// Leads until this process is to end; the exit code.
-    ///
-    /// # Errors
-    /// If this host's devices fail.
-    pub(super) async fn run(mut self, guest: GuestStream, beginning: Beginning) -> Result<u8, OutsideError> {
-        let (link, mut events) = super::link::link_events();
-        let allowed = watch::Sender::new(true);
-        let offers = self.door.offers.take();
-        let accepting = offers.map(|offers| tokio::spawn(offers.serve(link.clone(), allowed.subscribe())));
-        let mut heartbeats = std::mem::take(&mut self.door.heartbeats);
-        let mut lost = self.outside.losses();
-        let mut tick = tokio::time::interval(self.terms.detection / 8);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut traffic = tokio::time::interval(TRAFFIC_EVERY);
-        traffic.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut announce = tokio::time::interval(ANNOUNCEMENTS.1);
-        let mut announcements = if beginning == Beginning::Started {
-            0
-        } else {
-            ANNOUNCEMENTS.0
+/// Leads until this process is to end; the exit code.
+///
+/// # Errors
+/// If this host's devices fail.
+pub(super) async fn lead(
+    mut shell: PrimaryShell,
+    mut link: PrimaryLink<DiskThreads>,
+    mut hears: Hears,
+) -> Result<u8, OutsideError> {
+    let mut lost = shell.side.outside.losses();
+    let superseded = shell.side.outside.superseded();
+    let mut orders = shell.side.pending.orders.take().unwrap_or_else(|| mpsc::channel(1).1);
+    let mut tick = interval(shell.side.terms.detection() / 8);
+    let mut second = interval(SECOND);
+    let mut announce = tokio::time::interval(ANNOUNCE_EVERY);
+    while link.over().is_none() {
+        let takes_more = link.takes_more(&shell);
+        let event = tokio::select! {
+            Some(event) = shell.events.recv() => PrimaryEvent::Link(event),
+            message = hears.guest.next(), if takes_more => message.map_or(PrimaryEvent::GuestGone, PrimaryEvent::Guest),
+            Some(heartbeat) = hears.heartbeats.recv() => PrimaryEvent::Heartbeat(heartbeat),
+            Some(order) = orders.recv() => shell.side.pending.client(order),
+            Some(DiskLost { disk, what, failure }) = lost.recv() => PrimaryEvent::DiskLost { disk, what, failure },
+            Some(health) = hears.probe.next() => PrimaryEvent::Health(health),
+            _ = tick.tick() => PrimaryEvent::Tick,
+            _ = second.tick() => PrimaryEvent::Second,
+            () = superseded.noticed() => PrimaryEvent::Superseded,
+            _ = announce.tick(), if link.announces() => PrimaryEvent::Announce,
         };
-        let superseded = self.outside.superseded();
-        let mut leading = Leading {
-            protection: self.core.protection(),
-            lead: self,
-            link,
-            connection: None,
-            guest,
-            done: VecDeque::new(),
-            first_output: Some(beginning),
-            over: None,
-            logged_to: ExitSeq(0),
-            listening: true,
-            tickets: BTreeMap::new(),
-            next_ticket: 0,
-            withheld: Vec::new(),
-            logged: 0,
-        };
-        leading.show();
-        while leading.over.is_none() {
-            let mut actions = Vec::new();
-            let takes_more = leading.takes_more();
-            tokio::select! {
-                event = events.recv() => for event in at_once(event, &mut events) {
-                    leading.link_event(event, &mut actions);
-                    leading.act(std::mem::take(&mut actions)).await?;
-                },
-                batch = leading.guest.next(), if takes_more => leading.guest_says(batch, &mut actions)?,
-                Some(heartbeat) = leading.lead.door.heard.recv() => {
-                    leading.lead.core.heartbeat(boottime_ns(), &heartbeat, &mut actions);
-                }
-                Some(order) = leading.lead.orders.recv() => leading.operate(order, &mut actions),
-                Some(lost) = lost.recv() => leading.disk_lost(lost, &mut actions)?,
-                Some(health) = leading.lead.probe.next() => {
-                    for (nic, _) in (0u8..).zip(&health.nics).filter(|(_, reached)| !**reached) {
-                        let what = "its interface is gone or down";
-                        leading.lead.core.path_lost(boottime_ns(), Path::Nic(nic), what, &mut actions);
-                    }
-                }
-                _ = tick.tick() => {
-                    // Whatever arrived while this process slept is evidence, and comes before the verdict (PROTOCOL 15).
-                    while let Ok(event) = events.try_recv() {
-                        leading.link_event(event, &mut actions);
-                        leading.act(std::mem::take(&mut actions)).await?;
-                    }
-                    leading.lead.core.tick(boottime_ns(), &mut actions);
-                    let under_way = leading.lead.outside.under_way();
-                    leading.lead.core.disks_under_way(boottime_ns(), &under_way, &mut actions);
-                    for heartbeats in &mut heartbeats {
-                        heartbeats.set_generation(leading.lead.core.generation());
-                        if let Some(sent_ns) = heartbeats.send().await {
-                            leading.lead.core.heartbeat_sent(sent_ns);
-                        }
-                    }
-                }
-                _ = traffic.tick() => {
-                    leading.show();
-                    leading.report_progress();
-                }
-                () = superseded.noticed() => {
-                    let why = "another side has fenced this one off a disk: it is live, and nothing more is written here";
-                    leading.over = Some((EXIT_LOST, why.to_owned()));
-                    break;
-                }
-                _ = announce.tick(), if announcements > 0 => {
-                    announcements -= 1;
-                    leading.lead.outside.announce(&leading.lead.macs);
-                }
-            }
-            leading.act(actions).await?;
-            leading.release().await?;
-            allowed.send_if_modified(|allowed| {
-                std::mem::replace(allowed, leading.lead.core.may_join().is_ok()) != leading.lead.core.may_join().is_ok()
-            });
+        link.step(event, &mut shell)?;
+    }
+    Ok(end(shell, link).await)
+}
+
+fn interval(period: Duration) -> tokio::time::Interval {
+    let mut interval = tokio::time::interval(period);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    interval
+}
+
+async fn end(mut shell: PrimaryShell, mut link: PrimaryLink<DiskThreads>) -> u8 {
+    link.leave(&mut shell);
+    shell.last_words().await;
+    let Ended { code, why, hands } = link.end(&mut shell);
+    if let Some(noting) = shell.side.pending.noting.take() {
+        match tokio::time::timeout(END_NOTED, noting).await {
+            Ok(Ok(Ok(()))) => {}
+            Ok(Ok(Err(error))) => tracing::warn!("the guest's end could not be noted: {error}"),
+            _ => tracing::warn!("the guest's end could not be noted: the shared storage does not answer"),
         }
-        if let Some(accepting) = accepting {
-            accepting.abort();
+    }
+    shell.reporter.report(Event::Ending { code, why });
+    tokio::time::sleep(LAST_ANSWER).await;
+    drop(hands);
+    code
+}
+
+impl Pending {
+    /// An operator waits from now on.
+    fn client(&mut self, order: Order) -> PrimaryEvent {
+        self.next_ticket += 1;
+        self.clients.insert(self.next_ticket, order.answer);
+        PrimaryEvent::Operate {
+            ticket: self.next_ticket,
+            operation: order.operation,
         }
-        leading.end().await
     }
 }
 
-impl Leading {
-    /// Whether the vCPU thread is listened to; if not, its queue fills and it stops (PROTOCOL 9).
-    fn takes_more(&self) -> bool {
-        let queued = self.connection.as_ref().map_or(0, Connection::queued);
-        self.listening
-            && self.lead.core.has_room(boottime_ns())
-            && queued < OUTBOUND_BYTES
-            && self.lead.outside.has_room()
+impl PrimaryWorld for PrimaryShell {
+    type Hands = DiskThreads;
+    type Error = OutsideError;
+
+    fn open_disks(&mut self) -> Result<Disks<DiskThreads>, OutsideError> {
+        self.side.outside.take_disks()
     }
 
-    fn link_event(&mut self, event: LinkEvent, actions: &mut Vec<Action>) {
-        let now = boottime_ns();
-        match event {
-            LinkEvent::Message(generation, message) => {
-                if let Message::BlocksWritten { incarnation, messages } = message {
-                    self.lead.outside.blocks().confirmed(incarnation, messages);
-                }
-                self.lead.core.message(now, generation, message, actions);
-            }
-            LinkEvent::Closed(why) => {
-                self.connection = None;
-                self.lead.core.closed(now, &why, actions);
-            }
-            LinkEvent::Joined(joined) => {
-                let (frames, candidate) = *joined;
-                if self.lead.core.may_join().is_ok() {
-                    tracing::info!("a backup joins from {} ({:?})", frames.peer(), candidate.placement);
-                    self.connection = Some(Connection::start(frames, &self.link));
-                    self.lead.core.joined(now, candidate.incarnation, actions);
-                }
-            }
-            LinkEvent::PagesSent { to, pages, bytes } => {
-                self.lead.core.pages_sent(now, to, pages, bytes, actions);
-            }
-            LinkEvent::BlocksSent { to, bytes } => {
-                self.lead.core.blocks_sent(now, to, bytes, actions);
-            }
-            LinkEvent::Claimed(outcome) => {
-                self.lead.core.claimed(now, &outcome, actions);
-                self.lead.door.generation.send_replace(self.lead.core.generation());
-                if matches!(outcome, Outcome::Won { .. }) {
-                    self.mark_current();
-                }
-                if self.lead.core.covered(Position::default()) {
-                    self.lead.outside.release_all();
-                }
-            }
-            LinkEvent::StorageSilent(why) => actions.push(Action::Report(Event::StorageUnreachable { why })),
-        }
+    fn fence(&mut self) {
+        self.side.pending.fencing = Some(self.side.outside.fence_disks(self.me.0));
     }
 
-    fn guest_says(&mut self, message: Option<FromGuest>, actions: &mut Vec<Action>) -> Result<(), OutsideError> {
-        let now = boottime_ns();
-        match message {
-            Some(FromGuest::Batch { entries, outputs, done }) => {
-                let last = entries.iter().rev().find_map(|entry| match entry {
-                    LogEntry::Mark(mark) => Some(mark.at.exit),
-                    _ => None,
-                });
-                self.logged_to = last.unwrap_or(self.logged_to);
-                self.lead.core.log(now, entries, actions);
-                for output in outputs {
-                    self.lead.outside.accept(&output.emission, Gate::Held)?;
-                    if output.emission.is_output() {
-                        self.lead.core.hold(output);
-                    }
-                }
-                for end in done {
-                    self.lead.outside.finished(end.disk, end.id)?;
-                    self.done.push_back(end);
-                }
-            }
-            Some(FromGuest::Dirty(pages)) => self.lead.core.dirty(now, pages, actions),
-            Some(FromGuest::State { record, mark, stopped }) => {
-                // What was said before the state belongs to the time before the pair.
-                self.release_due()?;
-                self.lead.core.state_saved(now, &record, mark, nanos(stopped), actions);
-            }
-            Some(FromGuest::Obeyed(order)) => self.lead.core.obeyed(order, actions),
-            Some(FromGuest::Ended(Ok(reason))) => {
-                self.listening = false;
-                self.lead.core.guest_ended(now, reason, actions);
-            }
-            Some(FromGuest::Ended(Err(why))) => self.over = Some((EXIT_HOST_FAILED, why)),
-            None => self.over = Some((EXIT_HOST_FAILED, "the vCPU thread ended without a word".to_owned())),
-        }
+    fn mark_current(&mut self, generation: Generation) -> Result<(), OutsideError> {
+        self.side.outside.mark_current(generation.0, self.me.0)
+    }
+
+    fn take_operations(&mut self, core: &Primary) {
+        self.side.pending.orders = Some(self.side.desk.leads(core.generation(), core.paused()));
+    }
+
+    fn take_inputs(&mut self) -> Result<(), OutsideError> {
+        self.side.outside.forward_frames();
+        self.side.outside.listen()?;
+        watch_signals(&self.side.events, None).map_err(OutsideError::Signals)
+    }
+
+    fn open_door(&mut self) -> Result<(), OutsideError> {
+        let own = self.side.door.open(&self.side.terms, &self.link)?;
+        self.heartbeats.extend(own);
         Ok(())
     }
 
-    /// An operator wants something.
-    fn operate(&mut self, order: Order, actions: &mut Vec<Action>) {
-        self.next_ticket += 1;
-        self.tickets.insert(self.next_ticket, (order.operation, order.answer));
-        let now = boottime_ns();
-        self.lead.core.operate(now, self.next_ticket, order.operation, actions);
+    fn accept(&mut self, connection: ConnectionId) {
+        if let Some(arrived) = self.side.door.lobby.leave(connection) {
+            let (frames, placement) = (arrived.frames, arrived.candidate.placement);
+            tracing::info!("a backup joins from {} ({placement:?})", frames.peer());
+            self.connection = Some(Connection::start(connection, frames, &self.link));
+        }
     }
 
-    /// Says what has happened. Whoever hears of it and asks for the status must see it there.
-    fn report(&mut self, event: Event) {
-        self.show();
-        self.lead.reporter.report(event);
+    fn refuse(&mut self, connection: ConnectionId) {
+        drop(self.side.door.lobby.leave(connection));
+    }
+
+    fn offer(&mut self, generation: Generation, may_join: bool) {
+        self.side.door.offer(generation, may_join);
+    }
+
+    fn queued(&self, connection: ConnectionId) -> usize {
+        self.connection(connection).map_or(0, Connection::queued)
+    }
+
+    fn logged(&self, connection: ConnectionId) -> u64 {
+        self.connection(connection).map_or(0, Connection::logged)
+    }
+
+    fn send_pages(&mut self, connection: ConnectionId, generation: Generation, to: Incarnation, pages: Selection) {
+        if let Some(outbox) = self.connection(connection).map(Connection::outbox) {
+            self.side.pages.send(pages, to, generation, outbox, self.link.clone());
+        }
+    }
+
+    fn send_blocks(&mut self, connection: ConnectionId, generation: Generation, to: Incarnation, blocks: Blocks) {
+        if let Some(outbox) = self.connection(connection).map(Connection::outbox) {
+            let source = self.side.outside.blocks();
+            source.send(blocks, to, generation, outbox, self.link.clone());
+        }
+    }
+
+    fn blocks_written(&mut self, by: Incarnation, messages: u64) {
+        self.side.outside.blocks().confirmed(by, messages);
+    }
+
+    fn copying(&mut self) -> Option<Event> {
+        let blocks = self.side.outside.blocks().progress();
+        blocks.or_else(|| self.side.pages.progress())
+    }
+
+    fn tell(&mut self, event: HostEvent) -> Result<(), OutsideError> {
+        self.side.events.answer(event).map_err(|_| OutsideError::Gone)
+    }
+
+    fn pace(&mut self, idle_permille: u32) {
+        self.side.reins.idle.store(idle_permille, Ordering::Relaxed);
+    }
+
+    fn stop_logging(&mut self) {
+        self.side.reins.logging.store(false, Ordering::Release);
+    }
+
+    fn want_entropy(&mut self, len: u32) -> Result<(), OutsideError> {
+        self.side.outside.want_entropy(len)
+    }
+
+    fn let_out(&mut self, output: &Output) -> Result<Call, OutsideError> {
+        self.side.outside.emit(&output.emission).map(|_| Call::Over)
+    }
+
+    fn announce(&mut self) {
+        self.side.outside.announce(&self.side.macs);
     }
 
     fn answer(&mut self, ticket: u64, answer: Answer) {
-        if let Some((operation, client)) = self.tickets.remove(&ticket) {
-            let (done, text) = match &answer {
-                Ok(text) => (true, text.clone()),
-                Err(text) => (false, text.clone()),
-            };
-            self.report(Event::Operated { operation, done, text });
+        if let Some(client) = self.side.pending.clients.remove(&ticket) {
             // A client that has gone does not want to know.
             let _ = client.send(answer);
         }
     }
 
-    /// The way to a disk is lost, and a request with it.
-    fn disk_lost(&mut self, lost: DiskLost, actions: &mut Vec<Action>) -> Result<(), OutsideError> {
-        let path = Path::Disk(lost.disk);
-        match self.lead.core.path_lost(boottime_ns(), path, &lost.what, actions) {
-            Failure::Withheld => {
-                self.withheld.push(lost.failure);
-                Ok(())
-            }
-            Failure::Told => self.tell(lost.failure),
-        }
-    }
-
-    fn tell(&self, event: HostEvent) -> Result<(), OutsideError> {
-        self.lead.events.answer(event).map_err(|_| OutsideError::gone())
-    }
-
-    /// What clients see.
-    fn show(&mut self) {
-        let core = &self.lead.core;
-        let cost = core.cost(boottime_ns()).unwrap_or_default();
-        self.lead.desk.update(|status| {
+    fn show(&mut self, core: &Primary, logged_to: ExitSeq, log_bytes_per_second: Option<u64>) {
+        let cost = core.cost(logging_channel::clock::boottime_ns()).unwrap_or_default();
+        self.side.desk.update(|status| {
             status.role = Role::Primary;
             status.generation = core.generation().0;
             status.why = core.unprotected();
@@ -350,171 +293,31 @@ impl Leading {
             status.paused = core.paused();
             status.execution_lag_ns = cost.lag_ns;
             status.slowed_permille = cost.idle_permille;
-            status.exits = self.logged_to.0;
+            status.exits = logged_to.0;
             status.checkpoints = cost.checkpoints;
             status.divergences = core.divergences();
             status.silent_disks = core.silent_disks().collect();
+            status.log_bytes_per_second = log_bytes_per_second.unwrap_or(status.log_bytes_per_second);
         });
     }
 
-    fn report_progress(&mut self) {
-        let logged = self.connection.as_ref().map_or(0, Connection::logged);
-        let bytes = logged.saturating_sub(std::mem::replace(&mut self.logged, logged));
-        self.lead.desk.update(|status| status.log_bytes_per_second = bytes);
-        let event = match (&self.connection, self.protection) {
-            (Some(connection), Protection::Protected) => {
-                let cost = self.lead.core.cost(boottime_ns());
-                cost.map(|cost| Event::Traffic {
-                    log_bytes: connection.logged(),
-                    exits: self.logged_to.0,
-                    frames: cost.frames,
-                    checkpoints: cost.checkpoints,
-                    checkpoint_bytes: cost.checkpoint_bytes,
-                    lag_ns: cost.lag_ns,
-                    idle_permille: cost.idle_permille,
-                })
-            }
-            (Some(_), Protection::Starting) => {
-                let blocks = self.lead.outside.blocks().progress();
-                blocks.or_else(|| self.lead.pages.progress())
-            }
-            _ => None,
-        };
-        if let Some(event) = event {
-            self.lead.reporter.report(event);
-        }
+    fn die(&mut self) {
+        std::thread::spawn(|| {
+            std::thread::sleep(LAST_ANSWER);
+            let _ = kill(Pid::this(), Signal::SIGKILL);
+        });
     }
 
-    async fn act(&mut self, actions: Vec<Action>) -> Result<(), OutsideError> {
-        for action in actions {
-            match action {
-                Action::Send(message) => {
-                    if let Some(connection) = &self.connection {
-                        connection.send(self.lead.core.generation(), message);
-                    }
-                }
-                Action::Close => {
-                    if let Some(connection) = self.connection.take() {
-                        tokio::spawn(connection.close(LAST_WORDS));
-                    }
-                }
-                Action::TakeDirty => self.order(Control::TakeDirty)?,
-                Action::SendPages { to, pages } => {
-                    if let Some(connection) = &self.connection {
-                        let (generation, outbox) = (self.lead.core.generation(), connection.outbox());
-                        self.lead.pages.send(pages, to, generation, outbox, self.link.clone());
-                    }
-                }
-                Action::SendBlocks { to, blocks } => {
-                    if let Some(connection) = &self.connection {
-                        let (generation, outbox) = (self.lead.core.generation(), connection.outbox());
-                        let source = self.lead.outside.blocks();
-                        source.send(blocks, to, generation, outbox, self.link.clone());
-                    }
-                }
-                Action::SaveState => self.order(Control::SaveState)?,
-                Action::Pace(idle) => self.guest.idle.store(idle, Ordering::Relaxed),
-                Action::StopLogging => self.guest.logging.store(false, Ordering::Release),
-                Action::Claim(generation) => {
-                    let me = self.lead.terms.me;
-                    claim(&self.lead.arbiter, generation, me, me, self.link.clone());
-                }
-                Action::Order(order) => self.order(order)?,
-                Action::PowerOff => self.tell(HostEvent::Stop(StopKind::Operator))?,
-                Action::TellFailures => {
-                    for failure in std::mem::take(&mut self.withheld) {
-                        self.tell(failure)?;
-                    }
-                }
-                Action::Answer { ticket, answer } => self.answer(ticket, answer),
-                Action::Die => {
-                    std::thread::spawn(|| {
-                        std::thread::sleep(LAST_ANSWER);
-                        let _ = kill(Pid::this(), Signal::SIGKILL);
-                    });
-                }
-                Action::Report(event) => self.report(event),
-                Action::End { code, why } => self.over = Some((code, why)),
-            }
-        }
-        if self.protection != self.lead.core.protection() {
-            self.protection = self.lead.core.protection();
-            self.show();
-        }
-        Ok(())
+    fn finish_private(&mut self, unfinished: Vec<DiskRequest>, hands: DiskThreads) -> Result<(), OutsideError> {
+        self.side.outside.finish_private(unfinished, hands)
     }
 
-    fn order(&self, control: Control) -> Result<(), OutsideError> {
-        self.tell(HostEvent::Control(control))
+    fn give_disks_back(&mut self) {
+        self.side.outside.give_disks_back();
     }
 
-    /// A failure does not matter as long as the guest lives: its clean end writes the marks again.
-    fn mark_current(&self) {
-        let (generation, me) = (self.lead.core.generation(), self.lead.terms.me);
-        if let Err(error) = self.lead.outside.mark_current(generation.0, me.0) {
-            tracing::warn!("{error}");
-        }
-    }
-
-    /// Lets out what may leave, and sees whether that was the last thing waited for.
-    async fn release(&mut self) -> Result<(), OutsideError> {
-        self.release_due()?;
-        let mut actions = Vec::new();
-        let writes = self.lead.outside.writes();
-        self.lead.core.settled(boottime_ns(), writes, &mut actions);
-        self.act(actions).await
-    }
-
-    fn release_due(&mut self) -> Result<(), OutsideError> {
-        // Writes in flight live as long as the lease does, and an ack may just have renewed it.
-        let writes = self.lead.core.may_write(boottime_ns());
-        self.lead.outside.extend_fence(writes)?;
-        // The clock is read before each one: nothing lies between the check of the lease and the call (PROTOCOL 12).
-        while let Some(output) = self.lead.core.next_release(boottime_ns()) {
-            self.lead.outside.release(&output)?;
-            self.lead.core.released(output.seq);
-            if self.first_output.take() == Some(Beginning::WentLive { reemitted: 0 }) {
-                self.lead.reporter.report(Event::FirstOutput);
-            }
-        }
-        while let Some(end) = self.done.front().copied()
-            && self.lead.core.knows(&end)
-        {
-            self.done.pop_front();
-            self.lead.outside.acked(end.disk, end.id)?;
-        }
-        if self.lead.outside.has_ready() {
-            let core = &self.lead.core;
-            self.lead.outside.start_ready(|| core.may_write(boottime_ns()))?;
-        }
-        Ok(())
-    }
-
-    async fn end(mut self) -> Result<u8, OutsideError> {
-        let (code, why) = self.over.take().unwrap_or((EXIT_HOST_FAILED, String::new()));
-        if let Some(connection) = self.connection.take() {
-            connection.close(LAST_WORDS).await;
-        }
-        if code == EXIT_HANDED_OVER {
-            // The vCPU thread stands still, and is of no use any more: this process may go on as a standby.
-            let _ = self.tell(HostEvent::Stop(StopKind::Operator));
-        }
-        if self.lead.core.guest_end().is_some() && !matches!(code, EXIT_LOST | EXIT_HANDED_OVER) {
-            if let Err(error) = self.lead.outside.finish_private() {
-                tracing::error!("this host's private disks may differ from the backup's: {error}");
-            }
-            self.mark_current();
-            self.lead.outside.give_disks_back();
-            let (arbiter, me) = (Arc::clone(&self.lead.arbiter), self.lead.terms.me);
-            let ended = tokio::time::timeout(END_NOTED, tokio::task::spawn_blocking(move || arbiter.end(me.0)));
-            match ended.await {
-                Ok(Ok(Ok(()))) => {}
-                Ok(Ok(Err(error))) => tracing::warn!("the guest's end could not be noted: {error}"),
-                _ => tracing::warn!("the guest's end could not be noted: the shared storage does not answer"),
-            }
-        }
-        self.lead.reporter.report(Event::Ending { code, why });
-        tokio::time::sleep(LAST_ANSWER).await;
-        Ok(code)
+    fn note_end(&mut self) {
+        let (arbiter, me) = (Arc::clone(&self.arbiter), self.me);
+        self.side.pending.noting = Some(tokio::task::spawn_blocking(move || arbiter.end(me.0)));
     }
 }

@@ -7,19 +7,16 @@ use std::time::Duration;
 use ftvm_schema::entry::{Generation, Incarnation};
 use logging_channel::codec::data_bytes;
 use logging_channel::message::Message;
-use logging_channel::session::Candidate;
 use logging_channel::transport::{FrameReader, FrameWriter, TcpFrames};
-use shared_disk::arbiter::{Arbiter, ArbiterError, Claimant, Outcome};
+use shared_disk::arbiter::{Arbiter, ArbiterError, Claimant};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use ftvm_roles::link::world::{ConnectionId, LinkEvent};
+
 /// Messages read and not yet looked at; above it the socket is not read.
 const INBOUND: usize = 64;
-
-/// Bytes waiting to be written above which the vCPU stops: the large buffer of the paper (2.3). A state record, which is
-/// queued whole, may exceed it.
-pub const OUTBOUND_BYTES: usize = 64 << 20;
 
 /// How long one try of the test-and-set is waited for before the user is told.
 const CLAIM_TRY: Duration = Duration::from_secs(1);
@@ -27,28 +24,17 @@ const CLAIM_TRY: Duration = Duration::from_secs(1);
 /// Pause between tries that were answered with an error.
 const CLAIM_PAUSE: Duration = Duration::from_millis(200);
 
-/// Something that happened to the link.
-#[derive(Debug)]
-pub enum LinkEvent {
-    /// The peer says something.
-    Message(Generation, Message),
-    /// The connection is gone.
-    Closed(String),
-    /// A backup has passed the handshake.
-    Joined(Box<(TcpFrames, Candidate)>),
-    /// Pages for a joining backup are on their way.
-    PagesSent { to: Incarnation, pages: u64, bytes: u64 },
-    /// Blocks of private disks have been written by a joining backup: so many bytes of its disks.
-    BlocksSent { to: Incarnation, bytes: u64 },
-    /// The storage has answered.
-    Claimed(Outcome),
-    /// The storage does not answer, or not usefully; it is asked again.
-    StorageSilent(String),
+/// A number for a connection that no other connection of this process has had.
+#[must_use]
+pub fn connection_id() -> ConnectionId {
+    static GIVEN_OUT: AtomicU64 = AtomicU64::new(0);
+    ConnectionId(GIVEN_OUT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// A connection with its two tasks; dropping it closes it, after what was sent has left.
 #[derive(Debug)]
 pub struct Connection {
+    id: ConnectionId,
     outbound: mpsc::UnboundedSender<(Generation, Message)>,
     queued: Arc<AtomicUsize>,
     logged: Arc<AtomicU64>,
@@ -59,12 +45,13 @@ pub struct Connection {
 impl Connection {
     /// Starts the tasks; what the peer says arrives at `events`.
     #[must_use]
-    pub fn start(frames: TcpFrames, events: &mpsc::Sender<LinkEvent>) -> Self {
+    pub fn start(id: ConnectionId, frames: TcpFrames, events: &mpsc::Sender<LinkEvent>) -> Self {
         let (reader, writer) = frames.into_split();
         let (outbound, messages) = mpsc::unbounded_channel();
         let queued = Arc::new(AtomicUsize::new(0));
         let logged = Arc::new(AtomicU64::new(0));
         let writing = write(
+            id,
             writer,
             messages,
             Arc::clone(&queued),
@@ -72,12 +59,19 @@ impl Connection {
             events.clone(),
         );
         Connection {
+            id,
             outbound,
             queued,
             logged,
-            reader: tokio::spawn(read(reader, events.clone())),
+            reader: tokio::spawn(read(id, reader, events.clone())),
             writer: Some(tokio::spawn(writing)),
         }
+    }
+
+    /// Which one it is.
+    #[must_use]
+    pub fn id(&self) -> ConnectionId {
+        self.id
     }
 
     /// Queues a message. If the connection is gone, its reader says so.
@@ -161,12 +155,6 @@ pub fn link_events() -> (mpsc::Sender<LinkEvent>, mpsc::Receiver<LinkEvent>) {
     mpsc::channel(INBOUND)
 }
 
-/// An event and those that wait behind it, as many as were read ahead: what they have in common is done once, such as an ack.
-pub fn at_once<T>(first: Option<T>, queue: &mut mpsc::Receiver<T>) -> impl Iterator<Item = T> {
-    let others = std::iter::from_fn(|| queue.try_recv().ok());
-    first.into_iter().chain(others).take(INBOUND)
-}
-
 fn weight(message: &Message) -> usize {
     let payload = match message {
         Message::State(chunk) | Message::Boot(chunk) => chunk.bytes.len(),
@@ -177,16 +165,22 @@ fn weight(message: &Message) -> usize {
     payload + size_of::<Message>()
 }
 
-async fn read(mut reader: FrameReader<OwnedReadHalf>, events: mpsc::Sender<LinkEvent>) {
+async fn read(connection: ConnectionId, mut reader: FrameReader<OwnedReadHalf>, events: mpsc::Sender<LinkEvent>) {
     loop {
         match reader.recv().await {
             Ok((generation, message)) => {
-                if events.send(LinkEvent::Message(generation, message)).await.is_err() {
+                let event = LinkEvent::Message {
+                    connection,
+                    generation,
+                    message,
+                };
+                if events.send(event).await.is_err() {
                     return;
                 }
             }
             Err(error) => {
-                let _ = events.send(LinkEvent::Closed(error.to_string())).await;
+                let why = error.to_string();
+                let _ = events.send(LinkEvent::Closed { connection, why }).await;
                 return;
             }
         }
@@ -194,6 +188,7 @@ async fn read(mut reader: FrameReader<OwnedReadHalf>, events: mpsc::Sender<LinkE
 }
 
 async fn write(
+    connection: ConnectionId,
     mut writer: FrameWriter<OwnedWriteHalf>,
     mut messages: mpsc::UnboundedReceiver<(Generation, Message)>,
     queued: Arc<AtomicUsize>,
@@ -209,7 +204,8 @@ async fn write(
             }
             Ok(_) => {}
             Err(error) => {
-                let _ = events.send(LinkEvent::Closed(error.to_string())).await;
+                let why = error.to_string();
+                let _ = events.send(LinkEvent::Closed { connection, why }).await;
                 return;
             }
         }
@@ -232,7 +228,7 @@ pub fn claim(
         loop {
             let event = match claimant.claim_with_timeout(CLAIM_TRY) {
                 Ok(outcome) => LinkEvent::Claimed(outcome),
-                Err(ArbiterError::Unreachable { what }) => LinkEvent::StorageSilent(what),
+                Err(ArbiterError::Unreachable { cause }) => LinkEvent::StorageSilent(cause.to_string()),
                 Err(error) => LinkEvent::StorageSilent(error.to_string()),
             };
             let answered = matches!(event, LinkEvent::Claimed(_));

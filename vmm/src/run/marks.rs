@@ -3,8 +3,8 @@
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::PathBuf;
 
-use shared_disk::arbiter::Record;
-use shared_disk::mark::{Held, Mark, MarkError, Stale, may_start};
+use shared_disk::arbiter::GenerationRecord;
+use shared_disk::mark::{CopyState, DiskMark, MarkError, Stale, may_start};
 
 use ftvm_host::option::DiskOption;
 
@@ -73,9 +73,9 @@ impl Marks {
     ///
     /// # Errors
     /// If one is not known to be the newest.
-    pub fn check(&self, last: Option<&Record>) -> Result<(), MarksError> {
+    pub fn check(&self, last: Option<&GenerationRecord>) -> Result<(), MarksError> {
         for (image, path) in &self.0 {
-            let mark = Mark::load(path)?;
+            let mark = DiskMark::load(path)?;
             may_start(mark.as_ref(), last).map_err(|source| MarksError::NotNewest {
                 image: image.clone(),
                 mark: path.clone(),
@@ -89,8 +89,8 @@ impl Marks {
     ///
     /// # Errors
     /// If a mark cannot be written.
-    pub fn store(&self, held: Held, generation: u64, owner: u128) -> Result<(), MarksError> {
-        let mark = Mark::now(held, generation, owner);
+    pub fn store(&self, held: CopyState, generation: u64, owner: u128) -> Result<(), MarksError> {
+        let mark = DiskMark::now(held, generation, owner);
         Ok(self.0.iter().try_for_each(|(_, path)| mark.store(path))?)
     }
 }

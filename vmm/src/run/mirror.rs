@@ -10,13 +10,14 @@ use std::time::{Duration, Instant};
 
 use ftvm_schema::entry::{Generation, Incarnation};
 use logging_channel::message::{BLOCKS_UNDER_WAY, MAX_BLOCKS, Message};
-use shared_disk::image::{Image, ImageError};
+use shared_disk::image::{DiskImage, ImageError};
 use shared_disk::mirror::{EXTENT, Extents, Written, extent_len};
 use tokio::sync::mpsc;
 
-use super::link::{LinkEvent, Outbox};
+use super::link::Outbox;
 use ftvm_roles::clone::Blocks;
 use ftvm_roles::event::Event;
+use ftvm_roles::link::world::LinkEvent;
 
 /// How often a full window is looked at.
 const LOOK: Duration = Duration::from_millis(1);
@@ -41,7 +42,7 @@ struct Round {
 /// The private disks, what is written to them, and how far the present round is.
 #[derive(Debug)]
 pub struct BlockSource {
-    images: Arc<BTreeMap<u8, Arc<Image>>>,
+    images: Arc<BTreeMap<u8, Arc<DiskImage>>>,
     written: Arc<Mutex<Written>>,
     join: Option<Arc<Join>>,
     round: Option<Arc<Round>>,
@@ -50,7 +51,7 @@ pub struct BlockSource {
 impl BlockSource {
     /// Of these images, by disk.
     #[must_use]
-    pub fn new(images: BTreeMap<u8, Arc<Image>>) -> Self {
+    pub fn new(images: BTreeMap<u8, Arc<DiskImage>>) -> Self {
         let sizes = images.iter().map(|(disk, image)| (*disk, image.size())).collect();
         BlockSource {
             images: Arc::new(images),
@@ -68,12 +69,12 @@ impl BlockSource {
 
     /// The image of a private disk.
     #[must_use]
-    pub fn image(&self, disk: u8) -> Option<&Image> {
+    pub fn image(&self, disk: u8) -> Option<&DiskImage> {
         self.images.get(&disk).map(Arc::as_ref)
     }
 
     /// All of them.
-    pub fn images(&self) -> impl Iterator<Item = &Image> {
+    pub fn images(&self) -> impl Iterator<Item = &DiskImage> {
         self.images.values().map(Arc::as_ref)
     }
 
@@ -156,7 +157,7 @@ enum Stop {
 }
 
 struct Sending {
-    images: Arc<BTreeMap<u8, Arc<Image>>>,
+    images: Arc<BTreeMap<u8, Arc<DiskImage>>>,
     join: Arc<Join>,
     round: Arc<Round>,
     generation: Generation,

@@ -4,11 +4,11 @@ use std::path::Path;
 
 use logging_channel::message::DiskReads;
 use logging_channel::transport::TcpFrames;
-use shared_disk::image::{Access, Caching};
+use shared_disk::image::{Caching, ImageAccess};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::super::copies::PrivateDisks;
-use super::super::link::{Connection, link_events};
+use super::super::link::{Connection, connection_id, link_events};
 use super::*;
 use ftvm_devices::{DiskAccess, DiskConfig, DiskSharing, PlatformConfig};
 use ftvm_roles::copies::Copies as _;
@@ -18,9 +18,9 @@ const G: Generation = Generation(3);
 /// More messages than may be under way, and a short extent at the end.
 const SIZE: u64 = (BLOCKS_UNDER_WAY + 3) * MAX_BLOCKS as u64 * EXTENT + 512;
 
-fn image(path: &Path, content: &[u8]) -> Image {
+fn image(path: &Path, content: &[u8]) -> DiskImage {
     std::fs::write(path, content).unwrap();
-    Image::open(path, Access::ReadWrite, Caching::Buffered).unwrap()
+    DiskImage::open(path, ImageAccess::ReadWrite, Caching::Buffered).unwrap()
 }
 
 fn copies(path: &Path) -> PrivateDisks {
@@ -82,7 +82,7 @@ async fn play() {
     let mut source = BlockSource::new(BTreeMap::from([(0, Arc::clone(&original))]));
     let (ours, mut theirs) = frames().await;
     let (events, mut heard) = link_events();
-    let connection = Connection::start(ours, &events);
+    let connection = Connection::start(connection_id(), ours, &events);
 
     source.send(Blocks::All, BACKUP, G, connection.outbox(), events.clone());
     assert_eq!(

@@ -17,6 +17,7 @@ pub mod mirror;
 pub mod outside;
 pub mod pair;
 pub mod protect;
+mod shell;
 pub mod vcpu;
 
 use crate::{control, guest};

@@ -1,6 +1,7 @@
 //! Everything a live guest touches outside, opened from this host's own settings: cables, consoles, disks.
 //!
-//! [`Outside::release`] is the only way out, and only outputs whose turn has come are given to it (`ftvm_machine::output`).
+//! [`Outside::emit`] is the only way out for what is said, and only outputs whose turn has come are given to it
+//! (`ftvm_machine::output`); disk requests leave through the plans of [`Outside::take_disks`].
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,46 +9,76 @@ use std::time::Duration;
 
 use ftvm_schema::entry::{ConsolePort, DiskStatus};
 use ftvm_schema::request::{DiskOp, DiskRequest};
-use shared_disk::arbiter::Record;
-use shared_disk::image::{Image, ImageError};
-use shared_disk::mark::Held;
+use shared_disk::arbiter::GenerationRecord;
+use shared_disk::image::{DiskImage, ImageError};
+use shared_disk::mark::CopyState;
 use shared_disk::mirror::Written;
-use shared_disk::plan::Gate;
+use shared_disk::scsi::ScsiError;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
+use super::door::DoorError;
 use super::fence::{Fences, Superseded};
-use super::marks::Marks;
+use super::marks::{Marks, MarksError};
 use super::mirror::{BlockSource, lock};
 use crate::cli::HostArgs;
 use ftvm_host::Sent;
-use ftvm_host::console::{ByteStream, Console, ConsoleTarget};
-use ftvm_host::disk::{Disk, DiskPool, Ended, Losses};
-use ftvm_host::entropy::host_entropy;
+use ftvm_host::console::{ByteStream, Console, ConsoleError, ConsoleTarget};
+use ftvm_host::disk::{Disk, DiskPool, DiskPoolError, Ended, Losses};
+use ftvm_host::entropy::{EntropyError, host_entropy};
 use ftvm_host::lease_guard::{LeaseGuard, LeaseGuardError};
 use ftvm_host::net::rarp::rarp_frame;
-use ftvm_host::net::{Inbound, NetBackend, NetReader, spawn_reader};
+use ftvm_host::net::{Inbound, NetBackend, NetError, NetReader, spawn_reader};
 use ftvm_host::option::DiskOption;
 use ftvm_host::queue::EventSender;
-use ftvm_machine::output::{Emission, Output};
+use ftvm_machine::output::Emission;
 use ftvm_roles::disks::{DiskShell, Disks, DisksError};
 use ftvm_roles::host_event::HostEvent;
-use ftvm_roles::primary::{UnderWay, Writes};
+use ftvm_roles::primary::UnderWay;
 
 /// What of a host's devices fails.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct OutsideError(String);
-
-impl OutsideError {
-    fn from(error: impl std::fmt::Display) -> Self {
-        OutsideError(error.to_string())
-    }
-
+pub enum OutsideError {
+    #[error(transparent)]
+    Net(#[from] NetError),
+    #[error("network card {0}: a guest has 256 at most")]
+    TooManyCards(usize),
+    #[error(transparent)]
+    Console(#[from] ConsoleError),
+    #[error("console: {0}")]
+    ConsoleWrite(#[source] std::io::Error),
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error(transparent)]
+    Scsi(#[from] ScsiError),
+    #[error("a disk is not fenced, so the guest does not run here: {0}")]
+    NotFenced(#[source] ScsiError),
+    #[error("a disk is not fenced, so the guest does not run here: the thread that asks its device failed: {0}")]
+    FenceThread(#[from] tokio::task::JoinError),
+    #[error(transparent)]
+    Hands(#[from] HandsError),
+    #[error(transparent)]
+    Disks(#[from] DisksError<HandsError>),
+    #[error(transparent)]
+    Entropy(#[from] EntropyError),
+    #[error(transparent)]
+    Mark(#[from] MarksError),
+    #[error(transparent)]
+    Door(#[from] DoorError),
+    #[error("signals cannot be watched: {0}")]
+    Signals(#[source] std::io::Error),
     /// The vCPU thread does not listen any more.
-    #[must_use]
-    pub fn gone() -> Self {
-        OutsideError("the vCPU thread is gone".to_owned())
-    }
+    #[error("the vCPU thread is gone")]
+    Gone,
+}
+
+/// What of the disks' threads, or of the timer that ends this process with its lease, fails.
+#[derive(Debug, thiserror::Error)]
+pub enum HandsError {
+    #[error(transparent)]
+    Guard(#[from] LeaseGuardError),
+    #[error(transparent)]
+    Pool(#[from] DiskPoolError),
 }
 
 /// Kills this process if a shared-disk write is still in flight when the lease ends (PROTOCOL 14).
@@ -70,7 +101,7 @@ pub struct DiskLost {
 /// A disk whose writes are known to the fence.
 #[derive(Debug)]
 struct FencedDisk {
-    image: Arc<Image>,
+    image: Arc<DiskImage>,
     fence: Arc<Mutex<Fence>>,
     superseded: Superseded,
 }
@@ -84,7 +115,7 @@ impl Disk for FencedDisk {
                 tracing::error!("{error}");
             }
         }
-        if result.as_ref().is_err_and(ImageError::is_fenced) {
+        if result.as_ref().is_err_and(ImageError::is_reservation_conflict) {
             self.superseded.notice();
         }
         ended(result)
@@ -102,7 +133,7 @@ impl Disk for FencedDisk {
 /// A disk that nobody else reaches: its writes are noted for a backup that is to get a copy.
 #[derive(Debug)]
 struct PrivateDisk {
-    image: Arc<Image>,
+    image: Arc<DiskImage>,
     written: Arc<Mutex<Written>>,
 }
 
@@ -138,7 +169,7 @@ struct Nic {
 
 /// The threads that do the I/O, and the fence.
 #[derive(Debug)]
-struct DiskThreads {
+pub struct DiskThreads {
     pool: DiskPool,
     fence: Arc<Mutex<Fence>>,
     /// To private disks; they need no fence.
@@ -159,7 +190,7 @@ impl Fence {
 }
 
 impl DiskShell for DiskThreads {
-    type Error = OutsideError;
+    type Error = HandsError;
 
     fn write_begins(&mut self) {
         self.fence().writes += 1;
@@ -169,30 +200,34 @@ impl DiskShell for DiskThreads {
         self.fence().writes + lock(&self.written).under_way()
     }
 
-    fn write_given_up(&mut self) -> Result<(), OutsideError> {
-        self.fence().write_over().map_err(OutsideError::from)
+    fn write_given_up(&mut self) -> Result<(), HandsError> {
+        Ok(self.fence().write_over()?)
     }
 
-    fn arm(&mut self, deadline_ns: u64) -> Result<(), OutsideError> {
+    fn arm(&mut self, deadline_ns: u64) -> Result<(), HandsError> {
         let mut fence = self.fence();
         if fence.writes == 0 {
             return Ok(());
         }
-        fence.guard.arm(deadline_ns).map_err(OutsideError::from)
+        Ok(fence.guard.arm(deadline_ns)?)
     }
 
-    fn disarm(&mut self) -> Result<(), OutsideError> {
-        self.fence().guard.disarm().map_err(OutsideError::from)
+    fn disarm(&mut self) -> Result<(), HandsError> {
+        Ok(self.fence().guard.disarm()?)
     }
 
-    fn start(&mut self, request: DiskRequest) -> Result<(), OutsideError> {
+    fn start(&mut self, request: DiskRequest) -> Result<(), HandsError> {
         if matches!(request.op, DiskOp::Write { .. }) {
             let mut written = lock(&self.written);
             if written.has(request.disk) {
                 written.begins();
             }
         }
-        self.pool.submit(request).map_err(OutsideError::from)
+        Ok(self.pool.submit(request)?)
+    }
+
+    fn under_way(&self) -> Vec<UnderWay> {
+        self.pool.under_way()
     }
 }
 
@@ -202,6 +237,7 @@ pub struct Outside {
     nics: Vec<Nic>,
     consoles: BTreeMap<ConsolePort, Console>,
     disk_options: Vec<DiskOption>,
+    /// From their opening until whoever orders their requests takes them.
     disks: Option<Disks<DiskThreads>>,
     blocks: BlockSource,
     marks: Marks,
@@ -225,12 +261,12 @@ impl Outside {
     ) -> Result<Self, OutsideError> {
         let mut nics = Vec::new();
         for (index, net) in host.nets.iter().enumerate() {
-            let backend = Arc::new(NetBackend::open(&net.cable).map_err(OutsideError::from)?);
-            let nic = u8::try_from(index).map_err(OutsideError::from)?;
+            let backend = Arc::new(NetBackend::open(&net.cable)?);
+            let nic = u8::try_from(index).map_err(|_| OutsideError::TooManyCards(index))?;
             let reader = spawn_reader(Arc::clone(&backend), nic, inbound, keep, events.clone());
             nics.push(Nic {
                 backend,
-                reader: reader.map_err(OutsideError::from)?,
+                reader: reader?,
             });
         }
         let mut consoles = BTreeMap::new();
@@ -240,7 +276,7 @@ impl Outside {
         ];
         for (port, target) in targets {
             if let Some(target) = target {
-                let console = Console::open(target, port, stream).map_err(OutsideError::from)?;
+                let console = Console::open(target, port, stream)?;
                 if let (ConsoleTarget::Pty, Some(place)) = (target, console.place()) {
                     tracing::info!("{port:?} console at {}", place.display());
                 }
@@ -253,7 +289,7 @@ impl Outside {
             disk_options: host.disks.clone(),
             disks: None,
             blocks: BlockSource::new(BTreeMap::new()),
-            marks: Marks::of(&host.disks).map_err(OutsideError::from)?,
+            marks: Marks::of(&host.disks)?,
             fences: Fences::default(),
             superseded: Superseded::default(),
             events: events.clone(),
@@ -266,21 +302,22 @@ impl Outside {
     /// # Errors
     /// As [`Outside::open`].
     pub fn open_disks(&mut self) -> Result<Vec<u64>, OutsideError> {
-        let guard = LeaseGuard::new().map_err(OutsideError::from)?;
+        let guard = LeaseGuard::new().map_err(HandsError::from)?;
         let fence = Arc::new(Mutex::new(Fence { guard, writes: 0 }));
         let mut images = Vec::new();
         for option in &self.disk_options {
-            let image = Image::open(&option.path, option.access(), option.caching()).map_err(OutsideError::from)?;
+            let image = DiskImage::open(&option.path, option.access(), option.caching())?;
             if option.is_reserved() {
-                self.fences.add(&option.path).map_err(OutsideError::from)?;
+                self.fences.add(&option.path)?;
             }
             if option.is_private() {
-                image.lock().map_err(OutsideError::from)?;
+                image.lock()?;
             }
             images.push((option.is_private(), Arc::new(image)));
         }
         let private = (0u8..).zip(&images).filter(|(_, (private, _))| *private);
-        let private: BTreeMap<u8, Arc<Image>> = private.map(|(disk, (_, image))| (disk, Arc::clone(image))).collect();
+        let private: BTreeMap<u8, Arc<DiskImage>> =
+            private.map(|(disk, (_, image))| (disk, Arc::clone(image))).collect();
         let numbers = private.keys().copied().collect();
         self.blocks = BlockSource::new(private);
         let written = self.blocks.written();
@@ -311,7 +348,7 @@ impl Outside {
                 None => Err(lost.failure),
             }
         });
-        let pool = DiskPool::start(&disks, &self.events, &losses).map_err(OutsideError::from)?;
+        let pool = DiskPool::start(&disks, &self.events, &losses).map_err(HandsError::from)?;
         let threads = DiskThreads { pool, fence, written };
         self.disks = Some(Disks::new(threads, disks.len()).with_private(numbers));
         Ok(sizes)
@@ -336,8 +373,8 @@ impl Outside {
     ///
     /// # Errors
     /// If another host may have a newer copy of one.
-    pub fn may_start(&self, last: Option<&Record>) -> Result<(), OutsideError> {
-        self.marks.check(last).map_err(OutsideError::from)
+    pub fn may_start(&self, last: Option<&GenerationRecord>) -> Result<(), OutsideError> {
+        Ok(self.marks.check(last)?)
     }
 
     /// From now on the private disks are those of this generation, which `owner` owns.
@@ -345,48 +382,56 @@ impl Outside {
     /// # Errors
     /// If that cannot be noted beside them.
     pub fn mark_current(&self, generation: u64, owner: u128) -> Result<(), OutsideError> {
-        let stored = self.marks.store(Held::Current, generation, owner);
-        stored.map_err(OutsideError::from)
+        Ok(self.marks.store(CopyState::Current, generation, owner)?)
     }
 
-    /// The guest has ended: what it had asked of private disks and was not told of is carried out here as on the backup,
-    /// so that both copies stay level. No request is taken after this.
-    ///
-    /// # Errors
-    /// If a disk fails; the copies may differ then.
-    pub fn finish_private(&mut self) -> Result<(), OutsideError> {
-        if self.marks.is_empty() {
-            return Ok(());
-        }
-        let Some(disks) = self.disks.take() else { return Ok(()) };
-        let (unfinished, threads) = disks.into_unfinished();
-        drop(threads); // what is in flight has landed
-        for request in unfinished {
-            if let (DiskOp::Write { offset, data }, Some(image)) = (&request.op, self.blocks.image(request.disk)) {
-                image.write_at(*offset, data).map_err(OutsideError::from)?;
-            }
-        }
-        self.blocks
-            .images()
-            .try_for_each(Image::flush)
-            .map_err(OutsideError::from)
-    }
-
-    /// Keeps every other host from writing to the disks with `reserve=on`, as incarnation `me`, which has just won the right
-    /// to live. Before the first write. A device may keep this waiting for a minute, on a thread of its own.
+    /// The disks, opened unless they are already, for whoever orders what is asked of them.
     ///
     /// # Errors
     /// As [`Outside::open`].
-    pub async fn fence_disks(&mut self, me: u128) -> Result<(), OutsideError> {
-        let refused = |why| OutsideError(format!("a disk is not fenced, so the guest does not run here: {why}"));
+    pub fn take_disks(&mut self) -> Result<Disks<DiskThreads>, OutsideError> {
+        loop {
+            match self.disks.take() {
+                Some(disks) => return Ok(disks),
+                None => self.open_disks()?,
+            };
+        }
+    }
+
+    /// The guest has ended: what it had asked of private disks and was not told of is carried out here as on the backup,
+    /// so that both copies stay level, once what `threads` are at has landed.
+    ///
+    /// # Errors
+    /// If a disk fails; the copies may differ then.
+    pub fn finish_private(&mut self, unfinished: Vec<DiskRequest>, threads: DiskThreads) -> Result<(), OutsideError> {
+        drop(threads); // what is in flight has landed
+        for request in unfinished {
+            if let (DiskOp::Write { offset, data }, Some(image)) = (&request.op, self.blocks.image(request.disk)) {
+                image.write_at(*offset, data)?;
+            }
+        }
+        Ok(self.blocks.images().try_for_each(DiskImage::flush)?)
+    }
+
+    /// Starts to have every other host kept from writing to the disks with `reserve=on`, for incarnation `me`, which has just
+    /// won the right to live. Before the first write. A device may keep this waiting for a minute, on a thread of its own.
+    #[must_use]
+    pub fn fence_disks(&mut self, me: u128) -> JoinHandle<(Fences, Result<(), ScsiError>)> {
         let mut fences = std::mem::take(&mut self.fences);
-        let taking = tokio::task::spawn_blocking(move || {
+        tokio::task::spawn_blocking(move || {
             let taken = fences.take(me);
             (fences, taken)
-        });
-        let (fences, taken) = taking.await.map_err(|e| refused(e.to_string()))?;
+        })
+    }
+
+    /// Waits for that.
+    ///
+    /// # Errors
+    /// If a device refuses, or stays silent: the guest must not run here.
+    pub async fn fenced(&mut self, fencing: JoinHandle<(Fences, Result<(), ScsiError>)>) -> Result<(), OutsideError> {
+        let (fences, taken) = fencing.await?;
         self.fences = fences;
-        taken.map_err(|e| refused(e.to_string()))
+        taken.map_err(OutsideError::NotFenced)
     }
 
     /// The guest has ended here: its disks are free. What fails is only told, for the next owner takes them anyway.
@@ -406,7 +451,7 @@ impl Outside {
     /// As [`Outside::open`].
     pub fn listen(&mut self) -> Result<(), OutsideError> {
         for console in self.consoles.values_mut() {
-            console.listen(self.events.clone()).map_err(OutsideError::from)?;
+            console.listen(self.events.clone())?;
         }
         Ok(())
     }
@@ -427,33 +472,23 @@ impl Outside {
         }
     }
 
-    /// Takes over what needs a place in a plan, or is no output at all: disk requests in the order the guest made them,
-    /// and a wish for entropy.
+    /// The guest gets random bytes, as it asked for.
     ///
     /// # Errors
-    /// If a plan refuses the request, which the device's own bounds should prevent, or the host has no entropy.
-    pub fn accept(&mut self, emission: &Emission, gate: Gate) -> Result<(), OutsideError> {
-        match emission {
-            Emission::Disk(request) | Emission::PrivateDisk(request) => self
-                .disks(request.disk)?
-                .accept(request, gate)
-                .map_err(OutsideError::from),
-            Emission::WantEntropy { len } => {
-                let bytes = host_entropy(*len).map_err(OutsideError::from)?;
-                self.events
-                    .answer(HostEvent::Entropy(bytes))
-                    .map_err(OutsideError::from)
-            }
-            Emission::Frame { .. } | Emission::Console { .. } => Ok(()),
-        }
+    /// If the host has none, or the vCPU thread is gone.
+    pub fn want_entropy(&self, len: u32) -> Result<(), OutsideError> {
+        let bytes = host_entropy(len)?;
+        let answered = self.events.answer(HostEvent::Entropy(bytes));
+        answered.map_err(|_| OutsideError::Gone)
     }
 
-    /// Lets an output go whose turn has come; returns when its system call has.
+    /// Lets a frame or console bytes go whose turn has come; returns when their system call has. A disk request leaves
+    /// through its plan and is nothing here.
     ///
     /// # Errors
     /// If the outside cannot take it for good (a full console disk).
-    pub fn release(&mut self, output: &Output) -> Result<Sent, OutsideError> {
-        match &output.emission {
+    pub fn emit(&mut self, emission: &Emission) -> Result<Sent, OutsideError> {
+        match emission {
             Emission::Frame { nic, bytes } => match self.nics.get(usize::from(*nic)) {
                 // A TAP that is gone is an unplugged cable to the guest; `run::health` sees it.
                 Some(nic) => Ok(nic.backend.send(bytes).unwrap_or_else(|error| {
@@ -463,86 +498,10 @@ impl Outside {
                 None => Ok(Sent::Dropped),
             },
             Emission::Console { port, position, bytes } => match self.consoles.get_mut(port) {
-                Some(console) => console.write(*position, bytes).map_err(OutsideError::from),
+                Some(console) => console.write(*position, bytes).map_err(OutsideError::ConsoleWrite),
                 None => Ok(Sent::Dropped),
             },
-            Emission::Disk(request) | Emission::PrivateDisk(request) => {
-                let released = self.disks(request.disk)?.release(request);
-                released.map(|()| Sent::Done).map_err(OutsideError::from)
-            }
-            Emission::WantEntropy { .. } => Ok(Sent::Done),
+            Emission::Disk(_) | Emission::PrivateDisk(_) | Emission::WantEntropy { .. } => Ok(Sent::Done),
         }
-    }
-
-    /// The guest has been told that a request is finished.
-    ///
-    /// # Errors
-    /// If no such request was made.
-    pub fn finished(&mut self, disk: u8, id: u64) -> Result<(), OutsideError> {
-        self.disks(disk)?.finished(disk, id).map_err(OutsideError::from)
-    }
-
-    /// The backup knows that the guest has been told.
-    ///
-    /// # Errors
-    /// If no such request was made.
-    pub fn acked(&mut self, disk: u8, id: u64) -> Result<(), OutsideError> {
-        self.disks(disk)?.acked(disk, id).map_err(OutsideError::from)
-    }
-
-    /// There is no backup any more: nothing waits for acks.
-    pub fn release_all(&mut self) {
-        if let Some(disks) = &mut self.disks {
-            disks.release_all();
-        }
-    }
-
-    /// Whether the disks' plans can take what the guest may ask of them at one exit.
-    #[must_use]
-    pub fn has_room(&self) -> bool {
-        self.disks.as_ref().is_none_or(Disks::has_room)
-    }
-
-    /// Writes to disks that have begun and are not over.
-    #[must_use]
-    pub fn writes(&self) -> usize {
-        self.disks.as_ref().map_or(0, Disks::writes)
-    }
-
-    /// Disk requests that this host's threads are at.
-    #[must_use]
-    pub fn under_way(&mut self) -> Vec<UnderWay> {
-        let disks = self.disks.as_mut();
-        disks.map_or_else(Vec::new, |disks| disks.shell().pool.under_way())
-    }
-
-    /// Whether disk requests wait for leave to start.
-    #[must_use]
-    pub fn has_ready(&self) -> bool {
-        self.disks.as_ref().is_some_and(Disks::has_ready)
-    }
-
-    /// Starts the disk requests whose turn has come. `writes` is asked after the fence is armed, right before each
-    /// write starts: the order of PROTOCOL 14.
-    ///
-    /// # Errors
-    /// If the fence or the pool fails.
-    pub fn start_ready(&mut self, writes: impl Fn() -> Writes) -> Result<(), OutsideError> {
-        let disks = self.disks.as_mut();
-        disks.map_or(Ok(()), |disks| disks.start_ready(writes).map_err(OutsideError::from))
-    }
-
-    /// The lease has been renewed, or there is none any more: writes in flight have longer to land.
-    ///
-    /// # Errors
-    /// If the fence fails.
-    pub fn extend_fence(&mut self, writes: Writes) -> Result<(), OutsideError> {
-        let disks = self.disks.as_mut();
-        disks.map_or(Ok(()), |disks| disks.extend_fence(writes).map_err(OutsideError::from))
-    }
-
-    fn disks(&mut self, disk: u8) -> Result<&mut Disks<DiskThreads>, OutsideError> {
-        let closed = || OutsideError::from(DisksError::<OutsideError>::NoSuchDisk(disk));
-        self.disks.as_mut().ok_or_else(closed)
     }
 }

@@ -8,24 +8,26 @@ use shared_disk::arbiter::Arbiter;
 
 use super::clone::PageSource;
 use super::control::{self, Desk};
-use super::door::{Door, Doorway, Terms};
+use super::door::{Door, Doorway};
 use super::events::Reporter;
 use super::guest;
 use super::health::Probe;
+use super::heartbeat::heard;
 use super::join::{Joiner, ONCE, PATIENT};
-use super::lead::{Beginning, Lead};
+use super::lead::{Hears, Leading, Pending, begin, lead};
 use super::outside::Outside;
 use super::protect::{Life, protect};
+use super::shell::Shell;
 use super::vcpu::{self, live, new_clock, pair_sink};
 use crate::cli::RunArgs;
 use crate::failure::Failure;
-use crate::signals::watch_signals;
 use ftvm_host::console;
 use ftvm_host::net::Inbound;
 use ftvm_host::queue::event_queue;
 use ftvm_machine::machine::intervention::BootCell;
 use ftvm_roles::event::{EXIT_HANDED_OVER, EXIT_LOST, EXIT_NOT_ENTITLED, Event};
-use ftvm_roles::primary::Primary;
+use ftvm_roles::link::begin::Beginning;
+use ftvm_roles::terms::Terms;
 
 /// Between two looks of a standby at its peers.
 const STANDBY_PAUSE: Duration = Duration::from_millis(500);
@@ -40,7 +42,7 @@ pub fn run(args: &RunArgs) -> Result<u8, Failure> {
             "--lease {} ms must not exceed --detection {} ms",
             args.lease, args.detection
         );
-        return Err(Failure::usage(text));
+        return Err(Failure { code: 2, text });
     }
     if args.die_with_parent {
         nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).map_err(Failure::new)?;
@@ -80,7 +82,7 @@ async fn primary(args: &RunArgs, desk: Desk) -> Result<u8, Failure> {
     let me = Incarnation(ftvm_host::entropy::random_u128()?);
     let kernel = guest::kernel(&args.guest)?;
     let arbiter = arbiter(args)?;
-    let mut reporter = Reporter::open("primary", args.events.as_deref())?;
+    let reporter = Reporter::open("primary", args.events.as_deref())?;
     let (events, queue) = event_queue();
     let keep = Duration::from_millis(2 * args.detection);
     let mut outside =
@@ -100,56 +102,53 @@ async fn primary(args: &RunArgs, desk: Desk) -> Result<u8, Failure> {
         .may_start(arbiter.last().map_err(Failure::new)?.as_ref())
         .map_err(Failure::new)?;
     // Before this guest's name is taken on the storage: a port that is not free then costs nothing but another start.
-    let place = Doorway::find(args.listen).await?;
+    let place = args.listen.map(Doorway::find).transpose().map_err(Failure::new)?;
     let generation = Generation(arbiter.start(me.0).map_err(Failure::new)?);
-    outside.fence_disks(me.0).await.map_err(Failure::new)?;
-    outside.mark_current(generation.0, me.0).map_err(Failure::new)?;
-    outside.listen().map_err(Failure::new)?;
-    watch_signals(&events, None)?;
     let terms = Terms {
         me,
         guest: ftvm_host::entropy::random_u128()?,
         generation,
-        detection: Duration::from_millis(args.detection),
-        lease: Duration::from_millis(args.lease),
-        patience: Duration::from_millis(args.guest.patience),
+        detection_ns: nanos(args.detection),
+        lease_ns: nanos(args.lease),
+        patience_ns: nanos(args.guest.patience),
         disk_reads: args.disk_reads.into(),
     };
-    let door = Door::closed(generation).open(place, args, &terms, &arbiter, &config)?;
-    // Whoever hears of it may ask, give orders, send signals and join.
-    let orders = desk.leads(generation, false);
-    reporter.report(Event::Leading {
-        generation: generation.0,
-    });
-    let (sink, stream) = pair_sink(terms.disk_reads);
+    let (sink, guest, reins) = pair_sink(terms.disk_reads);
     let life = vcpu::Life {
         sink,
         queue,
         events: events.clone(),
         clock,
-        patience: terms.patience,
+        patience: terms.patience(),
     };
-    let pages = PageSource::new(machine.memory().clone());
-    let thread = std::thread::Builder::new().name("vcpu".to_owned());
-    thread.spawn(move || live(machine, life)).map_err(Failure::new)?;
-    let core = Primary::new(terms.core(), generation)
-        .with(boot, false)
-        .with_private_disks(config.platform.private_disks().count());
-    let lead = Lead {
-        core,
+    let (hearing, heard) = heard();
+    let side = Leading {
         terms,
         outside,
-        reporter,
-        arbiter,
         events,
-        door,
+        reins,
+        door: Door::new(args.listen, place, &args.site, &config, &arbiter, hearing),
         macs: config.platform.nics.iter().map(|nic| nic.mac).collect(),
-        pages,
+        pages: PageSource::new(machine.memory().clone()),
         desk,
-        orders,
+        pending: Pending::default(),
+    };
+    let mut shell = Shell::new(me, reporter, arbiter, side);
+    let link = begin(&mut shell, boot, Beginning::Started).await;
+    let link = link.map_err(Failure::new)?;
+    let thread = std::thread::Builder::new().name("vcpu".to_owned());
+    thread.spawn(move || live(machine, life)).map_err(Failure::new)?;
+    let hears = Hears {
+        guest,
+        heartbeats: heard,
         probe: Probe::start(&args.host),
     };
-    lead.run(stream, Beginning::Started).await.map_err(Failure::new)
+    lead(shell, link, hears).await.map_err(Failure::new)
+}
+
+/// Nanoseconds of a time that the command line gives in milliseconds.
+fn nanos(milliseconds: u64) -> u64 {
+    milliseconds.saturating_mul(1_000_000)
 }
 
 async fn backup(args: &RunArgs, desk: Desk) -> Result<u8, Failure> {
@@ -158,7 +157,7 @@ async fn backup(args: &RunArgs, desk: Desk) -> Result<u8, Failure> {
             "--backup joins one --peer, {} were given; --standby takes several",
             args.peer.len()
         );
-        return Err(Failure::usage(text));
+        return Err(Failure { code: 2, text });
     };
     let joiner = Joiner::new(args, desk)?;
     let joined = joiner.join(peer, PATIENT).await?;

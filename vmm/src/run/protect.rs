@@ -2,38 +2,39 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
-use ftvm_schema::entry::Generation;
+use ftvm_schema::entry::Incarnation;
 use logging_channel::message::{DiskReads, Welcome};
 use logging_channel::transport::TcpFrames;
-use shared_disk::plan::Gate;
 
+use super::control::LastFailover;
 use super::copies::PrivateDisks;
-use super::door::{Door, Doorway, Terms};
+use super::door::Door;
 use super::events::Reporter;
-use super::follow::{Follow, Followed, Follower, FromFollower, ToFollower, start_follower};
+use super::follow::{BackupShell, Follower, FromFollower, Standing, ToFollower, follow_until_over, start_follower};
 use super::guest;
 use super::health::Probe;
-use super::heartbeat::{Heartbeats, heard};
+use super::heartbeat::{HeartbeatSocket, Heartbeats, heard};
 use super::join::Joiner;
-use super::lead::{Beginning, Lead};
+use super::lead::{Hears, Leading, Pending, begin, lead};
+use super::link::{Connection, connection_id};
 use super::outside::Outside;
+use super::shell::Shell;
 use super::vcpu::{self, new_clock, pair_sink};
 use crate::cli::RunArgs;
 use crate::failure::Failure;
-use crate::signals::watch_signals;
 use ftvm_host::console;
 use ftvm_host::net::Inbound;
 use ftvm_host::queue::{EventQueue, EventSender, event_queue};
+use ftvm_kvm::KvmCpu;
 use ftvm_machine::config::MachineConfig;
+use ftvm_machine::machine::Machine;
 use ftvm_machine::machine::intervention::BootCell;
-use ftvm_machine::output::Emission;
-use ftvm_roles::backup::{Backup, BackupConfig};
 use ftvm_roles::event::Event;
-use ftvm_roles::following::Horizon;
-use ftvm_roles::primary::{Primary, Writes};
+use ftvm_roles::link::backup::{BackupLink, Followed};
+use ftvm_roles::link::begin::Beginning;
 use ftvm_roles::replay::NoDisks;
+use ftvm_roles::terms::Terms;
 
 /// How a backup's life in this process went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,107 +64,112 @@ pub(super) async fn protect(
     let (me, arbiter) = (*me, Arc::clone(arbiter));
     let reporter = Reporter::open("backup", args.events.as_deref())?;
     let (events, queue) = event_queue();
-    let terms = Terms {
-        me,
-        guest: welcome.guest,
-        generation: welcome.generation,
-        detection: Duration::from_nanos(welcome.detection_ns),
-        lease: Duration::from_nanos(welcome.lease_ns),
-        patience: Duration::from_nanos(welcome.patience_ns),
-        disk_reads: welcome.disk_reads,
-    };
-    let outside = Outside::open(
-        &args.host,
-        console::ByteStream::Continued,
-        Inbound::Keep,
-        2 * terms.detection,
-        &events,
-    );
+    let terms = Terms::welcomed(me, &welcome);
+    let keep = 2 * terms.detection();
+    let outside = Outside::open(&args.host, console::ByteStream::Continued, Inbound::Keep, keep, &events);
     let outside = outside.map_err(Failure::new)?;
     let mut machine = guest::empty(&config, capabilities)?;
     let boot = BootCell::default();
     machine.set_boot(Arc::clone(&boot));
-    let disks = &args.host.disks;
-    let copies = PrivateDisks::open(
-        disks,
-        &config.platform,
-        terms.disk_reads,
-        terms.generation,
-        welcome.owner,
-    )?;
-    let mut follower = match terms.disk_reads {
-        DiskReads::Log => start_follower(machine, Box::new(copies), NoDisks),
-        DiskReads::Backup => start_follower(machine, Box::new(copies), ftvm_host::reads::SharedReads::open(disks)?),
-    }?;
-    let any = if peer.is_ipv4() {
-        IpAddr::V4(Ipv4Addr::UNSPECIFIED)
-    } else {
-        IpAddr::V6(Ipv6Addr::UNSPECIFIED)
-    };
+    let follower = follower(joiner, &terms, welcome.owner, machine, &config)?;
     let (hearing, heard) = heard();
-    let local = SocketAddr::new(any, 0);
-    let socket = Heartbeats::bind(local).await?;
-    let heartbeats = Heartbeats::start(socket, Some(peer), terms.guest, terms.generation, me, hearing);
-    let core = BackupConfig {
-        me,
-        guest: terms.guest,
-        generation: terms.generation,
-        detection_ns: welcome.detection_ns,
-        lease_ns: welcome.lease_ns,
-    };
-    let core = Backup::new(core, logging_channel::clock::boottime_ns());
-    let owner = welcome.owner;
-    let follow = Follow {
-        core,
-        me,
-        owner,
-        detection: terms.detection,
-        reporter,
-        arbiter,
-        heartbeats,
+    let heartbeats = Heartbeats::start(heartbeat_socket(peer)?, Some(peer), &terms, hearing);
+    let standing = Standing {
+        follower,
         heard,
         desk: desk.clone(),
         boot,
         probe: Probe::start(&args.host),
     };
-    match follow.run(frames, &mut follower).await {
-        Followed::Ended { code, claimed } => Ok(Life::Followed { code, claimed }),
-        Followed::GoLive(generation, follow) => {
+    let mut shell = Shell::new(me, reporter, arbiter, standing);
+    shell.heartbeats.push(heartbeats);
+    let connection = connection_id();
+    shell.connection = Some(Connection::start(connection, frames, &shell.link));
+    let link = BackupLink::begin(terms, welcome.owner, connection, &mut shell);
+    match follow_until_over(&mut shell, link, terms.detection()).await {
+        Followed::Ended { code, why, claimed } => {
+            shell.last_words().await;
+            shell.reporter.report(Event::Ending { code, why });
+            Ok(Life::Followed { code, claimed })
+        }
+        Followed::GoLive {
+            generation,
+            took_ns,
+            planned,
+        } => {
+            desk.update(|status| {
+                status.last_failover = Some(LastFailover {
+                    generation: generation.0,
+                    took_ns,
+                    planned,
+                });
+            });
             let terms = Terms { generation, ..terms };
-            let led = go_live(args, terms, *follow, follower, outside, (events, queue), &config).await;
+            let led = go_live(args, terms, shell, outside, (events, queue), &config).await;
             led.map(Life::Led)
         }
     }
 }
 
-/// The backup's new life: disk requests issued again, unreleased outputs emitted again, then as any primary (PROTOCOL 7,
-/// 8, 22).
+/// The vCPU thread of the backup.
+fn follower(
+    joiner: &Joiner<'_>,
+    terms: &Terms,
+    owner: Incarnation,
+    machine: Machine<KvmCpu>,
+    config: &MachineConfig,
+) -> Result<Follower, Failure> {
+    let disks = &joiner.args.host.disks;
+    let (reads, generation) = (terms.disk_reads, terms.generation);
+    let copies = Box::new(PrivateDisks::open(disks, &config.platform, reads, generation, owner)?);
+    match reads {
+        DiskReads::Log => start_follower(machine, copies, NoDisks),
+        DiskReads::Backup => start_follower(machine, copies, ftvm_host::reads::SharedReads::open(disks)?),
+    }
+}
+
+/// A socket for heartbeats to and from `peer`.
+fn heartbeat_socket(peer: SocketAddr) -> Result<HeartbeatSocket, Failure> {
+    let any = if peer.is_ipv4() {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+    } else {
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+    };
+    let local = SocketAddr::new(any, 0);
+    HeartbeatSocket::bind(local).map_err(|e| Failure::new(format!("heartbeats at UDP {local}: {e}")))
+}
+
+/// The backup's new life: from its horizon on it is a primary.
 async fn go_live(
     args: &RunArgs,
     terms: Terms,
-    follow: Follow,
-    mut follower: Follower,
-    mut outside: Outside,
+    shell: BackupShell,
+    outside: Outside,
     (events, queue): (EventSender, EventQueue),
     config: &MachineConfig,
 ) -> Result<u8, Failure> {
-    let Follow {
+    let Shell {
         mut reporter,
         arbiter,
         heartbeats,
-        desk,
-        boot,
-        probe,
+        side:
+            Standing {
+                mut follower,
+                desk,
+                boot,
+                probe,
+                ..
+            },
         ..
-    } = follow;
+    } = shell;
     reporter.role("primary");
-    let (sink, stream) = pair_sink(terms.disk_reads);
+    let (sink, guest, reins) = pair_sink(terms.disk_reads);
     let life = vcpu::Life {
         sink,
         queue,
         events: events.clone(),
         clock: new_clock(),
-        patience: terms.patience,
+        patience: terms.patience(),
     };
     let gone = || Failure::new("the vCPU thread is gone");
     follower
@@ -175,80 +181,27 @@ async fn go_live(
             break horizon;
         }
     };
-    outside.open_disks().map_err(Failure::new)?;
-    let paused = horizon.paused;
-    outside.fence_disks(terms.me.0).await.map_err(Failure::new)?;
-    if let Err(error) = outside.mark_current(terms.generation.0, terms.me.0) {
-        tracing::warn!("{error}");
-    }
-    let orders = desk.leads(terms.generation, paused);
-    let (reissued, reemitted) = resume(&mut outside, *horizon, &mut reporter, terms.generation)?;
-    outside.forward_frames();
-    outside.listen().map_err(Failure::new)?;
-    watch_signals(&events, None)?;
-    tracing::debug!(reissued, reemitted, "resumed");
-    let private_disks = config.platform.private_disks().count();
-    let core = Primary::new(terms.core(), terms.generation)
-        .with(boot, paused)
-        .with_private_disks(private_disks);
-    let core = core.gone_live(logging_channel::clock::boottime_ns());
-    let place = Doorway::find(args.listen).await;
-    let door = place.and_then(|place| Door::closed(terms.generation).open(place, args, &terms, &arbiter, config));
-    let mut door = door.unwrap_or_else(|failure| {
-        tracing::warn!("no backup can join: {failure}");
-        Door::closed(terms.generation)
-    });
-    door.heartbeats.push(heartbeats);
-    let lead = Lead {
-        core,
+    let (hearing, heard) = heard();
+    let door = Door::new(args.listen, None, &args.site, config, &arbiter, hearing);
+    let side = Leading {
         terms,
         outside,
-        reporter,
-        arbiter,
         events,
+        reins,
         door,
         macs: config.platform.nics.iter().map(|nic| nic.mac).collect(),
         pages: follower.pages,
         desk,
-        orders,
+        pending: Pending::default(),
+    };
+    let mut shell = Shell::new(terms.me, reporter, arbiter, side);
+    shell.heartbeats = heartbeats;
+    let link = begin(&mut shell, boot, Beginning::WentLive(horizon)).await;
+    let hears = Hears {
+        guest,
+        heartbeats: heard,
         probe,
     };
-    let beginning = Beginning::WentLive { reemitted };
-    lead.run(stream, beginning).await.map_err(Failure::new)
-}
-
-fn resume(
-    outside: &mut Outside,
-    horizon: Horizon,
-    reporter: &mut Reporter,
-    generation: Generation,
-) -> Result<(u64, u64), Failure> {
-    let reissued = horizon.requests.len() as u64;
-    for request in horizon.requests {
-        outside
-            .accept(&Emission::Disk(request), Gate::Open)
-            .map_err(Failure::new)?;
-    }
-    outside.start_ready(|| Writes::Freely).map_err(Failure::new)?;
-    let mut reemitted = 0;
-    for output in horizon.outputs {
-        if !matches!(output.emission, Emission::Disk(_)) {
-            outside.release(&output).map_err(Failure::new)?;
-            reemitted += 1;
-        }
-    }
-    if let Some(len) = horizon.entropy {
-        outside
-            .accept(&Emission::WantEntropy { len }, Gate::Open)
-            .map_err(Failure::new)?;
-    }
-    reporter.report(Event::WentLive {
-        generation: generation.0,
-        reissued,
-        reemitted,
-    });
-    if reemitted > 0 {
-        reporter.report(Event::FirstOutput);
-    }
-    Ok((reissued, reemitted))
+    let led = lead(shell, link.map_err(Failure::new)?, hears).await;
+    led.map_err(Failure::new)
 }

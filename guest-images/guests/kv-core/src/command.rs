@@ -2,16 +2,11 @@
 //!
 //! A command checks everything before it changes anything, and journals what it changed.
 
-mod hashes;
 mod keys;
-mod lists;
 mod server;
-mod sets;
-mod sorted;
 mod strings;
 
 use crate::engine::{Call, CommandError};
-use crate::value::Value;
 
 /// What a command may do to the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +43,7 @@ const fn command(
 use Flag::{Grow, Read, Write};
 
 /// All commands, by name.
-static COMMANDS: [Command; 78] = [
+static COMMANDS: [Command; 42] = [
     command("append", 3, Grow, strings::append),
     command("bgrewriteaof", 1, Read, server::bgrewriteaof),
     command("bgsave", -1, Read, server::save),
@@ -68,25 +63,9 @@ static COMMANDS: [Command; 78] = [
     command("get", 2, Read, strings::get),
     command("getdel", 2, Write, strings::getdel),
     command("getset", 3, Grow, strings::getset),
-    command("hdel", -3, Write, hashes::hdel),
-    command("hexists", 3, Read, hashes::hexists),
-    command("hget", 3, Read, hashes::hget),
-    command("hgetall", 2, Read, hashes::hgetall),
-    command("hkeys", 2, Read, hashes::hkeys),
-    command("hlen", 2, Read, hashes::hlen),
-    command("hmget", -3, Read, hashes::hmget),
-    command("hmset", -4, Grow, hashes::hmset),
-    command("hset", -4, Grow, hashes::hset),
-    command("hvals", 2, Read, hashes::hvals),
     command("incr", 2, Grow, strings::incr),
     command("incrby", 3, Grow, strings::incrby),
     command("info", -1, Read, server::info),
-    command("keys", 2, Read, keys::keys),
-    command("lindex", 3, Read, lists::lindex),
-    command("llen", 2, Read, lists::llen),
-    command("lpop", -2, Write, lists::lpop),
-    command("lpush", -3, Grow, lists::lpush),
-    command("lrange", 4, Read, lists::lrange),
     command("mget", -2, Read, strings::mget),
     command("mset", -3, Grow, strings::mset),
     command("persist", 2, Write, keys::persist),
@@ -96,37 +75,17 @@ static COMMANDS: [Command; 78] = [
     command("psetex", 4, Grow, strings::psetex),
     command("pttl", 2, Read, keys::pttl),
     command("quit", -1, Read, server::quit),
-    command("randomkey", 1, Read, keys::randomkey),
-    command("rpop", -2, Write, lists::rpop),
-    command("rpush", -3, Grow, lists::rpush),
-    command("sadd", -3, Grow, sets::sadd),
     command("save", 1, Read, server::save),
-    command("scan", -2, Read, keys::scan),
-    command("scard", 2, Read, sets::scard),
     command("select", 2, Read, server::select),
     command("set", -3, Grow, strings::set),
     command("setex", 4, Grow, strings::setex),
     command("setnx", 3, Grow, strings::setnx),
     command("shutdown", -1, Read, server::shutdown),
-    command("sismember", 3, Read, sets::sismember),
-    command("smembers", 2, Read, sets::smembers),
-    command("spop", -2, Write, sets::spop),
-    command("srandmember", 2, Read, sets::srandmember),
-    command("srem", -3, Write, sets::srem),
     command("strlen", 2, Read, strings::strlen),
     command("time", 1, Read, server::time),
     command("touch", -2, Read, keys::exists),
     command("ttl", 2, Read, keys::ttl),
-    command("type", 2, Read, keys::kind),
     command("unlink", -2, Write, keys::del),
-    command("zadd", -4, Grow, sorted::zadd),
-    command("zcard", 2, Read, sorted::zcard),
-    command("zincrby", 4, Grow, sorted::zincrby),
-    command("zpopmax", -2, Write, sorted::zpopmax),
-    command("zpopmin", -2, Write, sorted::zpopmin),
-    command("zrange", -4, Read, sorted::zrange),
-    command("zrem", -3, Write, sorted::zrem),
-    command("zscore", 3, Read, sorted::zscore),
 ];
 
 /// Longest name of a command.
@@ -142,20 +101,6 @@ pub(crate) fn find(name: &[u8]) -> Option<&'static Command> {
         .binary_search_by(|command| command.name.as_bytes().cmp(lower))
         .ok()?;
     Some(&COMMANDS[at])
-}
-
-/// The count that LPOP, SPOP and their like may be given as second argument.
-fn optional_count(call: &Call<'_>, name: &'static str) -> Result<Option<usize>, CommandError> {
-    match call.arguments.len() {
-        2 => Ok(None),
-        3 => {
-            let count = call.integer(2)?;
-            let count =
-                usize::try_from(count).map_err(|_| CommandError::Text("ERR value is out of range, must be positive"));
-            count.map(Some)
-        }
-        _ => Err(CommandError::Arity(name)),
-    }
 }
 
 /// How many commands there are.

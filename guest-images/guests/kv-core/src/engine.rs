@@ -1,10 +1,9 @@
 //! Executes requests on the store.
 //!
 //! Time is an argument of [`Engine::advance`] and stands still in between, so that no key ends halfway through a
-//! command. Whatever changes the store is journalled in a form that does not depend on time or chance: deadlines are
-//! absolute, and keys that ended or were chosen at random are journalled as removals.
+//! command. Whatever changes the store is journalled in a form that does not depend on time: deadlines are absolute, and
+//! keys that ended are journalled as removals.
 
-use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt::{self, Write};
 
@@ -14,15 +13,12 @@ use crate::log::FlushPolicy;
 use crate::reply::Reply;
 use crate::resp::Arguments;
 use crate::store::Store;
-use crate::value::WrongType;
 
 /// Most keys that one [`Engine::advance`] removes; time stands still before the deadline of the next one.
 const EXPIRE_AT_ONCE: usize = 1000;
 /// Nor are more removed once the journal has this many bytes.
 const EXPIRE_JOURNAL: usize = 256 << 10;
-/// Bytes of elements after which a removal is journalled as one command.
-const REMOVAL_BYTES: usize = 256 << 10;
-/// Longest key in bytes. The log repeats the key of a collection with every few of its elements.
+/// Longest key in bytes. A key with a deadline is kept twice.
 pub const MAX_KEY: usize = 64 << 10;
 /// Names and values of an unknown command that its error repeats, in bytes, as in Redis.
 const ERROR_ARGUMENTS: usize = 128;
@@ -94,20 +90,12 @@ pub enum CommandError {
 impl CommandError {
     pub(crate) const SYNTAX: Self = Self::Text("ERR syntax error");
     pub(crate) const NOT_INTEGER: Self = Self::Text("ERR value is not an integer or out of range");
-    pub(crate) const NOT_FLOAT: Self = Self::Text("ERR value is not a valid float (this server knows integers only)");
     pub(crate) const OVERFLOW: Self = Self::Text("ERR increment or decrement would overflow");
     pub(crate) const TOO_LONG: Self = Self::Text("ERR string exceeds maximum allowed size (512kB)");
     pub(crate) const REPLY_TOO_LONG: Self =
         Self::Text("OOM the reply would take more memory than this server has for replies");
     const KEY_TOO_LONG: Self = Self::Text("ERR key exceeds maximum allowed size (64kB)");
     const OUT_OF_MEMORY: Self = Self::Text("OOM command not allowed when used memory > 'maxmemory'.");
-    const WRONG_TYPE: Self = Self::Text("WRONGTYPE Operation against a key holding the wrong kind of value");
-}
-
-impl From<WrongType> for CommandError {
-    fn from(_: WrongType) -> Self {
-        Self::WRONG_TYPE
-    }
 }
 
 impl fmt::Display for CommandError {
@@ -139,23 +127,21 @@ pub struct Engine {
     /// Milliseconds since 1970, as of the last `advance`.
     pub(crate) now: u64,
     pub(crate) started: u64,
-    random: u64,
     /// Kept by the program around the engine.
     pub statistics: Statistics,
 }
 
 impl Engine {
-    /// An engine with an empty store. The seed decides on hashes and random picks. Until [`Engine::start`] no time passes
-    /// and nothing is journalled, as it should be while the log is read back.
+    /// An engine with an empty store. Until [`Engine::start`] no time passes and nothing is journalled, as it should be
+    /// while the log is read back.
     #[must_use]
-    pub fn new(settings: Settings, seed: u64) -> Self {
+    pub fn new(settings: Settings) -> Self {
         Self {
-            store: Store::new(seed),
+            store: Store::default(),
             journal: Journal::new(),
             settings,
             now: 0,
             started: 0,
-            random: seed.rotate_left(17) | 1,
             statistics: Statistics::default(),
         }
     }
@@ -256,14 +242,6 @@ impl Engine {
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
-
-    /// A pseudo-random number (xorshift64).
-    pub(crate) fn random(&mut self) -> u64 {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        self.random
-    }
 }
 
 /// One request on its way through the engine.
@@ -306,35 +284,6 @@ impl<'a> Call<'a> {
     /// Journals a command.
     pub(crate) fn journal(&mut self, command: &[&[u8]]) {
         self.engine.journal.append(command.iter().copied());
-    }
-
-    /// Journals the removal of elements from a collection, in commands of moderate length.
-    pub(crate) fn journal_removals(&mut self, command: &[u8], key: &[u8], elements: &[Box<[u8]>]) {
-        let mut rest = elements;
-        while !rest.is_empty() {
-            let mut bytes = 0;
-            let few = rest.iter().take_while(|element| {
-                let more = bytes < REMOVAL_BYTES;
-                bytes += element.len();
-                more
-            });
-            let (now, later) = rest.split_at(few.count());
-            let mut words = Vec::with_capacity(2 + now.len());
-            words.extend([command, key]);
-            words.extend(now.iter().map(|element| &element[..]));
-            self.engine.journal.append(words.into_iter());
-            rest = later;
-        }
-    }
-
-    /// An error if a reply with that many bytes of elements would be too long.
-    pub(crate) fn check_reply_of(&self, elements: usize) -> Result<(), CommandError> {
-        let fits = elements <= self.engine.settings.max_reply;
-        if fits {
-            Ok(())
-        } else {
-            Err(CommandError::REPLY_TOO_LONG)
-        }
     }
 
     /// An error if a reply that only reads has become too long.

@@ -282,7 +282,7 @@ impl Log {
     }
 
     fn next_frame(&mut self, mut rewrite: Rewrite, store: &Store) -> Step {
-        let Some(cursor) = rewrite.cursor else {
+        let Some(cursor) = rewrite.cursor.take() else {
             rewrite.phase = Phase::FlushFrames;
             self.state = State::Rewriting(rewrite);
             return Step::Flush;

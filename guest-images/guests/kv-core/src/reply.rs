@@ -68,20 +68,9 @@ impl<'a> Reply<'a> {
         self.output.extend_from_slice(b"\r\n");
     }
 
-    /// A number as a bulk string.
-    pub fn bulk_integer(&mut self, value: i64) {
-        self.bulk(Decimal::new(value).as_bytes());
-    }
-
     /// The null bulk string.
     pub fn null(&mut self) {
         self.output.extend_from_slice(b"$-1\r\n");
-    }
-
-    /// What stands for a missing element, or for a missing array of elements.
-    pub fn null_for(&mut self, array: bool) {
-        self.output
-            .extend_from_slice(if array { b"*-1\r\n" } else { b"$-1\r\n" });
     }
 
     /// A bulk string or null.
@@ -180,10 +169,9 @@ mod tests {
         reply.integer(-5);
         reply.bulk(b"a\r\n");
         reply.optional(None);
-        reply.bulk_integer(0);
         assert_eq!(
             output.escape_ascii().to_string(),
-            "before*7\\r\\n+OK\\r\\n+PONG\\r\\n-ERR a  b \\r\\n:-5\\r\\n$3\\r\\na\\r\\n\\r\\n$-1\\r\\n$1\\r\\n0\\r\\n"
+            "before*7\\r\\n+OK\\r\\n+PONG\\r\\n-ERR a  b \\r\\n:-5\\r\\n$3\\r\\na\\r\\n\\r\\n$-1\\r\\n"
         );
     }
 

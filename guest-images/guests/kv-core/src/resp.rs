@@ -6,7 +6,7 @@
 
 use alloc::vec::Vec;
 use core::fmt;
-use core::ops::{Index, Range};
+use core::ops::Range;
 
 /// Longest argument in bytes. Redis allows 512 MiB; this guest's memory is what bounds it here.
 pub const MAX_BULK: usize = 512 << 10;
@@ -363,14 +363,6 @@ impl<'a> Arguments<'a> {
             .unwrap_or_default()
             .iter()
             .map(move |range| &input[range.clone()])
-    }
-}
-
-impl Index<usize> for Arguments<'_> {
-    type Output = [u8];
-
-    fn index(&self, index: usize) -> &[u8] {
-        &self.input[self.ranges[index].clone()]
     }
 }
 

@@ -64,7 +64,7 @@ impl Disk {
                 end_sector,
                 end,
             }) => {
-                let keys = engine.store().keys().len();
+                let keys = engine.store().len();
                 println!(
                     "kv: {keys} keys from {commands} commands in {frames} frames; log ends at sector {end_sector}: {end}"
                 );

@@ -82,7 +82,7 @@ fn main(mut boot: Boot) -> u8 {
             port: config.port,
             append_fsync: block.as_ref().map(|_| config.append_fsync),
         };
-        let mut engine = Engine::new(settings, seed);
+        let mut engine = Engine::new(settings);
         let disk = match block {
             Some(block) => {
                 let disk_id = seed ^ clock.now();

@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 
 use guest_rt::abi::status;
 use guest_rt::{println, timer, user};
+use kv_core::connection::{Fate, Tcp, fate};
 use kv_core::engine::{Engine, Outcome};
 use kv_core::session::{Pause, Session};
 use smoltcp::iface::{
@@ -23,8 +24,6 @@ const LISTENERS: usize = 8;
 const FRAMES: usize = 256;
 /// Requests that a connection executes in a round, before others have their turn.
 const TURN: usize = 512;
-/// Milliseconds in which a client has to complete the handshake, and to take the last reply.
-const PATIENCE: u64 = 10_000;
 /// A connection that has been silent is asked for a sign of life, and given up if there is none for long.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 const TIMEOUT: Duration = Duration::from_secs(180);
@@ -68,6 +67,14 @@ struct Connection {
     barrier: Option<u64>,
     /// When it came, or began to close.
     since: u64,
+}
+
+/// Connections that are served: of the others nothing more is taken, they only wait for the client to go.
+fn served(connections: &[Connection]) -> usize {
+    connections
+        .iter()
+        .filter(|connection| !connection.session.is_closing())
+        .count()
 }
 
 /// The server.
@@ -140,7 +147,7 @@ impl Server {
             }
             if self.stopping && self.is_all_stable() {
                 self.hang_up();
-                println!("kv stopped with {} keys", self.engine.store().keys().len());
+                println!("kv stopped with {} keys", self.engine.store().len());
                 return status::OK;
             }
             self.reply();
@@ -179,7 +186,7 @@ impl Server {
             self.engine.statistics.connections_received += 1;
             let mut session = Session::new(self.next_id);
             self.next_id += 1;
-            if self.connections.len() >= self.shares.max_clients {
+            if served(&self.connections) >= self.shares.max_clients {
                 self.engine.statistics.connections_rejected += 1;
                 session.refuse("ERR max number of clients reached");
             }
@@ -225,7 +232,7 @@ impl Server {
             .iter()
             .map(|connection| connection.session.memory())
             .sum();
-        self.engine.statistics.connected_clients = self.connections.len();
+        self.engine.statistics.connected_clients = served(&self.connections);
         for connection in &mut self.connections {
             if self.stopping {
                 break;
@@ -252,7 +259,9 @@ impl Server {
                 }
                 Pause::Asked(Outcome::Rewrite) => self.disk.iter_mut().for_each(|disk| disk.log().want_rewrite()),
                 Pause::Asked(Outcome::Shutdown) => self.stopping = true,
-                Pause::NeedsInput if !socket.may_recv() && has_been_open(socket) => connection.session.end(),
+                Pause::NeedsInput if !socket.may_recv() && matches!(tcp(socket), Tcp::Open | Tcp::Over) => {
+                    connection.session.end();
+                }
                 _ => {}
             }
             if connection.session.is_closing() && !was_closing {
@@ -325,16 +334,16 @@ impl Server {
         let sockets = &mut self.sockets;
         self.connections.retain(|connection| {
             let socket = sockets.get_mut::<Socket<'_>>(connection.socket);
-            let transient = connection.session.is_closing() || socket.state() == State::SynReceived;
-            if transient && now.saturating_sub(connection.since) > PATIENCE {
-                socket.abort();
-                return true;
+            let age = now.saturating_sub(connection.since);
+            let fate = fate(tcp(socket), connection.session.is_closing(), age);
+            match fate {
+                Fate::Keep => {}
+                Fate::Abort => socket.abort(),
+                Fate::Remove => {
+                    sockets.remove(connection.socket);
+                }
             }
-            let over = matches!(socket.state(), State::Closed | State::TimeWait);
-            if over {
-                sockets.remove(connection.socket);
-            }
-            !over
+            fate != Fate::Remove
         });
         self.listen();
     }
@@ -344,9 +353,16 @@ fn instant() -> Instant {
     Instant::from_millis(i64::try_from(Clock::uptime()).unwrap_or(i64::MAX))
 }
 
-/// Whether the handshake is over.
-fn has_been_open(socket: &Socket<'_>) -> bool {
-    !matches!(socket.state(), State::Listen | State::SynReceived)
+/// What a connection's socket is at.
+fn tcp(socket: &Socket<'_>) -> Tcp {
+    match socket.state() {
+        State::Listen => Tcp::Listening,
+        State::SynSent | State::SynReceived => Tcp::Handshake,
+        State::Established | State::FinWait1 | State::FinWait2 | State::CloseWait | State::Closing | State::LastAck => {
+            Tcp::Open
+        }
+        State::Closed | State::TimeWait => Tcp::Over,
+    }
 }
 
 /// Moves received bytes into the session, and says by how much its memory has grown.

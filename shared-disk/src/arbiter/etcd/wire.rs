@@ -9,18 +9,36 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::json;
 
-/// A key's value, and the revision of the whole store at which it was last written: no two writes have the same.
+/// A key's value, and the revision of the whole store at which it was last written. No two writes to the store have the
+/// same revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Held {
+pub(super) struct KeyVersion {
     pub(super) value: Vec<u8>,
     pub(super) revision: u64,
 }
 
-/// An answer, and the cluster it came from.
+/// What a member answers, and the cluster it says it belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct From<T> {
+pub(super) struct MemberAnswer<T> {
     pub(super) cluster: u64,
     pub(super) content: T,
+}
+
+/// Why bytes are no answer of etcd's; ends a sentence.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum EtcdAnswerError {
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    #[error("a value: {0}")]
+    Value(#[source] base64::DecodeError),
+    #[error("{name} is {text:?}")]
+    Number {
+        name: &'static str,
+        /// Its first characters.
+        text: String,
+    },
+    #[error("{0} keys, none of which was asked for")]
+    OtherKeys(usize),
 }
 
 /// Reads `key`, through a majority (`serializable` stays false).
@@ -28,7 +46,7 @@ pub(super) fn range(key: &str) -> String {
     json!({ "key": base64(key.as_bytes()) }).to_string()
 }
 
-/// Writes `value` to `key` if that was last written at `revision`; 0 is that of a key that does not exist.
+/// Writes `value` to `key` if that was last written at `revision`, which is 0 for a key that does not exist.
 pub(super) fn put_if(key: &str, revision: u64, value: &[u8]) -> String {
     let key = base64(key.as_bytes());
     json!({
@@ -50,54 +68,52 @@ pub(super) fn delete(key: &str) -> String {
 
 /// Removes every key that begins with `prefix`, which ends with a slash.
 pub(super) fn delete_below(prefix: &str) -> String {
-    // The first key behind them: '0' follows '/'.
+    // The end of the range is the first key behind them all: in ASCII '0' follows '/'.
     let end = format!("{}0", prefix.trim_end_matches('/'));
     json!({ "key": base64(prefix.as_bytes()), "range_end": base64(end.as_bytes()) }).to_string()
 }
 
 #[derive(Deserialize)]
-struct Answer {
-    header: Header,
+struct JsonAnswer {
+    header: JsonHeader,
     #[serde(default)]
-    kvs: Vec<KeyValue>,
+    kvs: Vec<JsonKeyValue>,
 }
 
 #[derive(Deserialize)]
-struct Header {
+struct JsonHeader {
     cluster_id: String,
     revision: String,
 }
 
 #[derive(Deserialize)]
-struct KeyValue {
+struct JsonKeyValue {
     key: String,
     mod_revision: String,
     #[serde(default)]
     value: String,
 }
 
-/// The answer to [`range`]; the error ends a sentence.
-pub(super) fn parse_range(key: &str, answer: &[u8]) -> Result<From<Option<Held>>, String> {
-    let answer: Answer = serde_json::from_slice(answer).map_err(|error| error.to_string())?;
+/// Reads the answer to [`range`]: what `key` holds, or `None` if there is no such key.
+pub(super) fn parse_range(key: &str, answer: &[u8]) -> Result<MemberAnswer<Option<KeyVersion>>, EtcdAnswerError> {
+    let answer: JsonAnswer = serde_json::from_slice(answer)?;
     let cluster = cluster(&answer.header)?;
     let content = match &answer.kvs[..] {
         [] => None,
-        [found] if found.key == base64(key.as_bytes()) => Some(Held {
-            value: STANDARD
-                .decode(&found.value)
-                .map_err(|error| format!("a value: {error}"))?,
+        [found] if found.key == base64(key.as_bytes()) => Some(KeyVersion {
+            value: STANDARD.decode(&found.value).map_err(EtcdAnswerError::Value)?,
             revision: positive("mod_revision", &found.mod_revision)?,
         }),
-        others => return Err(format!("{} keys, none of which was asked for", others.len())),
+        others => return Err(EtcdAnswerError::OtherKeys(others.len())),
     };
-    Ok(From { cluster, content })
+    Ok(MemberAnswer { cluster, content })
 }
 
-/// The answer to any request that changes something. What it changed is read afterwards.
-pub(super) fn parse_done(answer: &[u8]) -> Result<From<()>, String> {
-    let answer: Answer = serde_json::from_slice(answer).map_err(|error| error.to_string())?;
+/// Reads the answer to a request that changes something. It is not asked what was changed: that is read afterwards.
+pub(super) fn parse_done(answer: &[u8]) -> Result<MemberAnswer<()>, EtcdAnswerError> {
+    let answer: JsonAnswer = serde_json::from_slice(answer)?;
     let cluster = cluster(&answer.header)?;
-    Ok(From { cluster, content: () })
+    Ok(MemberAnswer { cluster, content: () })
 }
 
 /// What etcd says of a request it refuses.
@@ -107,18 +123,21 @@ pub(super) fn parse_refusal(answer: &[u8]) -> Option<String> {
         error: String,
     }
     let refusal: Refusal = serde_json::from_slice(answer).ok()?;
-    // It is shown on a terminal.
+    // It is shown on a terminal, to which control characters would mean something.
     Some(refusal.error.chars().filter(|c| !c.is_control()).take(200).collect())
 }
 
-fn cluster(header: &Header) -> Result<u64, String> {
+fn cluster(header: &JsonHeader) -> Result<u64, EtcdAnswerError> {
     positive("revision", &header.revision)?;
     positive("cluster_id", &header.cluster_id)
 }
 
-fn positive(name: &str, text: &str) -> Result<u64, String> {
+fn positive(name: &'static str, text: &str) -> Result<u64, EtcdAnswerError> {
     let number = text.parse().ok().filter(|number| *number > 0);
-    number.ok_or_else(|| format!("{name} is {:?}", text.chars().take(32).collect::<String>()))
+    number.ok_or_else(|| EtcdAnswerError::Number {
+        name,
+        text: text.chars().take(32).collect(),
+    })
 }
 
 fn base64(bytes: &[u8]) -> String {
@@ -154,11 +173,20 @@ mod tests {
     fn answers_are_understood() {
         let cluster = 14_841_639_068_965_178_418;
         let (value, revision) = (b"bar".to_vec(), 4);
-        let content = Some(Held { value, revision });
-        assert_eq!(parse_range("foo", HELD.as_bytes()), Ok(From { cluster, content }));
+        let content = Some(KeyVersion { value, revision });
+        assert_eq!(
+            parse_range("foo", HELD.as_bytes()).unwrap(),
+            MemberAnswer { cluster, content }
+        );
         let content = None;
-        assert_eq!(parse_range("foo", NONE.as_bytes()), Ok(From { cluster, content }));
-        assert_eq!(parse_done(NONE.as_bytes()), Ok(From { cluster, content: () }));
+        assert_eq!(
+            parse_range("foo", NONE.as_bytes()).unwrap(),
+            MemberAnswer { cluster, content }
+        );
+        assert_eq!(
+            parse_done(NONE.as_bytes()).unwrap(),
+            MemberAnswer { cluster, content: () }
+        );
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What lies where on a device that serves as arbiter, and in which bytes.
+//! What lies where on a device that serves as arbiter, byte by byte.
 //!
 //! ```text
 //! block 0          header: kind "FTVMHEAD", no name, the text "ftvm-arbiter 1 blocks of B bytes"
@@ -6,9 +6,9 @@
 //! block 2 + 2 i    nonce of slot i: kind "FTVMNONC", the nonce's name, the nonce; all zero: none
 //! ```
 //!
-//! There are 64 slots. They are given out from the first on and never taken back, so the free ones are all behind the used
-//! ones, and two starts of one name meet in the same slot. Every block that is not all zero has this form, little-endian, in
-//! its first 512 bytes, and zeros after them:
+//! There are 64 slots. They are given out from the first on and never taken back, so all free ones lie behind the used ones,
+//! and two hosts that start a guest of the same name meet in the same slot. Every block that is not all zero has this form
+//! in its first 512 bytes, with little-endian numbers, and zeros after them:
 //!
 //! ```text
 //! 0..8 kind    8..10 length n of the name    10..12 length m of the content
@@ -17,63 +17,67 @@
 
 use thiserror::Error;
 
-use crate::arbiter::register::NAME_BYTES;
+use crate::SECTOR_LEN;
+use crate::arbiter::register::{NAME_BYTES, NONCE_BYTES};
 
-/// Guests of one device.
+/// How many guests a device has room for.
 pub(super) const SLOTS: u64 = 64;
 
 /// Blocks in use: the header, and two for each slot.
 pub(super) const BLOCKS: u64 = 1 + 2 * SLOTS;
 
-const SEALED: usize = 512;
+/// Bytes under the checksum, and of the checksum: the smallest block.
+const SEALED: usize = SECTOR_LEN;
 const NAME: usize = 12;
 const CONTENT: usize = NAME + NAME_BYTES;
 const CRC: usize = SEALED - 4;
 
-/// The longest content.
+/// The longest content, in bytes.
 pub(super) const CONTENT_BYTES: usize = CRC - CONTENT;
+
+const _: () = assert!(NONCE_BYTES <= CONTENT_BYTES, "a nonce fits a block");
 
 /// What a block is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum CellKind {
     Header,
     Register,
     Nonce,
 }
 
-impl Kind {
+impl CellKind {
     fn bytes(self) -> &'static [u8; 8] {
         match self {
-            Kind::Header => b"FTVMHEAD",
-            Kind::Register => b"FTVMSLOT",
-            Kind::Nonce => b"FTVMNONC",
+            CellKind::Header => b"FTVMHEAD",
+            CellKind::Register => b"FTVMSLOT",
+            CellKind::Nonce => b"FTVMNONC",
         }
     }
 }
 
-/// A block's meaning.
+/// What a block says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Cell {
     pub(super) name: String,
     pub(super) content: Vec<u8>,
 }
 
-/// Why a block is none of ours.
+/// Why a block is none of ours; ends a sentence about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub(super) enum CellError {
     #[error("it does not begin with ftvm's mark")]
-    Kind,
+    Mark,
     #[error("its checksum is wrong")]
     Crc,
     #[error("its lengths or its name are impossible")]
     Form,
 }
 
-/// A block of `block_bytes`, at least 512.
+/// A block of `block_bytes`, which are at least 512.
 ///
 /// # Panics
 /// If name or content are too long.
-pub(super) fn encode(kind: Kind, name: &str, content: &[u8], block_bytes: usize) -> Vec<u8> {
+pub(super) fn encode(kind: CellKind, name: &str, content: &[u8], block_bytes: usize) -> Vec<u8> {
     assert!(
         name.len() <= NAME_BYTES && content.len() <= CONTENT_BYTES,
         "checked by the caller"
@@ -90,14 +94,14 @@ pub(super) fn encode(kind: Kind, name: &str, content: &[u8], block_bytes: usize)
     block
 }
 
-/// What `block` says; `None` if it is all zero.
-pub(super) fn decode(kind: Kind, block: &[u8]) -> Result<Option<Cell>, CellError> {
+/// Reads a block of this kind; `None` if it is all zero.
+pub(super) fn decode(kind: CellKind, block: &[u8]) -> Result<Option<Cell>, CellError> {
     if block.iter().all(|byte| *byte == 0) {
         return Ok(None);
     }
     let sealed = block.get(..SEALED).ok_or(CellError::Form)?;
     if sealed[..8] != *kind.bytes() {
-        return Err(CellError::Kind);
+        return Err(CellError::Mark);
     }
     if sealed[CRC..] != crc32c::crc32c(&sealed[..CRC]).to_le_bytes() {
         return Err(CellError::Crc);
@@ -114,10 +118,10 @@ pub(super) fn decode(kind: Kind, block: &[u8]) -> Result<Option<Cell>, CellError
 /// The header of a device with such blocks.
 pub(super) fn header(block_bytes: usize) -> Vec<u8> {
     let text = format!("ftvm-arbiter 1 blocks of {block_bytes} bytes");
-    encode(Kind::Header, "", text.as_bytes(), block_bytes)
+    encode(CellKind::Header, "", text.as_bytes(), block_bytes)
 }
 
-/// The block of a slot's register; its nonce is in the next one.
+/// The number of the block with a slot's register. Its nonce is in the next one.
 pub(super) fn register_block(slot: u64) -> u64 {
     1 + 2 * slot
 }
@@ -129,7 +133,7 @@ mod tests {
 
     #[test]
     fn a_block_has_the_documented_bytes() {
-        let block = encode(Kind::Register, "guest", b"content", 4096);
+        let block = encode(CellKind::Register, "guest", b"content", 4096);
         assert_eq!(block.len(), 4096);
         assert_eq!(&block[..12], b"FTVMSLOT\x05\0\x07\0");
         assert_eq!(&block[12..17], b"guest");
@@ -141,26 +145,26 @@ mod tests {
 
     #[test]
     fn every_damage_is_seen() {
-        let block = encode(Kind::Nonce, "n", &[7; CONTENT_BYTES], 512);
+        let block = encode(CellKind::Nonce, "n", &[7; CONTENT_BYTES], 512);
         for at in 0..512 {
             let mut damaged = block.clone();
             damaged[at] ^= 1;
-            assert!(decode(Kind::Nonce, &damaged).is_err(), "byte {at}");
+            assert!(decode(CellKind::Nonce, &damaged).is_err(), "byte {at}");
         }
-        assert_eq!(decode(Kind::Register, &block), Err(CellError::Kind), "another kind");
-        assert_eq!(decode(Kind::Nonce, &block[..511]), Err(CellError::Form));
-        assert_eq!(decode(Kind::Nonce, &[0; 512]), Ok(None));
+        assert_eq!(decode(CellKind::Register, &block), Err(CellError::Mark), "another kind");
+        assert_eq!(decode(CellKind::Nonce, &block[..511]), Err(CellError::Form));
+        assert_eq!(decode(CellKind::Nonce, &[0; 512]), Ok(None));
     }
 
     #[test]
     fn impossible_lengths_under_a_good_checksum_are_refused() {
         for (at, most) in [(8, NAME_BYTES), (10, CONTENT_BYTES)] {
             for (length, fits) in [(most, true), (most + 1, false), (usize::from(u16::MAX), false)] {
-                let mut block = encode(Kind::Register, "", &[], 512);
+                let mut block = encode(CellKind::Register, "", &[], 512);
                 block[at..at + 2].copy_from_slice(&u16::try_from(length).unwrap().to_le_bytes());
                 let crc = crc32c::crc32c(&block[..CRC]).to_le_bytes();
                 block[CRC..].copy_from_slice(&crc);
-                assert_eq!(decode(Kind::Register, &block).is_ok(), fits, "{at}: {length}");
+                assert_eq!(decode(CellKind::Register, &block).is_ok(), fits, "{at}: {length}");
             }
         }
     }
@@ -168,8 +172,8 @@ mod tests {
     proptest! {
         #[test]
         fn blocks_read_as_written(name in "[a-z0-9.]{0,64}", content in proptest::collection::vec(any::<u8>(), 0..=CONTENT_BYTES)) {
-            let block = encode(Kind::Register, &name, &content, 512);
-            prop_assert_eq!(decode(Kind::Register, &block), Ok(Some(Cell { name, content })));
+            let block = encode(CellKind::Register, &name, &content, 512);
+            prop_assert_eq!(decode(CellKind::Register, &block), Ok(Some(Cell { name, content })));
         }
     }
 }

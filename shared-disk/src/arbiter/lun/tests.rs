@@ -1,9 +1,13 @@
 #![allow(clippy::cast_possible_truncation, reason = "a disk in memory is small")]
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
+
+use super::layout::SLOTS;
 use super::*;
 use crate::arbiter::LifeState;
 use crate::arbiter::register::record;
+use crate::scsi::CommandFault;
 
 const A: u128 = 0xa;
 const B: u128 = 0xb;
@@ -49,11 +53,11 @@ impl Disk {
     }
 
     fn set(&self, at: usize, bytes: &[u8]) {
-        self.content.lock().unwrap()[at..at + bytes.len()].copy_from_slice(bytes);
+        self.content.lock()[at..at + bytes.len()].copy_from_slice(bytes);
     }
 
     fn written(&self) -> u32 {
-        *self.written.lock().unwrap()
+        *self.written.lock()
     }
 }
 
@@ -64,7 +68,7 @@ impl Port {
         ScsiError::Command {
             path: "/dev/fake".into(),
             command: "COMPARE AND WRITE",
-            trouble: Trouble::Unclear {
+            fault: CommandFault::Unclear {
                 status: 0,
                 host: 1,
                 key: 0,
@@ -75,35 +79,35 @@ impl Port {
     }
 }
 
-impl Blocks for Port {
+impl BlockDevice for Port {
     fn block_bytes(&self) -> u64 {
         self.0.block_bytes as u64
     }
 
     fn blocks(&self) -> u64 {
-        (self.0.content.lock().unwrap().len() / self.0.block_bytes) as u64
+        (self.0.content.lock().len() / self.0.block_bytes) as u64
     }
 
     fn read(&self, block: u64, count: u64) -> Result<Vec<u8>, ScsiError> {
         let (at, length) = (block as usize * self.0.block_bytes, count as usize * self.0.block_bytes);
-        Ok(self.0.content.lock().unwrap()[at..at + length].to_vec())
+        Ok(self.0.content.lock()[at..at + length].to_vec())
     }
 
     fn compare_and_write(&self, block: u64, expected: &[u8], new: &[u8]) -> Result<Compared, ScsiError> {
-        let fate = self.0.fates.lock().unwrap().pop();
+        let fate = self.0.fates.lock().pop();
         match fate {
             Some(Fate::Lost) => return Err(Port::unclear()),
             Some(Fate::Overtaken) => drop(self.0.host("guest").claim(1, A, C).unwrap()),
             Some(Fate::AnswerLost) | None => {}
         }
         let at = block as usize * self.0.block_bytes;
-        let mut content = self.0.content.lock().unwrap();
+        let mut content = self.0.content.lock();
         let place = &mut content[at..at + self.0.block_bytes];
         if place != expected {
             return Ok(Compared::Differs);
         }
         place.copy_from_slice(new);
-        *self.0.written.lock().unwrap() += 1;
+        *self.0.written.lock() += 1;
         if fate == Some(Fate::AnswerLost) {
             return Err(Port::unclear());
         }
@@ -115,12 +119,12 @@ impl Blocks for Port {
     }
 }
 
-fn won(generation: u64) -> Result<Outcome, ArbiterError> {
-    Ok(Outcome::Won { generation })
+fn won(generation: u64) -> Result<ClaimOutcome, ArbiterError> {
+    Ok(ClaimOutcome::Won { generation })
 }
 
-fn lost(generation: u64, owner: u128) -> Result<Outcome, ArbiterError> {
-    Ok(Outcome::Lost { generation, owner })
+fn lost(generation: u64, owner: u128) -> Result<ClaimOutcome, ArbiterError> {
+    Ok(ClaimOutcome::Lost { generation, owner })
 }
 
 #[test]
@@ -153,14 +157,14 @@ fn whatever_the_device_answers_the_block_decides() {
         let disk = Disk::new(512, 2);
         let host = disk.host("guest");
         assert_eq!(host.start(A), Ok(1));
-        disk.fates.lock().unwrap().push(fate);
+        disk.fates.lock().push(fate);
         assert_eq!(host.claim(1, A, B), first, "{fate:?}");
         assert_eq!(host.claim(1, A, B), then, "{fate:?}");
     }
     let disk = Disk::new(512, 2);
     let host = disk.host("guest");
     assert_eq!(host.start(A), Ok(1));
-    disk.fates.lock().unwrap().push(Fate::Lost);
+    disk.fates.lock().push(Fate::Lost);
     assert!(host.claim(1, A, B).unwrap_err().is_retryable());
     assert_eq!(
         host.claim(1, A, B),
@@ -190,13 +194,13 @@ fn a_foreign_device_is_refused_and_never_written() {
     for at in [0, 512, 1080, 65_600, (1 << 20) - 1, (2 << 20) - (128 << 10), last] {
         let disk = Disk::new(512, 2);
         disk.set(at, &[1]);
-        let before = disk.content.lock().unwrap().clone();
+        let before = disk.content.lock().clone();
         let error = disk.host("guest").start(A).unwrap_err();
         assert!(
             !error.is_retryable() && error.to_string().contains("of its own"),
             "{at}: {error}"
         );
-        assert_eq!(*disk.content.lock().unwrap(), before);
+        assert_eq!(*disk.content.lock(), before);
     }
     for at in [1 << 20, (2 << 20) - (128 << 10) - 1] {
         let disk = Disk::new(512, 2);
@@ -225,7 +229,7 @@ fn damage_is_an_error_and_never_a_loss() {
     assert_eq!(disk.host("other").start(A), Ok(1));
     let slot = 512;
     for (at, byte) in [(0, 0), (slot, b'X'), (slot + 80, 0), (slot + 511, 7)] {
-        let before = disk.content.lock().unwrap()[at];
+        let before = disk.content.lock()[at];
         disk.set(at, &[byte]);
         let error = host.claim(1, A, B).unwrap_err();
         assert!(!error.is_retryable(), "byte {at}: {error}");
@@ -233,14 +237,14 @@ fn damage_is_an_error_and_never_a_loss() {
         disk.set(at, &[before]);
     }
     // A sound block whose record is none.
-    disk.set(slot, &encode(Kind::Register, "guest", b"ftvm-generation 2\n", 512));
+    disk.set(slot, &encode(CellKind::Register, "guest", b"ftvm-generation 2\n", 512));
     let text = host.claim(1, A, B).unwrap_err().to_string();
     assert!(
         text.contains("block 1 of /dev/fake") && text.contains("not written by this version"),
         "{text}"
     );
     // Emptied by someone: there is a place and nothing in it.
-    disk.set(slot, &encode(Kind::Register, "guest", b"", 512));
+    disk.set(slot, &encode(CellKind::Register, "guest", b"", 512));
     assert_eq!(host.claim(1, A, B), lost(0, 0));
     // A device with other blocks than its header says.
     disk.set(0, &header(4096)[..512]);
@@ -252,14 +256,14 @@ fn a_claim_that_lands_late_does_nothing_unless_nothing_has_changed() {
     let disk = Disk::new(512, 2);
     let host = disk.host("guest");
     assert_eq!(host.start(A), Ok(1));
-    let (_, place) = Register::newest(&host).unwrap();
+    let (_, place) = GenerationRegister::newest(&host).unwrap();
     let late = record(2, B, LifeState::Running);
     assert_eq!(host.claim(1, A, C), won(2));
     assert_eq!(host.end(C), Ok(()));
     assert_eq!(host.start(A), Ok(4));
     host.attempt(place, &late).unwrap();
     assert_eq!(host.claim(4, A, A), won(5), "it found another content");
-    let (_, place) = Register::newest(&host).unwrap();
+    let (_, place) = GenerationRegister::newest(&host).unwrap();
     host.attempt(place, &record(6, B, LifeState::Running)).unwrap();
     assert_eq!(host.claim(5, A, B), won(6), "a late win is a win");
 }

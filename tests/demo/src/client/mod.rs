@@ -20,10 +20,10 @@ use stack::Stack;
 use workload::{Answer, Workload};
 pub use workload::{Gap, Tally};
 
+pub mod resp;
 pub mod stack;
 
 mod history;
-mod resp;
 mod workload;
 
 /// How often the client looks whether it is to finish.

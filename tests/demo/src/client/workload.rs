@@ -136,12 +136,13 @@ impl Workload {
     /// Takes the next answer, which came at `now_ns`, and says what it was.
     pub(super) fn answer(&mut self, reply: &Reply, now_ns: u64) -> Result<Answer, Unexpected> {
         match (self.waiting.pop_front(), reply) {
-            (Some(Request::Set(number)), Reply::Simple(text)) if text == b"OK" => {
+            (Some(Request::Set(number)), Reply::SimpleString(text)) if text == b"OK" => {
                 self.acked(number, now_ns);
                 return Ok(Answer::Acknowledgement);
             }
             (Some(Request::Set(_)), Reply::Error(_)) => self.tally.refused_writes += 1,
-            (Some(Request::Get(key)), Reply::Bulk(found)) => self.compare(key, found.as_deref()),
+            (Some(Request::Get(key)), Reply::BulkString(found)) => self.compare(key, Some(found)),
+            (Some(Request::Get(key)), Reply::Null) => self.compare(key, None),
             (request, reply) => {
                 return Err(Unexpected {
                     request: request.map_or("nothing".into(), |request| format!("{request:?}")),
@@ -217,11 +218,11 @@ mod tests {
     const MS: u64 = 1_000_000;
 
     fn ok() -> Reply {
-        Reply::Simple(b"OK".to_vec())
+        Reply::SimpleString(b"OK".to_vec())
     }
 
     fn bulk(text: &str) -> Reply {
-        Reply::Bulk(Some(text.as_bytes().to_vec()))
+        Reply::BulkString(text.as_bytes().to_vec())
     }
 
     fn written(workload: &mut Workload, count: usize) {
@@ -288,7 +289,7 @@ mod tests {
         written(&mut workload, 4);
         while workload.read_back(&mut Vec::new()) {}
         workload.answer(&bulk("value:1"), 0).expect("expected");
-        workload.answer(&Reply::Bulk(None), 0).expect("expected");
+        workload.answer(&Reply::Null, 0).expect("expected");
         workload.answer(&bulk("value:4"), 0).expect("expected");
         let tally = workload.finish();
         assert_eq!(
@@ -316,9 +317,7 @@ mod tests {
     fn a_refused_write_is_not_acknowledged() {
         let mut workload = Workload::new(100, 4);
         workload.write(&mut Vec::new());
-        workload
-            .answer(&Reply::Error(b"ERR full".to_vec()), 0)
-            .expect("expected");
+        workload.answer(&Reply::Error("ERR full".into()), 0).expect("expected");
         written(&mut workload, 1);
         let mut out = Vec::new();
         while workload.read_back(&mut out) {}
@@ -336,7 +335,7 @@ mod tests {
         workload.write(&mut Vec::new());
         assert!(workload.answer(&bulk("value:1"), 0).is_err());
         workload.write(&mut Vec::new());
-        assert!(workload.answer(&Reply::Simple(b"QUEUED".to_vec()), 0).is_err());
+        assert!(workload.answer(&Reply::SimpleString(b"QUEUED".to_vec()), 0).is_err());
     }
 
     #[test]

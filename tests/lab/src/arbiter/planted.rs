@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use shared_disk::arbiter::{Arbiter, ArbiterError, LifeState, NONCE_BYTES, Outcome, Record, TestAndSet};
+use shared_disk::arbiter::{Arbiter, ArbiterError, ClaimOutcome, GenerationRecord, LifeState, NONCE_BYTES, TestAndSet};
 
 /// What is wrong with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,9 +100,7 @@ impl Variable {
     }
 
     fn unknown() -> ArbiterError {
-        ArbiterError::Unreachable {
-            what: "never started".into(),
-        }
+        ArbiterError::unreachable("never started")
     }
 
     fn held(&self) -> Result<(u64, u128, LifeState), ArbiterError> {
@@ -110,15 +108,12 @@ impl Variable {
     }
 
     fn refuse(what: &str) -> ArbiterError {
-        ArbiterError::Broken {
-            what: what.to_owned(),
-            advice: "none",
-        }
+        ArbiterError::broken(what, "none")
     }
 
-    fn record((generation, owner, state): (u64, u128, LifeState)) -> Record {
+    fn record((generation, owner, state): (u64, u128, LifeState)) -> GenerationRecord {
         let (host, pid, time) = ("test".to_owned(), 0, 0);
-        Record {
+        GenerationRecord {
             generation,
             owner,
             state,
@@ -152,11 +147,11 @@ impl Variable {
 }
 
 impl TestAndSet for Variable {
-    fn claim(&self, generation: u64, owner: u128, me: u128) -> Result<Outcome, ArbiterError> {
+    fn claim(&self, generation: u64, owner: u128, me: u128) -> Result<ClaimOutcome, ArbiterError> {
         if me == 0 {
             return Err(Self::refuse("nobody"));
         }
-        let lost = |(generation, owner, _): (u64, u128, LifeState)| Ok(Outcome::Lost { generation, owner });
+        let lost = |(generation, owner, _): (u64, u128, LifeState)| Ok(ClaimOutcome::Lost { generation, owner });
         let mut guest = self.guest();
         let Some(held) = guest.held else {
             return match self.fault {
@@ -170,10 +165,10 @@ impl TestAndSet for Variable {
         };
         let mine = (claimed, me, LifeState::Running);
         if held == mine && self.fault != Fault::NotIdempotent {
-            return Ok(Outcome::Won { generation: claimed });
+            return Ok(ClaimOutcome::Won { generation: claimed });
         }
         if self.fault == Fault::WinsForEver && guest.nonces.contains_key(&format!("{mine:?}")) {
-            return Ok(Outcome::Won { generation: claimed });
+            return Ok(ClaimOutcome::Won { generation: claimed });
         }
         let same = match self.fault {
             Fault::WritesWithoutComparing => true,
@@ -193,7 +188,7 @@ impl TestAndSet for Variable {
         if self.fault == Fault::WinsForEver {
             guest.nonces.insert(format!("{mine:?}"), Vec::new());
         }
-        Ok(Outcome::Won { generation: claimed })
+        Ok(ClaimOutcome::Won { generation: claimed })
     }
 }
 
@@ -231,7 +226,7 @@ impl Arbiter for Variable {
         Ok(())
     }
 
-    fn last(&self) -> Result<Option<Record>, ArbiterError> {
+    fn last(&self) -> Result<Option<GenerationRecord>, ArbiterError> {
         Ok(self.guest().held.map(Self::record))
     }
 

@@ -1,16 +1,19 @@
 //! The vCPU thread of a simulated primary: the guest runs in stretches of simulated time.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ftvm_hypervisor::scripted::{ScriptedCpu, ScriptedKick};
+use ftvm_machine::machine::MachineError;
 use ftvm_roles::host_event::HostEvent;
+use ftvm_roles::link::guest::{FromGuest, PairSink, Reins, ToLink, take_together};
 use ftvm_roles::live::{Events, Live, Next, pause};
-use vmm::run::vcpu::PairSink;
 
+use super::super::checks::NO_FAILURE;
 use super::super::common::Common;
 use super::super::env::{Env, US, What};
 use super::Leader;
@@ -35,45 +38,86 @@ impl Events for SimEvents {
     }
 }
 
+/// What the vCPU thread has said and the link has not taken.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Said(Rc<RefCell<VecDeque<FromGuest>>>);
+
+impl ToLink for Said {
+    fn say(&self, message: FromGuest) -> bool {
+        self.0.borrow_mut().push_back(message);
+        true
+    }
+}
+
+impl Said {
+    pub(super) fn waiting(&self) -> usize {
+        self.0.borrow().len()
+    }
+
+    /// Said before everything that waits: by a planted bug.
+    pub(super) fn ahead(&self, message: FromGuest) {
+        self.0.borrow_mut().push_front(message);
+    }
+
+    /// The next thing said, batches that wait together.
+    pub(super) fn next(&self) -> Option<FromGuest> {
+        let mut waiting = self.0.borrow_mut();
+        let first = waiting.pop_front()?;
+        let (message, ahead) = take_together(first, || waiting.pop_front());
+        if let Some(ahead) = ahead {
+            waiting.push_front(ahead);
+        }
+        Some(message)
+    }
+}
+
 /// The vCPU thread of a live machine.
 #[derive(Debug)]
-pub struct Vcpu {
-    pub(super) live: Live<ScriptedCpu, PairSink, SimEvents>,
-    pub(super) kick: Arc<ScriptedKick>,
-    pub(super) next: Option<Next>,
+pub(super) struct Vcpu {
+    pub live: Live<ScriptedCpu, PairSink<Said>, SimEvents>,
+    pub kick: Arc<ScriptedKick>,
+    pub next: Option<Next>,
     /// Events for the thread that are older than its last order are void.
-    pub(super) token: u64,
+    pub token: u64,
+    pub said: Said,
+    pub reins: Reins,
 }
 
 impl Leader {
-    /// Something for the vCPU thread to look at.
+    /// The vCPU thread runs for a while.
+    pub fn run_vcpu(&mut self, env: &mut Env, common: &mut Common, token: u64) {
+        if let Err(error) = self.side.vcpu.run(env, common, token) {
+            let what = format!("process {}: {error}", common.id);
+            env.checks.fail(env.now, NO_FAILURE, what);
+        }
+    }
+}
+
+impl Vcpu {
+    /// Something for the thread to look at.
     pub fn tell(&mut self, env: &mut Env, common: &Common, event: HostEvent) {
         let now = env.instant(env.local(common.host));
-        self.vcpu.live.events().0.push_back((now, event));
-        if matches!(self.vcpu.next, Some(Next::Wait(_))) {
-            self.vcpu.token += 1;
-            env.after(US, common.id, What::Vcpu(self.vcpu.token));
+        self.live.events().0.push_back((now, event));
+        if matches!(self.next, Some(Next::Wait(_))) {
+            self.token += 1;
+            env.after(US, common.id, What::Vcpu(self.token));
         }
     }
 
-    /// The vCPU thread runs for a while.
-    pub fn run_vcpu(&mut self, env: &mut Env, common: &mut Common, token: u64) {
-        if token != self.vcpu.token || matches!(self.vcpu.next, Some(Next::Ended(_))) {
-            return;
+    fn run(&mut self, env: &mut Env, common: &mut Common, token: u64) -> Result<(), MachineError> {
+        if token != self.token || matches!(self.next, Some(Next::Ended(_))) {
+            return Ok(());
         }
-        if self.stream.waiting() >= BATCHES {
-            return env.after(US * 500, common.id, What::Vcpu(token));
+        if self.said.waiting() >= BATCHES {
+            env.after(US * 500, common.id, What::Vcpu(token));
+            return Ok(());
         }
         let begin = env.local(common.host);
         let time = Cell::new(begin);
         let base = env.base;
         let now = || base + Duration::from_nanos(time.get());
-        let result = self.slice(env, &time, &now);
-        let next = match result {
-            Ok(next) => next,
-            Err(error) => return self.expect(env, common, Err(error.to_string())),
-        };
-        let idle = self.stream.idle.load(Ordering::Relaxed);
+        let next = self.slice(env, &time, &now)?;
+        let idle = self.reins.idle.load(Ordering::Relaxed);
         let ran = Duration::from_nanos(time.get() - begin);
         let spent = u64::try_from((ran + pause(ran, idle)).as_nanos()).unwrap_or(u64::MAX);
         match &next {
@@ -86,29 +130,24 @@ impl Leader {
                 }
             }
             Next::Ended(reason) => {
-                let finished = self.vcpu.live.finish(reason);
-                self.expect(env, common, finished.map_err(|e| e.to_string()));
-                self.vcpu.live.sink().ended(Ok(reason.clone()));
+                self.live.finish(reason)?;
+                self.said.say(FromGuest::Ended(Ok(reason.clone())));
             }
         }
-        self.vcpu.next = Some(next);
+        self.next = Some(next);
         common.wake(env, spent);
+        Ok(())
     }
 
-    fn slice(
-        &mut self,
-        env: &mut Env,
-        time: &Cell<u64>,
-        now: &dyn Fn() -> Instant,
-    ) -> Result<Next, ftvm_machine::machine::MachineError> {
+    fn slice(&mut self, env: &mut Env, time: &Cell<u64>, now: &dyn Fn() -> Instant) -> Result<Next, MachineError> {
         let end = time.get() + env.rng.between(SLICE / 10, SLICE);
-        let vcpu = &mut self.vcpu;
+        let vcpu = &mut *self;
         let mut next = match vcpu.next.take() {
             None => vcpu.live.begin(now)?,
             Some(Next::Wait(_)) => vcpu.live.woken(None, now)?,
             Some(next) => next,
         };
-        while next == Next::Run && time.get() < end && self.stream.waiting() < BATCHES {
+        while next == Next::Run && time.get() < end && vcpu.said.waiting() < BATCHES {
             let units = if vcpu.live.kick_due(now()) {
                 env.rng.between(0, 3)
             } else {

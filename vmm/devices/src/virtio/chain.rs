@@ -88,8 +88,8 @@ impl Buffer {
         let mut skip = offset;
         self.segments.iter().filter_map(move |segment| {
             let skipped = skip.min(segment.len);
-            skip -= skipped;
-            let len = usize::try_from(segment.len - skipped).expect("64-bit host");
+            skip = skip.saturating_sub(skipped);
+            let len = usize::try_from(segment.len.saturating_sub(skipped)).expect("64-bit host");
             (len > 0).then_some((segment.addr.wrapping_add(u64::from(skipped)), len))
         })
     }

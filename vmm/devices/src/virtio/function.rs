@@ -142,6 +142,8 @@ pub(crate) trait PciFunction {
 }
 
 impl<M: Model> VirtioPci<M> {
+    const DEVICE_ID: u16 = DEVICE_BASE + M::TYPE;
+
     /// A function with its BAR and interrupt line preassigned.
     pub(crate) fn new(model: M, bar: u32, irq: u8) -> Self {
         VirtioPci {
@@ -213,7 +215,7 @@ impl<M: Model> VirtioPci<M> {
 impl<M: Model> PciFunction for VirtioPci<M> {
     fn read_register(&mut self, register: u8, env: &mut Env<'_>) -> u32 {
         match register {
-            register::ID => u32::from(DEVICE_BASE + M::TYPE) << 16 | VENDOR_VIRTIO,
+            register::ID => u32::from(Self::DEVICE_ID) << 16 | VENDOR_VIRTIO,
             register::COMMAND => {
                 let pending = if self.transport.interrupt() {
                     STATUS_INTERRUPT
@@ -224,7 +226,7 @@ impl<M: Model> PciFunction for VirtioPci<M> {
             }
             register::CLASS => M::CLASS << 8 | REVISION,
             register::BAR0 => self.bar,
-            register::SUBSYSTEM => u32::from(DEVICE_BASE + M::TYPE) << 16 | VENDOR_VIRTIO,
+            register::SUBSYSTEM => u32::from(Self::DEVICE_ID) << 16 | VENDOR_VIRTIO,
             register::CAPABILITIES => CAPABILITIES[0].at.into(),
             register::INTERRUPT => INTERRUPT_PIN_A << 8 | u32::from(self.interrupt_line),
             register::WINDOW => u32::from_le_bytes(WINDOW_HEADER),
@@ -280,8 +282,8 @@ impl<M: Model> PciFunction for VirtioPci<M> {
 
     fn read_bar(&mut self, offset: u32, data: &mut [u8], _env: &mut Env<'_>) {
         data.fill(0);
-        let inside = offset % area::SIZE;
-        match offset - inside {
+        let (area, inside) = area_of(offset);
+        match area {
             area::COMMON => {
                 let value = self.transport.read_common(inside.into(), data.len()).to_le_bytes();
                 data.iter_mut().zip(value).for_each(|(to, from)| *to = from);
@@ -298,8 +300,8 @@ impl<M: Model> PciFunction for VirtioPci<M> {
     }
 
     fn write_bar(&mut self, offset: u32, data: &[u8], env: &mut Env<'_>) {
-        let inside = offset % area::SIZE;
-        match offset - inside {
+        let (area, inside) = area_of(offset);
+        match area {
             area::COMMON => {
                 let mut value = [0; 8];
                 value.iter_mut().zip(data).for_each(|(to, &from)| *to = from);
@@ -321,13 +323,22 @@ impl<M: Model> PciFunction for VirtioPci<M> {
     }
 }
 
+/// The area of the BAR that an offset is in, and how far inside.
+fn area_of(offset: u32) -> (u32, u32) {
+    let inside = offset % area::SIZE;
+    (offset.saturating_sub(inside), inside)
+}
+
 /// A dword of the four fixed capabilities; 0 outside them.
 fn read_capability(register: u8) -> u32 {
-    let within = |capability: &&Capability| (capability.at..capability.at + capability.len).contains(&register);
-    let Some(capability) = CAPABILITIES.iter().find(within) else {
+    let inside = |capability: &'static Capability| {
+        let at = register.checked_sub(capability.at)?;
+        (at < capability.len).then_some((capability, at))
+    };
+    let Some((capability, at)) = CAPABILITIES.iter().find_map(inside) else {
         return 0;
     };
-    match register - capability.at {
+    match at {
         0 => u32::from_le_bytes([0x09, capability.next, capability.len, capability.kind]),
         // BAR 0, id 0.
         4 => 0,

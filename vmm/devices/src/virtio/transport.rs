@@ -137,7 +137,7 @@ impl<M: Model> Transport<M> {
             (common::QUEUE_SELECT, 2) => self.queue_select.into(),
             (common::QUEUE_SIZE, 2) => of_queue(|queue| queue.size.into()),
             (common::QUEUE_ENABLE, 2) => of_queue(|queue| u64::from(queue.is_enabled())),
-            (common::QUEUE_NOTIFY_OFF, 2) => of_queue(|_| 1) * u64::from(self.queue_select),
+            (common::QUEUE_NOTIFY_OFF, 2) => queue.map_or(0, |_| u64::from(self.queue_select)),
             (common::QUEUE_DESC..common::END, 4 | 8) => {
                 let address = of_queue(match offset & !7 {
                     common::QUEUE_DESC => |queue| queue.desc,

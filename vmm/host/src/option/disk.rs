@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use shared_disk::image::{Access, Caching};
+use shared_disk::image::{Caching, ImageAccess};
 
 use super::{KeyValues, OptionError};
 
@@ -50,10 +50,10 @@ impl DiskOption {
 
     /// What the guest may do with it.
     #[must_use]
-    pub fn access(&self) -> Access {
+    pub fn access(&self) -> ImageAccess {
         match self.kind {
-            DiskKind::ReadOnly { .. } => Access::ReadOnly,
-            DiskKind::Shared { .. } | DiskKind::Reserved | DiskKind::Private { .. } => Access::ReadWrite,
+            DiskKind::ReadOnly { .. } => ImageAccess::ReadOnly,
+            DiskKind::Shared { .. } | DiskKind::Reserved | DiskKind::Private { .. } => ImageAccess::ReadWrite,
         }
     }
 

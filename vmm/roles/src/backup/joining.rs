@@ -1,12 +1,13 @@
 //! How a backup comes to hold the guest: pages and blocks ahead of the state, then the state, then the grant.
 
-use fault_detector::detector::{Config, Detector, Role};
+use fault_detector::detector::{Detector, DetectorConfig, PairRole};
 use ftvm_schema::entry::Chunk;
 use logging_channel::flow::Inbox;
 use logging_channel::message::{Ack, BLOCKS_UNDER_WAY, Grant, Message};
 
 use super::super::event::{Event, Protection};
-use super::{Action, Backup, BackupConfig, INBOX_BYTES, Phase};
+use super::super::terms::Terms;
+use super::{Action, Backup, Phase};
 use ftvm_machine::machine::state::MAX_RECORD;
 
 impl Backup {
@@ -45,7 +46,7 @@ impl Backup {
         if let Phase::Joining { last, .. } = &mut self.phase {
             *last = now;
             actions.push(Action::Send(Message::BlocksWritten {
-                incarnation: self.config.me,
+                incarnation: self.terms.me,
                 messages: self.blocks.1,
             }));
         }
@@ -54,7 +55,7 @@ impl Backup {
     /// While the state comes; nothing is acked, and nothing echoed.
     fn show_life(&self, actions: &mut Vec<Action>) {
         actions.push(Action::Send(Message::Ack(Ack {
-            incarnation: self.config.me,
+            incarnation: self.terms.me,
             ..Ack::default()
         })));
     }
@@ -87,28 +88,21 @@ impl Backup {
         let Phase::Joining { loaded: true, .. } = &self.phase else {
             return self.give_up("a grant came before the state was complete".to_owned(), actions);
         };
-        let BackupConfig {
+        let Terms {
             me,
             generation,
             detection_ns,
             ..
-        } = self.config;
+        } = self.terms;
         if grant.incarnation != me || grant.generation != generation {
             return self.give_up("the grant is for another backup or generation".to_owned(), actions);
         }
         self.phase = Phase::Following;
-        self.inbox = Some(Inbox::new(
-            me,
-            generation,
-            grant.at,
-            grant.outputs,
-            INBOX_BYTES,
-            MAX_RECORD,
-        ));
+        self.inbox = Some(Inbox::new(me, generation, grant.at, grant.outputs, MAX_RECORD));
         self.detector = Detector::new(
-            Config {
+            DetectorConfig {
                 detection_ns,
-                role: Role::Backup,
+                role: PairRole::Backup,
             },
             now,
         );

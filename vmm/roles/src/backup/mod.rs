@@ -5,15 +5,16 @@
 
 mod joining;
 
-use fault_detector::detector::{Config, Detector, Role, Verdict};
-use ftvm_schema::entry::{Chunk, EndReason, ExitSeq, Generation, Incarnation, Input, LogEntry, Position};
+use fault_detector::detector::{Detector, DetectorConfig, PairRole, Verdict};
+use ftvm_schema::entry::{Chunk, EndReason, ExitSeq, Generation, Input, LogEntry, Position};
 use logging_channel::chunk::Assembler;
 use logging_channel::flow::{Inbox, LeaseWait};
 use logging_channel::message::{Health, Heartbeat, Message};
 use logging_channel::session::presentable;
-use shared_disk::arbiter::Outcome;
+use shared_disk::arbiter::ClaimOutcome;
 
 use super::event::{EXIT_LOST, EXIT_NOT_ENTITLED, Event, Protection};
+use super::terms::Terms;
 use ftvm_machine::machine::state::MAX_RECORD;
 
 /// The grant must follow the state within this time of silence, or the join is given up.
@@ -26,9 +27,6 @@ const EXECUTED_ACKS: u64 = 50;
 
 /// Most that two hosts' clocks drift apart, in parts per million: 500 is what NTP may slew, each way.
 const DRIFT_PPM: u32 = 1000;
-
-/// Entries received and not yet taken by the vCPU thread, in bytes; above it the socket is not read.
-const INBOX_BYTES: usize = 64 << 20;
 
 /// What the shell is to do.
 #[derive(Debug, PartialEq)]
@@ -67,16 +65,6 @@ pub enum Action {
     End { code: u8, why: String },
 }
 
-/// What is fixed for this life; times are the primary's choice.
-#[derive(Clone, Copy, Debug)]
-pub struct BackupConfig {
-    pub me: Incarnation,
-    pub guest: u128,
-    pub generation: Generation,
-    pub detection_ns: u64,
-    pub lease_ns: u64,
-}
-
 /// The three conditions of PROTOCOL 13.
 #[derive(Clone, Copy, Debug, Default)]
 struct Claim {
@@ -104,7 +92,7 @@ enum Phase {
 /// The backup of one guest.
 #[derive(Debug)]
 pub struct Backup {
-    config: BackupConfig,
+    terms: Terms,
     phase: Phase,
     /// From the grant on.
     inbox: Option<Inbox>,
@@ -132,13 +120,13 @@ enum Told {
 impl Backup {
     /// A backup that has passed the handshake.
     #[must_use]
-    pub fn new(config: BackupConfig, now: u64) -> Self {
-        let detector = Config {
-            detection_ns: config.detection_ns,
-            role: Role::Backup,
+    pub fn new(terms: Terms, now: u64) -> Self {
+        let detector = DetectorConfig {
+            detection_ns: terms.detection_ns,
+            role: PairRole::Backup,
         };
         Backup {
-            config,
+            terms,
             phase: Phase::Joining {
                 state: Assembler::new(MAX_RECORD),
                 loaded: false,
@@ -146,7 +134,7 @@ impl Backup {
             },
             inbox: None,
             detector: Detector::new(detector, now),
-            lease: LeaseWait::new(config.lease_ns, DRIFT_PPM),
+            lease: LeaseWait::new(terms.lease_ns, DRIFT_PPM),
             read_at: None,
             executed_acked: now,
             executed_owed: None,
@@ -159,7 +147,7 @@ impl Backup {
     /// The generation under which this backup was made.
     #[must_use]
     pub fn generation(&self) -> Generation {
-        self.config.generation
+        self.terms.generation
     }
 
     /// Whether heartbeats may still be sent under that generation (PROTOCOL 11).
@@ -184,10 +172,10 @@ impl Backup {
         if matches!(self.phase, Phase::Claiming(_) | Phase::Over) {
             return; // PROTOCOL 11
         }
-        if generation != self.config.generation {
+        if generation != self.terms.generation {
             let why = format!(
                 "the primary's generation {} changed to {} on one connection",
-                self.config.generation.0, generation.0
+                self.terms.generation.0, generation.0
             );
             return self.give_up(why, actions);
         }
@@ -259,7 +247,7 @@ impl Backup {
         }
         let read = self.read_at.take_if(|exit| *exit <= at.exit).is_some();
         if matches!(self.phase, Phase::Following) {
-            let due = self.executed_acked + self.config.detection_ns / EXECUTED_ACKS;
+            let due = self.executed_acked + self.terms.detection_ns / EXECUTED_ACKS;
             self.executed_owed = Some(if read { now } else { due });
             self.due(now, actions);
         }
@@ -331,20 +319,32 @@ impl Backup {
 
     /// A heartbeat of this guest arrived.
     pub fn heartbeat(&mut self, now: u64, heartbeat: &Heartbeat, actions: &mut Vec<Action>) {
-        if heartbeat.generation > self.config.generation && !matches!(self.phase, Phase::Claiming(_) | Phase::Over) {
+        if heartbeat.generation > self.terms.generation && !matches!(self.phase, Phase::Claiming(_) | Phase::Over) {
             self.phase = Phase::Over;
             let why = format!(
                 "generation {} is live, this backup was made under {}",
-                heartbeat.generation.0, self.config.generation.0
+                heartbeat.generation.0, self.terms.generation.0
             );
             return actions.push(Action::End { code: EXIT_LOST, why });
         }
-        if heartbeat.generation == self.config.generation {
+        if heartbeat.generation == self.terms.generation {
             self.detector.heartbeat(now);
             if let Some(inbox) = &mut self.inbox {
                 inbox.heard(heartbeat.sent_ns);
             }
         }
+    }
+
+    /// This side takes in nothing of what the primary sends, as it has too much to execute: what it does not hear meanwhile is
+    /// no silence of the primary's.
+    pub fn takes_nothing_in(&mut self, now: u64) {
+        self.detector.evidence(now);
+    }
+
+    /// Whether what the primary sends still counts: it is the log, or what comes before it (PROTOCOL 11).
+    #[must_use]
+    pub fn listens(&self) -> bool {
+        matches!(self.phase, Phase::Joining { .. } | Phase::Following | Phase::Ending)
     }
 
     /// Time passes; at least every quarter of the detection time, and when the lease ends.
@@ -359,7 +359,7 @@ impl Backup {
             }
             Phase::Following => match self.detector.step(now) {
                 Verdict::Lost(reason) => self.suspect(now, reason.to_string(), actions),
-                Verdict::Healthy | Verdict::SelfStalled { .. } | Verdict::EarlyHint(_) => {}
+                Verdict::Healthy | Verdict::SelfStalled { .. } => {}
             },
             Phase::Claiming(_) => self.advance(now, actions),
             Phase::Joining { .. } | Phase::Ending | Phase::Over => {}
@@ -367,12 +367,12 @@ impl Backup {
     }
 
     /// The storage has answered.
-    pub fn claimed(&mut self, now: u64, outcome: &Outcome, actions: &mut Vec<Action>) {
+    pub fn claimed(&mut self, now: u64, outcome: &ClaimOutcome, actions: &mut Vec<Action>) {
         let Phase::Claiming(claim) = &mut self.phase else {
             return;
         };
         match outcome {
-            Outcome::Won { generation } => {
+            ClaimOutcome::Won { generation } => {
                 claim.won = Some(Generation(*generation));
                 let took_ns = now.saturating_sub(claim.since);
                 actions.push(Action::Report(Event::ClaimWon {
@@ -381,9 +381,9 @@ impl Backup {
                 }));
                 self.advance(now, actions);
             }
-            Outcome::Lost { .. } => {
+            ClaimOutcome::Lost { .. } => {
                 self.phase = Phase::Over;
-                let wanted = self.config.generation.0 + 1;
+                let wanted = self.terms.generation.0 + 1;
                 let why = format!("the test-and-set for generation {wanted} was lost: the primary goes on");
                 actions.push(Action::End { code: EXIT_LOST, why });
             }
@@ -429,7 +429,7 @@ impl Backup {
             return self.give_up("log came before the grant".to_owned(), actions);
         };
         let ends = entries.iter().any(|entry| matches!(entry, LogEntry::End { .. }));
-        if let Err(error) = inbox.admit(self.config.generation, number, entries) {
+        if let Err(error) = inbox.admit(self.terms.generation, number, entries) {
             // Not acked (PROTOCOL 6); the stream cannot be trusted any further, but what is stored stands.
             return self.suspect(now, format!("the log does not continue: {error}"), actions);
         }
@@ -473,9 +473,9 @@ impl Backup {
             ..Claim::default()
         });
         actions.push(Action::Report(Event::ClaimAsked {
-            generation: self.config.generation.0 + 1,
+            generation: self.terms.generation.0 + 1,
         }));
-        actions.push(Action::Claim(self.config.generation));
+        actions.push(Action::Claim(self.terms.generation));
         actions.push(Action::Drain);
         self.advance(now, actions);
     }

@@ -1,10 +1,10 @@
 //! Each test plays one rule of PROTOCOL against the pure core, on both sides of its boundary.
 
-use ftvm_schema::entry::{Digest, ExitSeq, Input, Mark, OutputSeq};
+use ftvm_schema::entry::{Digest, ExitSeq, Incarnation, Input, Mark, OutputSeq};
 use logging_channel::chunk;
 use logging_channel::flow::AckTracker;
 
-use logging_channel::message::Grant;
+use logging_channel::message::{DiskReads, Grant};
 
 use super::*;
 
@@ -33,14 +33,16 @@ fn mark(exit: u64, sent_ns: u64) -> LogEntry {
 }
 
 pub(super) fn joining(now: u64) -> Backup {
-    let config = BackupConfig {
+    let terms = Terms {
         me: ME,
         guest: 1,
         generation: G,
         detection_ns: D,
         lease_ns: L,
+        patience_ns: 0,
+        disk_reads: DiskReads::Log,
     };
-    Backup::new(config, now)
+    Backup::new(terms, now)
 }
 
 pub(super) fn grant() -> Message {
@@ -105,7 +107,7 @@ pub(super) fn ends_with(actions: &[Action], expected: u8) -> bool {
 #[test]
 fn going_live_needs_lease_storage_and_drain() {
     let now = 1_000 * MS;
-    let won = Outcome::Won { generation: 4 };
+    let won = ClaimOutcome::Won { generation: 4 };
     for missing in ["lease", "storage", "drain", "nothing"] {
         let mut backup = following(now);
         let mut actions = Vec::new();
@@ -133,7 +135,7 @@ fn the_loser_ends() {
     backup.drained(now, &mut actions);
     backup.claimed(
         now,
-        &Outcome::Lost {
+        &ClaimOutcome::Lost {
             generation: 4,
             owner: 7,
         },
@@ -397,7 +399,7 @@ fn a_handover_needs_no_lease_but_the_rest() {
         assert!(claims(&actions) && actions.contains(&Action::Drain));
         assert!(!backup.may_speak(), "final (PROTOCOL 11)");
         if missing != "storage" {
-            backup.claimed(now, &Outcome::Won { generation: 4 }, &mut actions);
+            backup.claimed(now, &ClaimOutcome::Won { generation: 4 }, &mut actions);
         }
         if missing != "drain" {
             backup.drained(now, &mut actions);
@@ -408,7 +410,7 @@ fn a_handover_needs_no_lease_but_the_rest() {
     let mut backup = following(now);
     let mut actions = Vec::new();
     backup.closed(now, "gone", &mut actions);
-    backup.claimed(now, &Outcome::Won { generation: 4 }, &mut actions);
+    backup.claimed(now, &ClaimOutcome::Won { generation: 4 }, &mut actions);
     backup.drained(now, &mut actions);
     assert!(!live(&actions));
 }

@@ -166,7 +166,7 @@ impl Primary {
         actions.push(Action::Report(Event::StateRecord {
             bytes: record.len() as u64,
         }));
-        let pair = Pair::new(&self.config, now, backup, &mark, self.released);
+        let pair = Pair::new(&self.terms, now, backup, &mark, self.released);
         self.phase = Phase::Paired(Box::new(pair));
         self.send_log(now, vec![LogEntry::Mark(mark)], actions);
     }

@@ -2,12 +2,12 @@
 
 use logging_channel::message::Ack;
 
-use super::tests::{BACKUP, MS, at, claims, clone_pages, config, mark, output};
+use super::tests::{BACKUP, MS, at, claims, clone_pages, mark, output, terms};
 use super::*;
 
 #[test]
 fn a_joining_backup_may_go_before_the_grant_and_costs_nothing() {
-    let mut primary = Primary::new(config(), Generation(1));
+    let mut primary = Primary::new(terms());
     let mut actions = Vec::new();
     primary.joined(0, BACKUP, &mut actions);
     primary.hold(output(at(5, 0), 0));
@@ -26,7 +26,7 @@ fn a_joining_backup_may_go_before_the_grant_and_costs_nothing() {
 
 #[test]
 fn a_backup_is_granted_nothing_while_an_unfenced_write_is_in_flight() {
-    let mut primary = Primary::new(config(), Generation(1));
+    let mut primary = Primary::new(terms());
     let mut actions = Vec::new();
     assert_eq!(primary.may_write(0), Writes::Freely);
     primary.joined(0, BACKUP, &mut actions);
@@ -49,7 +49,7 @@ fn a_backup_is_granted_nothing_while_an_unfenced_write_is_in_flight() {
 
 #[test]
 fn a_joining_backup_that_falls_silent_is_given_up() {
-    let mut primary = Primary::new(config(), Generation(1));
+    let mut primary = Primary::new(terms());
     let mut actions = Vec::new();
     primary.joined(0, BACKUP, &mut actions);
     primary.dirty(MS, vec![], &mut actions);
@@ -76,7 +76,7 @@ fn a_joining_backup_that_falls_silent_is_given_up() {
 #[test]
 fn what_was_asked_for_a_backup_that_has_gone_is_not_the_next_ones() {
     let now = 1_000 * MS;
-    let mut primary = Primary::new(config(), Generation(1));
+    let mut primary = Primary::new(terms());
     let mut actions = Vec::new();
     let sends = |actions: &mut Vec<Action>| {
         let sends = |action: &Action| matches!(action, Action::SendPages { .. });
@@ -118,7 +118,7 @@ fn what_was_asked_for_a_backup_that_has_gone_is_not_the_next_ones() {
 #[test]
 fn private_disks_are_level_before_the_state_is_saved() {
     let now = 1_000 * MS;
-    let mut primary = Primary::new(config(), Generation(1)).with_private_disks(1);
+    let mut primary = Primary::new(terms()).with_private_disks(1);
     let mut actions = Vec::new();
     let blocks = |blocks| Action::SendBlocks { to: BACKUP, blocks };
     primary.joined(now, BACKUP, &mut actions);
@@ -166,7 +166,7 @@ fn private_disks_are_level_before_the_state_is_saved() {
 #[test]
 fn a_join_with_private_disks_that_is_given_up_leaves_nothing_behind() {
     let now = 1_000 * MS;
-    let mut primary = Primary::new(config(), Generation(1)).with_private_disks(1);
+    let mut primary = Primary::new(terms()).with_private_disks(1);
     let mut actions = Vec::new();
     primary.joined(now, Incarnation(8), &mut actions);
     primary.closed(now, "gone", &mut actions);
@@ -187,7 +187,7 @@ fn a_join_with_private_disks_that_is_given_up_leaves_nothing_behind() {
 fn a_guest_that_is_slowed_for_its_clone_runs_freely_when_that_is_over() {
     let now = 1_000 * MS;
     for given_up in [false, true] {
-        let mut primary = Primary::new(config(), Generation(1));
+        let mut primary = Primary::new(terms());
         let mut actions = Vec::new();
         primary.joined(now, BACKUP, &mut actions);
         while actions.contains(&Action::TakeDirty) {

@@ -2,7 +2,7 @@
 
 use ftvm_schema::entry::{EndReason, Generation};
 use logging_channel::message::Message;
-use shared_disk::arbiter::Outcome;
+use shared_disk::arbiter::ClaimOutcome;
 
 use super::super::event::{EXIT_HANDED_OVER, EXIT_LOST, Event};
 use super::super::operation::Operation;
@@ -42,13 +42,24 @@ impl Primary {
         actions.push(Action::End { code: EXIT_LOST, why });
     }
 
+    /// A disk's device has refused a write of this host: another one has fenced it off (PROTOCOL 14).
+    pub fn fenced_off(&mut self, actions: &mut Vec<Action>) {
+        self.phase = Phase::Over { writes: Writes::NotNow };
+        let why = "another side has fenced this one off a disk: it is live, and nothing more is written here";
+        self.answer(Err(format!("this process ends: {why}")), actions);
+        actions.push(Action::End {
+            code: EXIT_LOST,
+            why: why.to_owned(),
+        });
+    }
+
     /// The storage has answered a [`Action::Claim`].
-    pub fn claimed(&mut self, now: u64, outcome: &Outcome, actions: &mut Vec<Action>) {
+    pub fn claimed(&mut self, now: u64, outcome: &ClaimOutcome, actions: &mut Vec<Action>) {
         let Phase::Claiming { since, cause } = self.phase else {
             return;
         };
         match outcome {
-            Outcome::Won { generation } => {
+            ClaimOutcome::Won { generation } => {
                 self.generation = Generation(*generation);
                 self.phase = Phase::Alone;
                 let took_ns = now.saturating_sub(since);
@@ -59,7 +70,7 @@ impl Primary {
                 self.won(cause, actions);
                 self.check_end(now, actions);
             }
-            Outcome::Lost { generation, .. } => {
+            ClaimOutcome::Lost { generation, .. } => {
                 self.phase = Phase::Over { writes: Writes::NotNow };
                 if cause == Cause::HandedOver {
                     return self.handed_over(Generation(*generation), actions);

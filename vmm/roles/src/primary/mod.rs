@@ -18,6 +18,7 @@ use super::clone::{Blocks, Selection};
 use super::disks::{DiskEnd, Known};
 use super::event::{Cost, Event, Protection};
 use super::operation::{Answer, Operation, Path};
+use super::terms::Terms;
 use crate::host_event::Control;
 use ftvm_machine::machine::intervention::BootCell;
 use ftvm_machine::output::{HELD_BYTES, Output, OutputQueue};
@@ -105,15 +106,6 @@ pub enum Writes {
     Settling,
 }
 
-/// What is fixed for this life.
-#[derive(Clone, Copy, Debug)]
-pub struct PrimaryConfig {
-    pub me: Incarnation,
-    pub guest: u128,
-    pub detection_ns: u64,
-    pub lease_ns: u64,
-}
-
 #[derive(Debug)]
 enum Phase {
     /// The generation is mine alone; nobody else is eligible.
@@ -133,7 +125,7 @@ enum Phase {
 /// The primary of one guest.
 #[derive(Debug)]
 pub struct Primary {
-    config: PrimaryConfig,
+    terms: Terms,
     generation: Generation,
     phase: Phase,
     held: OutputQueue,
@@ -160,12 +152,12 @@ pub struct Primary {
 }
 
 impl Primary {
-    /// A primary that owns `generation` alone: just started, or just gone live.
+    /// A primary that owns its generation alone: just started, or just gone live.
     #[must_use]
-    pub fn new(config: PrimaryConfig, generation: Generation) -> Self {
+    pub fn new(terms: Terms) -> Self {
         Primary {
-            config,
-            generation,
+            terms,
+            generation: terms.generation,
             phase: Phase::Alone,
             held: OutputQueue::default(),
             released: OutputSeq::default(),
@@ -184,11 +176,9 @@ impl Primary {
         }
     }
 
-    /// That has just come from another host.
-    #[must_use]
-    pub fn gone_live(self, now: u64) -> Self {
-        let calm_until = now + CALM;
-        Primary { calm_until, ..self }
+    /// The guest has just come from another host.
+    pub fn came_over(&mut self, now: u64) {
+        self.calm_until = now + CALM;
     }
 
     /// With the state to reset to, as soon as `boot` holds it, and a guest that is `paused` or not.
@@ -258,7 +248,7 @@ impl Primary {
     #[must_use]
     pub fn has_room(&self, now: u64) -> bool {
         let keeps_up = match &self.phase {
-            Phase::Paired(pair) if pair.level => pair.backlog(now) < self.config.detection_ns / STOP_AT,
+            Phase::Paired(pair) if pair.level => pair.backlog(now) < self.terms.detection_ns / STOP_AT,
             _ => true,
         };
         keeps_up && self.held.bytes() < HELD_BYTES
@@ -425,7 +415,7 @@ impl Primary {
                 self.closed(now, &why, actions);
             }
             Phase::Paired(_) => self.pair_tick(now, actions),
-            Phase::HandedOver { since } if now.saturating_sub(*since) > self.config.detection_ns * HANDOVER_SILENCE => {
+            Phase::HandedOver { since } if now.saturating_sub(*since) > self.terms.detection_ns * HANDOVER_SILENCE => {
                 self.suspect(now, "the backup has not gone live".to_owned(), actions);
             }
             Phase::Alone

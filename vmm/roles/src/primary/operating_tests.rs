@@ -2,18 +2,18 @@
 
 use ftvm_schema::entry::{Intervention, LogEntry};
 use logging_channel::message::Health;
-use shared_disk::arbiter::Outcome;
+use shared_disk::arbiter::ClaimOutcome;
 
 use super::super::event::{EXIT_HANDED_OVER, EXIT_LOST};
 use super::super::operation::{Answer, Operation, Path, Unprotected};
-use super::tests::{BACKUP, D, MS, ack, at, clone_pages, config, mark, output, paired};
+use super::tests::{BACKUP, D, MS, ack, at, clone_pages, mark, output, paired, terms};
 use super::*;
 use crate::host_event::Control;
 
 const NOW: u64 = 1_000 * MS;
 
 fn alone() -> Primary {
-    Primary::new(config(), Generation(1))
+    Primary::new(terms())
 }
 
 /// Asks; the answer, if it has come at once.
@@ -182,7 +182,7 @@ fn a_backup_that_does_not_take_over_costs_a_generation() {
             assert_eq!(primary.next_release(NOW), None);
             actions.clear();
             if loses {
-                let lost = Outcome::Lost {
+                let lost = ClaimOutcome::Lost {
                     generation: 2,
                     owner: 9,
                 };
@@ -190,7 +190,7 @@ fn a_backup_that_does_not_take_over_costs_a_generation() {
                 assert_eq!(ends(&actions), Some(EXIT_HANDED_OVER));
                 assert!(matches!(answered(&actions), Some(Ok(_))));
             } else {
-                primary.claimed(NOW, &Outcome::Won { generation: 2 }, &mut actions);
+                primary.claimed(NOW, &ClaimOutcome::Won { generation: 2 }, &mut actions);
                 assert_eq!(ends(&actions), None);
                 assert!(actions.contains(&Action::Order(Control::Go)));
                 assert!(actions.contains(&Action::TellFailures));
@@ -208,7 +208,7 @@ fn a_backup_that_is_lost_while_the_guest_stops_lets_it_go_on() {
     primary.closed(NOW, "gone", &mut actions);
     assert!(actions.contains(&Action::Order(Control::Go)));
     assert!(claims(&actions));
-    let lost = Outcome::Lost {
+    let lost = ClaimOutcome::Lost {
         generation: 2,
         owner: 9,
     };
@@ -230,7 +230,7 @@ fn a_dismissed_backup_is_gone_only_with_the_test_and_set() {
         primary.message(NOW, Generation(1), Message::Bye, &mut actions);
         assert!(claims(&actions));
         assert_eq!(primary.next_release(NOW), None, "not before the answer (PROTOCOL 11)");
-        primary.claimed(NOW, &Outcome::Won { generation: 2 }, &mut actions);
+        primary.claimed(NOW, &ClaimOutcome::Won { generation: 2 }, &mut actions);
         assert!(matches!(answered(&actions), Some(Ok(_))));
         assert!(primary.next_release(NOW).is_some());
         assert_eq!(primary.may_join().is_ok(), operation == Operation::RestartBackup);
@@ -263,7 +263,7 @@ fn a_dismissed_backup_that_does_not_answer_is_suspected() {
         assert!(now <= NOW + 2 * D, "within the detection time");
         primary.tick(now, &mut actions);
     }
-    primary.claimed(now, &Outcome::Won { generation: 2 }, &mut actions);
+    primary.claimed(now, &ClaimOutcome::Won { generation: 2 }, &mut actions);
     assert!(matches!(answered(&actions), Some(Ok(_))));
     assert!(primary.may_join().is_err());
 }
@@ -459,7 +459,8 @@ fn a_lost_path_hands_over_only_to_a_healthier_backup() {
 fn what_is_lost_on_both_hosts_does_not_go_to_and_fro() {
     let calm = 60_000 * MS;
     for (at, expected) in [(NOW + calm - 1, Failure::Told), (NOW + calm, Failure::Withheld)] {
-        let mut primary = paired(NOW).gone_live(NOW);
+        let mut primary = paired(NOW);
+        primary.came_over(NOW);
         let mut actions = Vec::new();
         primary.message(NOW, Generation(1), Message::Health(Health::default()), &mut actions);
         assert_eq!(primary.path_lost(at, Path::Disk(0), "EIO", &mut actions), expected);
@@ -481,6 +482,6 @@ fn a_divergence_is_counted_and_said() {
             .any(|action| matches!(action, Action::Report(Event::Diverged { exit: 120, .. })))
     );
     assert_eq!(primary.divergences(), 1);
-    primary.claimed(NOW, &Outcome::Won { generation: 2 }, &mut actions);
+    primary.claimed(NOW, &ClaimOutcome::Won { generation: 2 }, &mut actions);
     assert!(primary.may_join().is_ok(), "another backup gets a clone");
 }

@@ -1,6 +1,6 @@
 //! A pair: log and marks one way, acks the other, and what they say about the backup's health (PROTOCOL 2, 6, 12, 15, 16).
 
-use fault_detector::detector::{Config, Detector, Role, Verdict};
+use fault_detector::detector::{Detector, DetectorConfig, PairRole, Verdict};
 use ftvm_schema::entry::{Chunk, Incarnation, Input, Intervention, LogEntry, Mark, OutputSeq, Position};
 use logging_channel::chunk;
 use logging_channel::codec::data_bytes;
@@ -8,8 +8,9 @@ use logging_channel::flow::{AckTracker, Lease, Pace};
 use logging_channel::message::{Ack, Health, Message};
 
 use super::super::event::Cost;
+use super::super::terms::Terms;
 use super::operating::Leaving;
-use super::{Action, FRAME_BYTES, JOIN_SILENCE, LONG_CHANNEL, Phase, Primary, PrimaryConfig, SLOW_AT};
+use super::{Action, FRAME_BYTES, JOIN_SILENCE, LONG_CHANNEL, Phase, Primary, SLOW_AT};
 
 #[derive(Debug)]
 pub(super) struct Pair {
@@ -68,7 +69,7 @@ impl Primary {
                 actions.push(Action::Pace(idle));
             }
         }
-        let due = now.saturating_sub(pair.mark_sent) >= self.config.detection_ns / 8;
+        let due = now.saturating_sub(pair.mark_sent) >= self.terms.detection_ns / 8;
         if due || pair.released_told < self.released {
             let mark = pair.mark.clone();
             self.send_log(now, vec![LogEntry::Mark(mark)], actions);
@@ -120,9 +121,9 @@ impl Primary {
         if !pair.level {
             // Until here the backup was taking the state; from here on silence counts.
             pair.level = true;
-            let config = Config {
-                detection_ns: self.config.detection_ns,
-                role: Role::Primary,
+            let config = DetectorConfig {
+                detection_ns: self.terms.detection_ns,
+                role: PairRole::Primary,
             };
             pair.detector = Detector::new(config, now);
             self.report_state("the backup holds everything", actions);
@@ -153,7 +154,7 @@ impl Primary {
                 input: Input::Control(Intervention::Reset),
             } = &entry
             {
-                pair.detector.long_step(at.0);
+                pair.detector.reset_at(at.0);
             }
             pair.cost.add(&entry);
             bytes += data_bytes(&entry);
@@ -171,20 +172,20 @@ impl Primary {
 
 impl Pair {
     /// A backup to which the state at `mark` has been sent.
-    pub(super) fn new(config: &PrimaryConfig, now: u64, backup: Incarnation, mark: &Mark, released: OutputSeq) -> Self {
-        let detector = Config {
-            detection_ns: config.detection_ns,
-            role: Role::Primary,
+    pub(super) fn new(terms: &Terms, now: u64, backup: Incarnation, mark: &Mark, released: OutputSeq) -> Self {
+        let detector = DetectorConfig {
+            detection_ns: terms.detection_ns,
+            role: PairRole::Primary,
         };
         Pair {
             backup,
             tracker: AckTracker::new(backup, mark.at, mark.outputs),
-            lease: Lease::new(config.lease_ns),
+            lease: Lease::new(terms.lease_ns),
             detector: Detector::new(detector, now),
             next_frame: 1,
             cost: Cost::default(),
-            pace: Pace::new(config.detection_ns / SLOW_AT),
-            channel_ns: config.detection_ns / LONG_CHANNEL,
+            pace: Pace::new(terms.detection_ns / SLOW_AT),
+            channel_ns: terms.detection_ns / LONG_CHANNEL,
             idle: 0,
             mark: mark.clone(),
             mark_sent: now,

@@ -4,7 +4,7 @@ use logging_channel::message::Health;
 
 use super::super::event::Event;
 use super::super::operation::Path;
-use super::tests::{MS, at, config, output, paired};
+use super::tests::{MS, at, output, paired, terms};
 use super::*;
 use crate::host_event::Control;
 
@@ -123,7 +123,7 @@ fn a_handover_that_cannot_end_is_not_tried_again_at_once() {
 
 #[test]
 fn nobody_joins_while_a_write_may_still_land() {
-    let mut primary = Primary::new(config(), Generation(1));
+    let mut primary = Primary::new(terms());
     let look = |primary: &mut Primary, effect| {
         primary.disks_under_way(NOW, &[asked(0, effect, DISK_SILENCE)], &mut Vec::new());
         primary.may_join()

@@ -2,8 +2,8 @@
 
 use ftvm_schema::entry::{ConsolePort, Digest, ExitSeq, Input, Intervention, LogEntry, Mark};
 use logging_channel::chunk;
-use logging_channel::message::Ack;
-use shared_disk::arbiter::Outcome;
+use logging_channel::message::{Ack, DiskReads};
+use shared_disk::arbiter::ClaimOutcome;
 
 use super::super::event::EXIT_LOST;
 use super::*;
@@ -54,12 +54,15 @@ pub(super) fn ack(frame: u64, position: Position, echo_ns: u64) -> Message {
     })
 }
 
-pub(super) fn config() -> PrimaryConfig {
-    PrimaryConfig {
+pub(super) fn terms() -> Terms {
+    Terms {
         me: ME,
         guest: 1,
+        generation: Generation(1),
         detection_ns: D,
         lease_ns: L,
+        patience_ns: 0,
+        disk_reads: DiskReads::Log,
     }
 }
 
@@ -77,7 +80,7 @@ pub(super) fn clone_pages(primary: &mut Primary, now: u64, actions: &mut Vec<Act
 
 /// A protected primary at exit 100; its grant, sent at `now`, is acked.
 pub(super) fn paired(now: u64) -> Primary {
-    let mut primary = Primary::new(config(), Generation(1));
+    let mut primary = Primary::new(terms());
     let mut actions = Vec::new();
     primary.joined(now, BACKUP, &mut actions);
     clone_pages(&mut primary, now, &mut actions);
@@ -107,7 +110,7 @@ pub(super) fn claims(actions: &[Action]) -> bool {
 
 #[test]
 fn alone_everything_leaves_at_once() {
-    let mut primary = Primary::new(config(), Generation(1));
+    let mut primary = Primary::new(terms());
     primary.hold(output(at(5, 0), 0));
     assert!(primary.next_release(0).is_some());
     assert_eq!(primary.may_write(0), Writes::Freely);
@@ -176,7 +179,7 @@ fn a_lost_backup_costs_a_generation() {
         if loses {
             primary.claimed(
                 now,
-                &Outcome::Lost {
+                &ClaimOutcome::Lost {
                     generation: 2,
                     owner: 9,
                 },
@@ -185,7 +188,7 @@ fn a_lost_backup_costs_a_generation() {
             assert!(matches!(actions[..], [Action::End { code: EXIT_LOST, .. }]));
             assert_eq!(primary.next_release(now), None);
         } else {
-            primary.claimed(now, &Outcome::Won { generation: 2 }, &mut actions);
+            primary.claimed(now, &ClaimOutcome::Won { generation: 2 }, &mut actions);
             assert_eq!(
                 (primary.generation(), primary.protection()),
                 (Generation(2), Protection::NotProtected)
@@ -354,7 +357,7 @@ fn a_connection_that_closes_before_the_end_is_acked_needs_the_test_and_set() {
 #[test]
 fn the_cost_of_the_log_counts_whole_checkpoints_and_all_their_bytes() {
     let now = 1_000 * MS;
-    let mut primary = Primary::new(config(), Generation(1));
+    let mut primary = Primary::new(terms());
     assert_eq!(primary.cost(now), None, "without a backup");
     primary = paired(now);
     let before = primary.cost(now).unwrap();
@@ -406,7 +409,7 @@ fn a_read_that_the_backup_does_itself_is_known_when_it_is_executed() {
     primary.message(now, Generation(1), behind(at(110, 2)), &mut actions);
     assert!(primary.knows(&end(Known::Executed)));
     // Alone there is nobody to wait for; while the storage decides, the other side may be reading.
-    let alone = Primary::new(config(), Generation(1));
+    let alone = Primary::new(terms());
     assert!(alone.knows(&end(Known::Executed)));
     primary.closed(now, "cut", &mut actions);
     assert!(!primary.knows(&end(Known::Executed)) && !primary.knows(&end(Known::Received)));

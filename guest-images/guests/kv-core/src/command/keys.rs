@@ -1,16 +1,9 @@
-//! Keys, whatever they hold.
+//! Keys and their deadlines.
 
-use alloc::vec::Vec;
-
-use crate::engine::{Call, CommandError, parse_integer};
-use crate::glob;
+use crate::engine::{Call, CommandError};
 use crate::reply::Decimal;
-use crate::tree::Keyed;
 
 type Result<T = ()> = core::result::Result<T, CommandError>;
-
-/// Most buckets that one SCAN looks at, whatever its COUNT.
-const MAX_SCAN: usize = 10_000;
 
 /// How a deadline is written.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -52,7 +45,7 @@ pub(super) fn deadline(call: &Call<'_>, amount: i64, unit: Unit, command: &'stat
 
 pub(super) fn del(call: &mut Call<'_>) -> Result {
     let keys = call.arguments.from(1);
-    let removed = keys.filter(|key| call.engine.store.remove(key).is_some()).count();
+    let removed = keys.filter(|key| call.engine.store.remove(key)).count();
     if removed > 0 {
         call.journal_request();
     }
@@ -70,84 +63,11 @@ pub(super) fn exists(call: &mut Call<'_>) -> Result {
     Ok(())
 }
 
-pub(super) fn kind(call: &mut Call<'_>) -> Result {
-    let kind = call
-        .engine
-        .store
-        .get(call.argument(1))
-        .map_or("none", |value| value.kind());
-    call.reply.simple(kind);
-    Ok(())
-}
-
-pub(super) fn randomkey(call: &mut Call<'_>) -> Result {
-    let random = call.engine.random();
-    let key = call.engine.store.keys().near(random).map(|(_, entry)| entry.key());
-    call.reply.optional(key);
-    Ok(())
-}
-
-pub(super) fn keys(call: &mut Call<'_>) -> Result {
-    let pattern = call.argument(1);
-    let matching = |key: &&[u8]| glob::matches(pattern, key);
-    let keys = call.engine.store.keys();
-    call.reply.array(keys.iter().map(Keyed::key).filter(matching).count());
-    for key in keys.iter().map(Keyed::key).filter(matching) {
-        call.reply.bulk(key);
-        if call.reply.is_too_long() {
-            return Err(CommandError::REPLY_TOO_LONG);
-        }
-    }
-    Ok(())
-}
-
-/// The cursor is the hash to go on with; keys are walked in the order of their hashes.
-pub(super) fn scan(call: &mut Call<'_>) -> Result {
-    let cursor = core::str::from_utf8(call.argument(1))
-        .ok()
-        .and_then(|text| text.parse::<u64>().ok());
-    let cursor = cursor.ok_or(CommandError::Text("ERR invalid cursor"))?;
-    let (mut pattern, mut kind, mut count) = (None, None, 10);
-    let mut at = 2;
-    while at < call.arguments.len() {
-        let value = call.arguments.get(at + 1).ok_or(CommandError::SYNTAX)?;
-        match call.argument(at).to_ascii_lowercase().as_slice() {
-            b"match" => pattern = Some(value),
-            b"type" => kind = Some(value),
-            b"count" => {
-                let wanted = parse_integer(value).ok_or(CommandError::NOT_INTEGER)?;
-                count = usize::try_from(wanted)
-                    .ok()
-                    .filter(|&count| count > 0)
-                    .ok_or(CommandError::SYNTAX)?;
-            }
-            _ => return Err(CommandError::SYNTAX),
-        }
-        at += 2;
-    }
-    let store = &call.engine.store;
-    let mut buckets = store.keys().buckets(cursor);
-    let found: Vec<&[u8]> = buckets
-        .by_ref()
-        .take(count.min(MAX_SCAN))
-        .flat_map(|(_, entries)| entries)
-        .filter(|entry| kind.is_none_or(|kind| entry.value().kind().as_bytes().eq_ignore_ascii_case(kind)))
-        .map(Keyed::key)
-        .filter(|key| pattern.is_none_or(|pattern| glob::matches(pattern, key)))
-        .collect();
-    let next = buckets.next().map_or(0, |(hash, _)| hash);
-    call.reply.array(2);
-    call.reply.bulk(alloc::format!("{next}").as_bytes());
-    call.reply.array(found.len());
-    found.into_iter().for_each(|key| call.reply.bulk(key));
-    call.check_reply()
-}
-
 fn set_deadline(call: &mut Call<'_>, unit: Unit, name: &'static str) -> Result {
     let deadline = deadline(call, call.integer(2)?, unit, name)?;
     let key = call.argument(1);
     let found = if deadline <= call.engine.now {
-        let found = call.engine.store.remove(key).is_some();
+        let found = call.engine.store.remove(key);
         if found {
             call.journal(&[b"DEL", key]);
         }

@@ -4,7 +4,6 @@ use alloc::string::String;
 use core::fmt::Write;
 
 use crate::engine::{Call, CommandError, Outcome};
-use crate::glob;
 use crate::reply::Text;
 use crate::resp::MAX_BULK;
 
@@ -92,14 +91,12 @@ fn config_get(call: &mut Call<'_>) {
         ("save", String::new()),
         ("timeout", number(0)),
     ];
-    let pattern = call.argument(2).to_ascii_lowercase();
-    let matching = || {
-        options
-            .iter()
-            .filter(|(name, _)| glob::matches(&pattern, name.as_bytes()))
-    };
-    call.reply.array(2 * matching().count());
-    for (name, value) in matching() {
+    let wanted = call.argument(2);
+    let found = options
+        .iter()
+        .find(|(name, _)| wanted.eq_ignore_ascii_case(name.as_bytes()));
+    call.reply.array(if found.is_some() { 2 } else { 0 });
+    if let Some((name, value)) = found {
         call.reply.bulk(name.as_bytes());
         call.reply.bulk(value.as_bytes());
     }
@@ -135,7 +132,7 @@ pub(super) fn client(call: &mut Call<'_>) -> Result {
 }
 
 pub(super) fn dbsize(call: &mut Call<'_>) -> Result {
-    let keys = call.engine.store.keys().len();
+    let keys = call.engine.store.len();
     call.reply.count(keys);
     Ok(())
 }
@@ -155,7 +152,7 @@ pub(super) fn flushall(call: &mut Call<'_>) -> Result {
     if call.arguments.len() > 2 || (call.arguments.len() == 2 && !known) {
         return Err(CommandError::SYNTAX);
     }
-    if !call.engine.store.keys().is_empty() {
+    if !call.engine.store.is_empty() {
         call.engine.store.clear();
         call.journal(&[b"FLUSHALL"]);
     }
@@ -247,11 +244,11 @@ fn write_info(call: &Call<'_>, text: &mut Text<'_>) -> core::fmt::Result {
         text,
         "# Replication\r\nrole:master\r\nconnected_slaves:0\r\n\r\n# Keyspace\r\n"
     )?;
-    if !store.keys().is_empty() {
+    if !store.is_empty() {
         write!(
             text,
             "db0:keys={},expires={},avg_ttl=0\r\n",
-            store.keys().len(),
+            store.len(),
             store.volatile_keys()
         )?;
     }

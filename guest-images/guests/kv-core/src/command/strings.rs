@@ -4,27 +4,19 @@ use super::keys::{Unit, deadline};
 use crate::engine::{Call, CommandError, parse_integer};
 use crate::reply::Decimal;
 use crate::resp::MAX_BULK;
-use crate::value::Value;
 
 type Result<T = ()> = core::result::Result<T, CommandError>;
 
 impl Call<'_> {
-    fn string_at(&self, key: &[u8]) -> Result<Option<&[u8]>> {
-        Ok(match self.engine.store.get(key) {
-            Some(value) => Some(value.string()?),
-            None => None,
-        })
-    }
-
     /// Sets a key and journals it in the one form that sets and their deadlines have in the log.
     fn set(&mut self, key: &[u8], value: &[u8], deadline: Option<u64>) {
         if deadline.is_some_and(|deadline| deadline <= self.engine.now) {
-            if self.engine.store.remove(key).is_some() {
+            if self.engine.store.remove(key) {
                 self.journal(&[b"DEL", key]);
             }
             return;
         }
-        self.engine.store.set(key, Value::String(value.to_vec()), deadline);
+        self.engine.store.set(key, value.to_vec(), deadline);
         match deadline {
             Some(deadline) => {
                 let deadline = Decimal::new(i64::try_from(deadline).unwrap_or(i64::MAX));
@@ -34,22 +26,18 @@ impl Call<'_> {
         }
     }
 
-    fn reply_string_at(&mut self, key: &[u8]) -> Result {
-        let value = match self.engine.store.get(key) {
-            Some(value) => Some(&value.string()?[..]),
-            None => None,
-        };
-        self.reply.optional(value);
-        Ok(())
+    fn reply_value(&mut self, key: &[u8]) {
+        self.reply.optional(self.engine.store.get(key));
     }
 }
 
 pub(super) fn get(call: &mut Call<'_>) -> Result {
-    call.reply_string_at(call.argument(1))
+    call.reply_value(call.argument(1));
+    Ok(())
 }
 
 pub(super) fn strlen(call: &mut Call<'_>) -> Result {
-    let len = call.string_at(call.argument(1))?.map_or(0, <[u8]>::len);
+    let len = call.engine.store.get(call.argument(1)).map_or(0, <[u8]>::len);
     call.reply.count(len);
     Ok(())
 }
@@ -57,8 +45,7 @@ pub(super) fn strlen(call: &mut Call<'_>) -> Result {
 pub(super) fn mget(call: &mut Call<'_>) -> Result {
     call.reply.array(call.arguments.len() - 1);
     for key in call.arguments.from(1) {
-        let value = call.engine.store.get(key).and_then(|value| value.string().ok());
-        call.reply.optional(value.map(|value| &value[..]));
+        call.reply_value(key);
         call.check_reply()?;
     }
     Ok(())
@@ -70,7 +57,7 @@ pub(super) fn mset(call: &mut Call<'_>) -> Result {
     }
     let mut pairs = call.arguments.from(1);
     while let (Some(key), Some(value)) = (pairs.next(), pairs.next()) {
-        call.engine.store.set(key, Value::String(value.to_vec()), None);
+        call.engine.store.set(key, value.to_vec(), None);
     }
     call.journal_request();
     call.reply.ok();
@@ -146,7 +133,7 @@ pub(super) fn set(call: &mut Call<'_>) -> Result {
     }
     let options = SetOptions::parse(call)?;
     if options.get {
-        call.reply_string_at(key)?;
+        call.reply_value(key);
     }
     let entry = call.engine.store.entry(key);
     let wanted = match options.condition {
@@ -201,15 +188,15 @@ pub(super) fn psetex(call: &mut Call<'_>) -> Result {
 
 pub(super) fn getset(call: &mut Call<'_>) -> Result {
     let key = call.argument(1);
-    call.reply_string_at(key)?;
+    call.reply_value(key);
     call.set(key, call.argument(2), None);
     Ok(())
 }
 
 pub(super) fn getdel(call: &mut Call<'_>) -> Result {
     let key = call.argument(1);
-    call.reply_string_at(key)?;
-    if call.engine.store.remove(key).is_some() {
+    call.reply_value(key);
+    if call.engine.store.remove(key) {
         call.journal(&[b"DEL", key]);
     }
     Ok(())
@@ -217,14 +204,11 @@ pub(super) fn getdel(call: &mut Call<'_>) -> Result {
 
 pub(super) fn append(call: &mut Call<'_>) -> Result {
     let (key, tail) = (call.argument(1), call.argument(2));
-    let len = call.string_at(key)?.map_or(0, <[u8]>::len) + tail.len();
+    let len = call.engine.store.get(key).map_or(0, <[u8]>::len) + tail.len();
     if len > MAX_BULK {
         return Err(CommandError::TOO_LONG);
     }
-    let extend = |value: &mut Value| value.string_mut().map(|bytes| bytes.extend_from_slice(tail));
-    call.engine
-        .store
-        .update_or(key, || Value::String(tail[..0].to_vec()), extend)?;
+    call.engine.store.update(key, |value| value.extend_from_slice(tail));
     call.journal_request();
     call.reply.count(len);
     Ok(())
@@ -233,20 +217,17 @@ pub(super) fn append(call: &mut Call<'_>) -> Result {
 fn add(call: &mut Call<'_>, amount: i64) -> Result {
     let key = call.argument(1);
     let before = call
-        .string_at(key)?
+        .engine
+        .store
+        .get(key)
         .map_or(Some(0), parse_integer)
         .ok_or(CommandError::NOT_INTEGER)?;
     let sum = before.checked_add(amount).ok_or(CommandError::OVERFLOW)?;
     let text = Decimal::new(sum);
-    let replace = |value: &mut Value| {
-        let bytes = value.string_mut()?;
-        bytes.clear();
-        bytes.extend_from_slice(text.as_bytes());
-        Ok::<_, CommandError>(())
-    };
-    call.engine
-        .store
-        .update_or(key, || Value::String(b"".to_vec()), replace)?;
+    call.engine.store.update(key, |value| {
+        value.clear();
+        value.extend_from_slice(text.as_bytes());
+    });
     call.journal_request();
     call.reply.integer(sum);
     Ok(())

@@ -28,7 +28,7 @@ fn execute(engine: &mut Engine, client: &mut Client, words: &[&[u8]]) -> (Vec<u8
 
 impl Fixture {
     fn new() -> Self {
-        let mut engine = Engine::new(SETTINGS, 42);
+        let mut engine = Engine::new(SETTINGS);
         engine.start(NOW);
         Self {
             engine,
@@ -80,7 +80,7 @@ impl Fixture {
     /// Whether a second engine that replays the journal so far holds the same.
     fn replayed(&mut self) -> Engine {
         let mut journal = self.engine.journal().pending().to_vec();
-        let mut engine = Engine::new(SETTINGS, 7);
+        let mut engine = Engine::new(SETTINGS);
         let mut rest = &mut journal[..];
         while !rest.is_empty() {
             let mut parser = Parser::default();
@@ -122,17 +122,7 @@ fn strings() {
         ("STRLEN none?", ":0"),
         ("MSET a 1 b 2", "+OK"),
         ("MSET a 1 b", "-ERR wrong number of arguments for 'mset' command"),
-        ("MGET a none? b l", "*4 $1 1 $-1 $1 2 $-1"),
-        ("LPUSH l x", ":1"),
-        ("MGET l", "*1 $-1"),
-        (
-            "GET l",
-            "-WRONGTYPE Operation against a key holding the wrong kind of value",
-        ),
-        (
-            "APPEND l x",
-            "-WRONGTYPE Operation against a key holding the wrong kind of value",
-        ),
+        ("MGET a none? b", "*3 $1 1 $-1 $1 2"),
     ]);
 }
 
@@ -161,76 +151,6 @@ fn counters() {
 }
 
 #[test]
-fn lists_sets_hashes_and_sorted_sets() {
-    let mut fixture = Fixture::new();
-    fixture.expect(&[
-        ("RPUSH l a b c", ":3"),
-        ("LPUSH l z y", ":5"),
-        ("LRANGE l 0 -1", "*5 $1 y $1 z $1 a $1 b $1 c"),
-        ("LRANGE l -2 10", "*2 $1 b $1 c"),
-        ("LINDEX l -1", "$1 c"),
-        ("LINDEX l 9", "$-1"),
-        ("LINDEX l -9", "$-1"),
-        ("LPOP l", "$1 y"),
-        ("RPOP l 2", "*2 $1 c $1 b"),
-        ("LPOP l 0", "*0"),
-        ("LPOP l -1", "-ERR value is out of range, must be positive"),
-        ("LLEN l", ":2"),
-        ("LPOP l 5", "*2 $1 z $1 a"),
-        ("EXISTS l", ":0"),
-        ("LPOP l", "$-1"),
-        ("LPOP l 1", "*-1"),
-        ("SADD s a b a", ":2"),
-        ("SCARD s", ":2"),
-        ("SISMEMBER s a", ":1"),
-        ("SISMEMBER s c", ":0"),
-        ("SREM s b c", ":1"),
-        ("SMEMBERS s", "*1 $1 a"),
-        ("SRANDMEMBER s", "$1 a"),
-        ("SPOP s", "$1 a"),
-        ("SPOP s", "$-1"),
-        ("HSET h f 1 g 2", ":2"),
-        ("HSET h f 3", ":0"),
-        ("HSET h f", "-ERR wrong number of arguments for 'hset' command"),
-        ("HSET h f 1 g", "-ERR wrong number of arguments for 'hset' command"),
-        ("HMSET h x 9", "+OK"),
-        ("HGET h f", "$1 3"),
-        ("HGET h none", "$-1"),
-        ("HMGET h f none", "*2 $1 3 $-1"),
-        ("HEXISTS h g", ":1"),
-        ("HDEL h f g none", ":2"),
-        ("HLEN h", ":1"),
-        ("HGETALL h", "*2 $1 x $1 9"),
-        ("HKEYS h", "*1 $1 x"),
-        ("HVALS h", "*1 $1 9"),
-        ("ZADD z 5 five 1 one 3 three", ":3"),
-        ("ZADD z 4 five", ":0"),
-        (
-            "ZADD z 1.5 half",
-            "-ERR value is not a valid float (this server knows integers only)",
-        ),
-        ("ZADD z 1 a 2", "-ERR syntax error"),
-        ("ZSCORE z five", "$1 4"),
-        ("ZINCRBY z 10 one", "$2 11"),
-        ("ZRANGE z 0 -1 WITHSCORES", "*6 $5 three $1 3 $4 five $1 4 $3 one $2 11"),
-        ("ZPOPMIN z", "*2 $5 three $1 3"),
-        ("ZPOPMAX z", "*2 $3 one $2 11"),
-        ("ZREM z five", ":1"),
-        ("ZCARD z", ":0"),
-        ("TYPE h", "+hash"),
-        ("TYPE none", "+none"),
-        (
-            "SADD h x",
-            "-WRONGTYPE Operation against a key holding the wrong kind of value",
-        ),
-        (
-            "ZPOPMIN h",
-            "-WRONGTYPE Operation against a key holding the wrong kind of value",
-        ),
-    ]);
-}
-
-#[test]
 fn connection_and_server_commands() {
     let mut fixture = Fixture::new();
     fixture.expect(&[
@@ -249,10 +169,7 @@ fn connection_and_server_commands() {
         ("COMMAND DOCS", "*0"),
         ("CONFIG GET save", "*2 $4 save $0"),
         ("CONFIG GET appendonly", "*2 $10 appendonly $3 yes"),
-        (
-            "CONFIG GET append*",
-            "*4 $11 appendfsync $6 always $10 appendonly $3 yes",
-        ),
+        ("CONFIG GET APPENDFSYNC", "*2 $11 appendfsync $6 always"),
         ("CONFIG GET none", "*0"),
         (
             "CONFIG NONE x",
@@ -288,13 +205,10 @@ fn connection_and_server_commands() {
 
 #[test]
 fn without_a_disk_nothing_is_journalled() {
-    let mut engine = Engine::new(
-        Settings {
-            append_fsync: None,
-            ..SETTINGS
-        },
-        1,
-    );
+    let mut engine = Engine::new(Settings {
+        append_fsync: None,
+        ..SETTINGS
+    });
     engine.start(NOW);
     let mut client = Client::default();
     execute(&mut engine, &mut client, &[b"SET", b"k", b"v"]);
@@ -355,41 +269,6 @@ fn time_waits_for_keys_that_end_in_great_numbers() {
 }
 
 #[test]
-fn scan_returns_every_key_once() {
-    let mut fixture = Fixture::new();
-    for key in 0..100 {
-        fixture.run(&format!("SET key:{key} v"));
-    }
-    fixture.run("LPUSH list x");
-    let mut found = Vec::new();
-    let mut cursor = "0".to_owned();
-    loop {
-        let reply = fixture.run(&format!("SCAN {cursor} COUNT 7 MATCH key:* TYPE string"));
-        let words: Vec<&str> = reply.split(' ').collect();
-        cursor = words[2].to_owned();
-        found.extend(
-            words[3..]
-                .iter()
-                .filter(|word| word.starts_with("key:"))
-                .map(|word| (*word).to_owned()),
-        );
-        if cursor == "0" {
-            break;
-        }
-    }
-    found.sort_unstable();
-    found.dedup();
-    assert_eq!(found.len(), 100);
-    fixture.expect(&[
-        ("SCAN x", "-ERR invalid cursor"),
-        ("SCAN 0 COUNT 0", "-ERR syntax error"),
-        ("SCAN 0 MATCH", "-ERR syntax error"),
-        ("KEYS list*", "*1 $4 list"),
-        ("KEYS none*", "*0"),
-    ]);
-}
-
-#[test]
 fn writes_that_grow_are_refused_when_memory_is_used_up() {
     let mut fixture = Fixture::new();
     let value = "x".repeat(100_000);
@@ -398,7 +277,7 @@ fn writes_that_grow_are_refused_when_memory_is_used_up() {
         reply = fixture.run(&format!("SET k{key} {value}"));
     }
     assert_eq!(reply, "-OOM command not allowed when used memory > 'maxmemory'.");
-    assert_eq!(fixture.run("LPUSH l x"), reply);
+    assert_eq!(fixture.run("APPEND k0 x"), reply);
     fixture.expect(&[
         ("DBSIZE", ":11"),
         ("DEL k0", ":1"),
@@ -410,26 +289,14 @@ fn writes_that_grow_are_refused_when_memory_is_used_up() {
 #[test]
 fn replies_and_keys_have_a_greatest_length() {
     let mut fixture = Fixture::new();
-    let value = "x".repeat(SETTINGS.max_reply / 4);
-    for _ in 0..4 {
-        fixture.run(&format!("RPUSH l {value}"));
-        fixture.run(&format!("SADD s {value}{}", fixture.engine.random));
-        fixture.run(&format!("ZADD z 1 {value}{}", fixture.engine.random));
-        fixture.engine.random();
-    }
+    fixture.run(&format!("SET k {}", "x".repeat(SETTINGS.max_reply / 4)));
     let too_long = "-OOM the reply would take more memory than this server has for replies";
     fixture.expect(&[
-        ("LRANGE l 0 -1", too_long),
-        ("MGET k k k", "*3 $-1 $-1 $-1"),
-        ("SMEMBERS s", too_long),
-        ("SPOP s 4", too_long),
-        ("ZPOPMIN z 4", too_long),
-        ("SCARD s", ":4"),
-        ("RPUSH l x", ":5"),
-        ("LPOP l 5", too_long),
-        ("LLEN l", ":5"),
+        ("MGET k k k k", too_long),
+        ("MGET none none none", "*3 $-1 $-1 $-1"),
+        ("STRLEN k", ":1024"),
     ]);
-    assert!(fixture.run("LPOP l 4").starts_with("*4 "));
+    assert!(fixture.run("MGET k k k").starts_with("*3 "));
     let key = "k".repeat(MAX_KEY);
     assert_eq!(fixture.run(&format!("SET {key} v")), "+OK");
     assert_eq!(
@@ -439,7 +306,7 @@ fn replies_and_keys_have_a_greatest_length() {
 }
 
 #[test]
-fn the_journal_depends_on_neither_time_nor_chance() {
+fn the_journal_does_not_depend_on_time() {
     let mut fixture = Fixture::new();
     let cases = [
         ("SET k v", "SET k v"),
@@ -452,15 +319,6 @@ fn the_journal_depends_on_neither_time_nor_chance() {
         ("GET k", ""),
         ("INCR n", "INCR n"),
         ("INCR k", ""),
-        ("SADD s a b", "SADD s a b"),
-        ("SADD s a", ""),
-        ("SREM s b", "SREM s b"),
-        ("SPOP s", "SREM s a"),
-        ("ZADD z 1 a", "ZADD z 1 a"),
-        ("ZPOPMIN z", "ZREM z a"),
-        ("LPUSH l a", "LPUSH l a"),
-        ("LPOP none", ""),
-        ("LPOP l 3", "LPOP l 3"),
         ("DEL none", ""),
         ("DEL k none", "DEL k none"),
         ("FLUSHALL", "FLUSHALL"),
@@ -483,10 +341,9 @@ fn replaying_the_journal_later_restores_the_store() {
         "SET a 1 PX 10",
         "INCR a",
         "SET b x",
-        "RPUSH l 1 2 3",
-        "SADD s a b c",
-        "SPOP s 2",
-        "HSET h f v",
+        "APPEND b y",
+        "MSET c 1 d 2",
+        "GETDEL d",
     ] {
         fixture.run(words);
     }
@@ -494,15 +351,7 @@ fn replaying_the_journal_later_restores_the_store() {
     fixture.run("INCR a");
     let mut engine = fixture.replayed();
     let mut client = Client::default();
-    for words in [
-        "GET a",
-        "PTTL a",
-        "GET b",
-        "LRANGE l 0 -1",
-        "SMEMBERS s",
-        "HGETALL h",
-        "DBSIZE",
-    ] {
+    for words in ["GET a", "PTTL a", "GET b", "MGET c d", "DBSIZE"] {
         let split: Vec<&[u8]> = words.split(' ').map(str::as_bytes).collect();
         let reply = execute(&mut engine, &mut client, &split).0;
         assert_eq!(
@@ -516,7 +365,7 @@ fn replaying_the_journal_later_restores_the_store() {
 
 #[test]
 fn only_commands_that_change_something_are_replayed() {
-    let mut engine = Engine::new(SETTINGS, 1);
+    let mut engine = Engine::new(SETTINGS);
     for words in [
         &b"*1\r\n$4\r\nPING\r\n"[..],
         b"*1\r\n$3\r\nSET\r\n",

@@ -61,9 +61,9 @@ impl Geometry {
         }
     }
 
-    /// Most memory that the store may use, by its own estimate, in bytes: each element's estimate is at least the size of
-    /// the commands that restore it, but for a quarter more where a collection's key is repeated. So the store takes at
-    /// most 25/32 of a region, and what is left takes the requests that are under way and keeps rewriting rare.
+    /// Most memory that the store may use, by its own estimate, in bytes: each key's estimate is at least the size of the
+    /// command that restores it. So the store takes at most 5/8 of a region, and what is left takes the requests that are
+    /// under way and keeps rewriting rare.
     #[must_use]
     pub fn max_store(&self) -> usize {
         let region = usize::try_from(self.region_sectors).unwrap_or(usize::MAX / SECTOR) * SECTOR;

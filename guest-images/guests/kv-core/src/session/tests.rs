@@ -3,16 +3,13 @@ use crate::engine::Settings;
 use crate::log::FlushPolicy;
 
 fn engine() -> Engine {
-    let mut engine = Engine::new(
-        Settings {
-            max_memory: 8 << 20,
-            max_reply: 1 << 20,
-            max_clients: 10,
-            port: 6379,
-            append_fsync: Some(FlushPolicy::EverySecond),
-        },
-        1,
-    );
+    let mut engine = Engine::new(Settings {
+        max_memory: 8 << 20,
+        max_reply: 1 << 20,
+        max_clients: 10,
+        port: 6379,
+        append_fsync: Some(FlushPolicy::EverySecond),
+    });
     engine.start(1);
     engine
 }

@@ -206,7 +206,8 @@ impl Block {
     fn offset(&self, sector: u64, len: u32) -> Option<u64> {
         let whole = len > 0 && len <= MAX_DATA && u64::from(len).is_multiple_of(SECTOR);
         let end = sector.checked_add(u64::from(len) / SECTOR)?;
-        (whole && end <= self.config.sectors).then_some(sector * SECTOR)
+        let offset = sector.checked_mul(SECTOR)?;
+        (whole && end <= self.config.sectors).then_some(offset)
     }
 
     /// The serial, padded with zeros to its field.
@@ -218,7 +219,7 @@ impl Block {
 
     fn has_room(&self, data: u64) -> bool {
         let held: u64 = self.outstanding().map(|request| data_len(&request.op)).sum();
-        self.outstanding.len() < MAX_OUTSTANDING && held + data <= MAX_OUTSTANDING_DATA
+        self.outstanding.len() < MAX_OUTSTANDING && held.saturating_add(data) <= MAX_OUTSTANDING_DATA
     }
 
     fn issue(&mut self, chain: Chain, op: DiskOp, env: &mut Env<'_>) {
@@ -227,7 +228,8 @@ impl Block {
             id: self.next_id,
             op,
         };
-        self.next_id += 1;
+        // Never reached: no disk is asked 2^64 times.
+        self.next_id = self.next_id.saturating_add(1);
         env.effects.push(Effect::Disk(request.clone()));
         self.outstanding.push(Outstanding {
             request,

@@ -131,6 +131,11 @@ fn what_the_disk_cannot_do_is_answered_without_it() {
         (0, SECTORS, vec![whole], 1),
         (0, SECTORS - 1, vec![whole, whole], 1),
         (0, u64::MAX, vec![whole], 1),
+        (0, u64::MAX - 1, vec![whole], 1),
+        // Times 512 this is 2^64, the disk's beginning for arithmetic that wraps.
+        (0, 1 << 55, vec![whole], 1),
+        (1, 1 << 55, vec![out], 1),
+        (1, u64::MAX - 1, vec![out], 1),
         (1, SECTORS, vec![out], 1),
         (0, 0, vec![half], 1),
         (0, 0, vec![], 1),

@@ -93,7 +93,8 @@ fn receive_into(frame: &[u8], queue: &mut VirtQueue, env: &mut Env<'_>) -> Serve
     let Some(chain) = queue.pop(env.memory)? else {
         return Ok(None);
     };
-    if chain.writable.len() < HEADER + len {
+    let whole = HEADER.saturating_add(len);
+    if chain.writable.len() < whole {
         queue.unpop();
         return Ok(None);
     }
@@ -101,7 +102,7 @@ fn receive_into(frame: &[u8], queue: &mut VirtQueue, env: &mut Env<'_>) -> Serve
     header[NUM_BUFFERS] = 1;
     chain.writable.write(env.memory, 0, &header)?;
     chain.writable.write(env.memory, HEADER, frame)?;
-    queue.push(env.memory, chain.head, HEADER + len)?;
+    queue.push(env.memory, chain.head, whole)?;
     Ok(Some(RX))
 }
 

@@ -1,19 +1,26 @@
 //! The SG_IO ioctl (Linux, `include/scsi/sg.h`, version 3 of its interface): one SCSI command, executed before it returns.
-#![allow(unsafe_code, reason = "the ioctl; nothing else of this crate is unsafe")]
 
+use std::ffi::{c_int, c_ulong, c_void};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr;
 
-/// Longest sense data asked for: fixed format has 18 bytes, descriptor format 8 and what follows.
-const SENSE: usize = 64;
+/// Bytes of sense data asked for: more than the 18 of the fixed format, and enough for the header and first descriptors
+/// of the other one.
+const SENSE_BYTES: usize = 64;
 
 /// The ioctl's number.
-const SG_IO: libc::c_ulong = 0x2285;
+const SG_IO: c_ulong = 0x2285;
+
+/// `SG_DXFER_NONE`, `SG_DXFER_TO_DEV` and `SG_DXFER_FROM_DEV`.
+const NO_DATA: c_int = -1;
+const TO_DEVICE: c_int = -2;
+const FROM_DEVICE: c_int = -3;
 
 /// The data that travel with a command.
-pub(super) enum Data<'a> {
+#[derive(Debug)]
+pub(crate) enum Payload<'a> {
     None,
     /// To the device.
     Out(&'a [u8]),
@@ -22,59 +29,63 @@ pub(super) enum Data<'a> {
 }
 
 /// What came back.
-pub(super) struct Reply {
-    pub(super) status: u8,
-    pub(super) host: u16,
-    pub(super) sense: Vec<u8>,
-    /// Bytes that travelled.
-    pub(super) transferred: usize,
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct SgReply {
+    /// The device's status byte.
+    pub(crate) status: u8,
+    /// The kernel's `DID_…` code: 0 if the command reached the device.
+    pub(crate) host: u16,
+    /// What the device says of the status, at most 64 bytes; empty if it says nothing.
+    pub(crate) sense: Vec<u8>,
+    /// Bytes of the payload that travelled.
+    pub(crate) transferred: usize,
 }
 
 /// `struct sg_io_hdr`.
 #[repr(C)]
-struct Header {
-    interface_id: libc::c_int,
-    dxfer_direction: libc::c_int,
+struct SgIoHeader {
+    interface_id: c_int,
+    dxfer_direction: c_int,
     cmd_len: u8,
     mx_sb_len: u8,
     iovec_count: u16,
     dxfer_len: u32,
-    dxferp: *mut libc::c_void,
+    dxferp: *mut c_void,
     cmdp: *const u8,
     sbp: *mut u8,
     timeout: u32,
     flags: u32,
-    pack_id: libc::c_int,
-    usr_ptr: *mut libc::c_void,
+    pack_id: c_int,
+    usr_ptr: *mut c_void,
     status: u8,
     masked_status: u8,
     msg_status: u8,
     sb_len_wr: u8,
     host_status: u16,
     driver_status: u16,
-    resid: libc::c_int,
+    resid: c_int,
     duration: u32,
     info: u32,
 }
 
-/// Executes `cdb` (at most 16 bytes); the kernel gives it up after `timeout_ms`.
+/// Executes `cdb` (at most 255 bytes) on `device`. After `timeout_ms` the kernel begins to give the command up.
 ///
 /// # Errors
-/// The kernel refuses to pass the command on; what the device says is in the reply.
-pub(super) fn execute(device: &File, cdb: &[u8], data: Data<'_>, timeout_ms: u32) -> io::Result<Reply> {
+/// The kernel refuses to pass the command on. What the device says of it is in the reply.
+pub(crate) fn execute(device: &File, cdb: &[u8], payload: &mut Payload<'_>, timeout_ms: u32) -> io::Result<SgReply> {
     let too_long = |_| io::Error::from(io::ErrorKind::InvalidInput);
-    // SG_DXFER_NONE, SG_DXFER_TO_DEV, SG_DXFER_FROM_DEV. The kernel only reads what goes to the device.
-    let (direction, pointer, length) = match data {
-        Data::None => (-1, ptr::null_mut(), 0),
-        Data::Out(bytes) => (-2, bytes.as_ptr().cast_mut().cast(), bytes.len()),
-        Data::In(bytes) => (-3, bytes.as_mut_ptr().cast(), bytes.len()),
+    let (direction, pointer, length) = match payload {
+        Payload::None => (NO_DATA, ptr::null_mut(), 0),
+        // The field is not const, but the kernel only reads what goes to the device.
+        Payload::Out(bytes) => (TO_DEVICE, bytes.as_ptr().cast_mut().cast(), bytes.len()),
+        Payload::In(bytes) => (FROM_DEVICE, bytes.as_mut_ptr().cast(), bytes.len()),
     };
-    let mut sense = [0_u8; SENSE];
-    let mut header = Header {
-        interface_id: libc::c_int::from(b'S'),
+    let mut sense = [0_u8; SENSE_BYTES];
+    let mut header = SgIoHeader {
+        interface_id: c_int::from(b'S'),
         dxfer_direction: direction,
         cmd_len: u8::try_from(cdb.len()).map_err(too_long)?,
-        mx_sb_len: u8::try_from(SENSE).map_err(too_long)?,
+        mx_sb_len: u8::try_from(SENSE_BYTES).map_err(too_long)?,
         iovec_count: 0,
         dxfer_len: u32::try_from(length).map_err(too_long)?,
         dxferp: pointer,
@@ -101,10 +112,10 @@ pub(super) fn execute(device: &File, cdb: &[u8], data: Data<'_>, timeout_ms: u32
         return Err(io::Error::last_os_error());
     }
     let left = usize::try_from(header.resid).unwrap_or(0);
-    Ok(Reply {
+    Ok(SgReply {
         status: header.status,
         host: header.host_status,
-        sense: sense[..usize::from(header.sb_len_wr).min(SENSE)].to_vec(),
+        sense: sense[..usize::from(header.sb_len_wr).min(SENSE_BYTES)].to_vec(),
         transferred: length.saturating_sub(left),
     })
 }

@@ -1,23 +1,20 @@
-//! Is the share really shared? The primary leaves a nonce in the guest's directory and the joining backup reads it back
-//! through its own mount (PROTOCOL 10). Two hosts that look at two directories of the same name would otherwise find
-//! out when both have won their test-and-set.
+//! Is the share really shared? The primary leaves a nonce in the guest's directory, and the joining backup reads it through
+//! its own mount (PROTOCOL 10). Two hosts that look at two directories of the same name would otherwise notice only when
+//! both have won their test-and-set.
 
 use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-use super::ArbiterError;
-use super::directory::{NONCE_PREFIX, SharedDirectory, failed, read_bounded};
-use super::register::{check_nonce, no_nonce, plain_name};
-
-/// The longest nonce, in bytes.
-pub const NONCE_BYTES: usize = 256;
+use super::super::register::{NONCE_BYTES, check_name, check_nonce, no_nonce};
+use super::{ArbiterError, NONCE_PREFIX, SharedDirectory, failed};
+use crate::textfile::read_bounded;
 
 pub(super) fn write(share: &SharedDirectory, name: &str, bytes: &[u8]) -> Result<(), ArbiterError> {
     let path = path(share, name)?;
     check_nonce(&path.display().to_string(), bytes)?;
     let temporary = share.write_temporary(bytes)?;
-    fs::rename(&temporary, &path).map_err(|error| failed("rename a temporary file to", &path, &error))?;
+    fs::rename(&temporary, &path).map_err(|error| failed("rename a temporary file to", &path, error))?;
     share.sync(share.path())
 }
 
@@ -27,22 +24,22 @@ pub(super) fn read(share: &SharedDirectory, name: &str) -> Result<Vec<u8>, Arbit
     match read_bounded(&path, NONCE_BYTES + 1) {
         Ok(bytes) => check_nonce(&place, &bytes).map(|()| bytes),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(no_nonce(
-            &place,
+            place,
             "Mount the same file system on both hosts and give both the same shared directory",
         )),
-        Err(error) => Err(failed("read", &path, &error)),
+        Err(error) => Err(failed("read", &path, error)),
     }
 }
 
 pub(super) fn remove(share: &SharedDirectory, name: &str) -> Result<(), ArbiterError> {
     let path = path(share, name)?;
     match fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path, &error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path, error)),
         _ => Ok(()),
     }
 }
 
 fn path(share: &SharedDirectory, name: &str) -> Result<PathBuf, ArbiterError> {
-    plain_name("nonce", name)?;
+    check_name("nonce", name)?;
     Ok(share.path().join(format!("{NONCE_PREFIX}{name}")))
 }

@@ -1,0 +1,489 @@
+//! The primary's link: what is done, and in which order, when the backup, the guest, the disks, the storage, an operator or
+//! the clock says something. A backup that has gone live goes on with the same.
+//!
+//! Every event is first handled and what the core decided about it carried out; then the turn is finished, in which
+//! outputs leave ([`super::releasing`]).
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use ftvm_schema::entry::{ExitSeq, LogEntry, Mark, Position};
+use logging_channel::message::{Health, Heartbeat, Message};
+use shared_disk::arbiter::ClaimOutcome;
+use shared_disk::plan::Gate;
+
+use super::AT_ONCE;
+use super::begin::Stage;
+use super::guest::FromGuest;
+use super::world::{ConnectionId, LinkEvent, PrimaryWorld};
+use crate::disks::{DiskEnd, DiskShell, Disks};
+use crate::event::{EXIT_HANDED_OVER, EXIT_HOST_FAILED, EXIT_LOST, Event, Protection};
+use crate::host_event::Control;
+use crate::host_event::HostEvent;
+use crate::host_event::StopKind;
+use crate::operation::{Answer, Operation, Path};
+use crate::primary::{Action, Failure, Primary};
+use crate::terms::Terms;
+use ftvm_machine::output::Output;
+
+/// Bytes waiting to be written to the backup above which the vCPU stops: the large buffer of the paper (2.3). A state
+/// record, which is queued whole, may exceed it.
+pub const OUTBOUND_BYTES: usize = 64 << 20;
+
+/// RARP announcements after going live: with [`ANNOUNCE_EVERY`] they take about 1 s (PROTOCOL 22).
+pub(super) const ANNOUNCEMENTS: u32 = 5;
+
+/// Time between two announcements, while [`PrimaryLink::announces`].
+pub const ANNOUNCE_EVERY: Duration = Duration::from_millis(200);
+
+/// Time between two [`PrimaryEvent::Second`]s.
+pub const SECOND: Duration = Duration::from_secs(1);
+
+/// Something a primary's link is to look at.
+#[derive(Debug)]
+pub enum PrimaryEvent {
+    Link(LinkEvent),
+    Guest(FromGuest),
+    /// The vCPU thread has ended without a word.
+    GuestGone,
+    Heartbeat(Heartbeat),
+    /// An operator wants something; the answer names the ticket, which the shell gives out once.
+    Operate {
+        ticket: u64,
+        operation: Operation,
+    },
+    /// A disk request failed because this host has lost the way to the disk: what the host said, and what the guest is to be
+    /// told, if it is.
+    DiskLost {
+        disk: u8,
+        what: String,
+        failure: HostEvent,
+    },
+    /// What this host reaches.
+    Health(Health),
+    /// A disk's device has refused a write: another host has fenced this one off.
+    Superseded,
+    /// Time passes; at least every eighth of the detection time.
+    Tick,
+    /// A second has passed.
+    Second,
+    /// [`ANNOUNCE_EVERY`] has passed.
+    Announce,
+}
+
+/// A primary at work.
+#[derive(Debug)]
+pub struct PrimaryLink<H> {
+    pub(super) core: Primary,
+    pub(super) terms: Terms,
+    pub(super) stage: Stage,
+    pub(super) disks: Disks<H>,
+    connection: Option<ConnectionId>,
+    /// Ends of disk requests that the guest knows and the backup may not yet.
+    pub(super) done: VecDeque<DiskEnd>,
+    /// The output whose system call is under way.
+    pub(super) call: Option<Output>,
+    /// The machine's state, saved for a joining backup: outputs from before it leave first.
+    pub(super) saved: Option<Saved>,
+    /// Whether the first output of this life is still to come, and is to be told of.
+    pub(super) first_output: bool,
+    pub(super) announcements: u32,
+    protection: Protection,
+    pub(super) over: Option<(u8, String)>,
+    /// Where the log stands.
+    logged_to: ExitSeq,
+    /// Bytes of log when the traffic was last reported.
+    logged: u64,
+    /// Whether the vCPU thread still has something to say.
+    listening: bool,
+    /// Operations without an answer.
+    asked: BTreeMap<u64, Operation>,
+    /// Failures that the guest is not told of while it is being handed over. As many as it has requests under way.
+    withheld: Vec<HostEvent>,
+}
+
+#[derive(Debug)]
+pub(super) struct Saved {
+    pub record: Vec<u8>,
+    pub mark: Mark,
+    pub stopped: Duration,
+}
+
+/// How a primary's life in this process ended.
+#[derive(Debug)]
+pub struct Ended<H> {
+    /// The exit code.
+    pub code: u8,
+    pub why: String,
+    /// What touches the disks, unless it has been asked to do its last. Dropping it may wait for a disk.
+    pub hands: Option<H>,
+}
+
+impl<H: DiskShell> PrimaryLink<H> {
+    pub(super) fn new(core: Primary, terms: Terms, stage: Stage, disks: Disks<H>) -> Self {
+        PrimaryLink {
+            protection: core.protection(),
+            core,
+            terms,
+            stage,
+            disks,
+            connection: None,
+            done: VecDeque::new(),
+            call: None,
+            saved: None,
+            first_output: false,
+            announcements: 0,
+            over: None,
+            logged_to: ExitSeq(0),
+            logged: 0,
+            listening: true,
+            asked: BTreeMap::new(),
+            withheld: Vec::new(),
+        }
+    }
+
+    /// The decisions behind this link.
+    #[must_use]
+    pub fn core(&self) -> &Primary {
+        &self.core
+    }
+
+    /// The disks' hands.
+    pub fn hands(&mut self) -> &mut H {
+        self.disks.shell()
+    }
+
+    /// Exit code and reason once this process is to end.
+    #[must_use]
+    pub fn over(&self) -> Option<(u8, &str)> {
+        self.over.as_ref().map(|(code, why)| (*code, why.as_str()))
+    }
+
+    /// Whether the guest's life has ended here, so that nobody may carry it on.
+    #[must_use]
+    pub fn ends_cleanly(&self) -> bool {
+        let entitled = |(code, _): &(u8, String)| !matches!(*code, EXIT_LOST | EXIT_HANDED_OVER);
+        self.over.as_ref().is_some_and(entitled) && self.core.guest_end().is_some()
+    }
+
+    /// Whether the link does nothing else until its disks are fenced ([`PrimaryLink::fenced`]), or an output's system call is
+    /// over ([`PrimaryLink::call_over`]).
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.call.is_some() || matches!(self.stage, Stage::Fencing(_))
+    }
+
+    /// Whether announcements are due every [`ANNOUNCE_EVERY`].
+    #[must_use]
+    pub fn announces(&self) -> bool {
+        self.announcements > 0
+    }
+
+    /// Whether the vCPU thread is listened to; if not, its queue fills and it stops (PROTOCOL 9).
+    pub fn takes_more<W: PrimaryWorld<Hands = H>>(&self, world: &W) -> bool {
+        let queued = self.connection.map_or(0, |connection| world.queued(connection));
+        matches!(self.stage, Stage::Leading)
+            && self.listening
+            && self.call.is_none()
+            && self.core.has_room(world.now_ns())
+            && queued < OUTBOUND_BYTES
+            && self.disks.has_room()
+    }
+
+    /// Something has happened: handles it, carries out what the core decides, and finishes the turn. Events of the link that
+    /// have come already are handled in the same turn.
+    ///
+    /// # Errors
+    /// The guest cannot go on here.
+    pub fn step<W: PrimaryWorld<Hands = H>>(&mut self, event: PrimaryEvent, world: &mut W) -> Result<(), W::Error> {
+        let mut actions = Vec::new();
+        match event {
+            PrimaryEvent::Link(event) => {
+                self.link_event(event, world)?;
+                for _ in 1..AT_ONCE {
+                    let Some(event) = world.next_event() else { break };
+                    self.link_event(event, world)?;
+                }
+            }
+            PrimaryEvent::Guest(message) => self.guest_says(message, world, &mut actions)?,
+            PrimaryEvent::GuestGone => {
+                self.over = Some((EXIT_HOST_FAILED, "the vCPU thread ended without a word".to_owned()));
+            }
+            PrimaryEvent::Heartbeat(heartbeat) => self.core.heartbeat(world.now_ns(), &heartbeat, &mut actions),
+            PrimaryEvent::Operate { ticket, operation } => {
+                self.asked.insert(ticket, operation);
+                self.core.operate(world.now_ns(), ticket, operation, &mut actions);
+            }
+            PrimaryEvent::DiskLost { disk, what, failure } => {
+                match self
+                    .core
+                    .path_lost(world.now_ns(), Path::Disk(disk), &what, &mut actions)
+                {
+                    Failure::Withheld => self.withheld.push(failure),
+                    Failure::Told => world.tell(failure)?,
+                }
+            }
+            PrimaryEvent::Health(health) => {
+                for (nic, _) in (0u8..).zip(&health.nics).filter(|(_, reached)| !**reached) {
+                    let what = "its interface is gone or down";
+                    self.core.path_lost(world.now_ns(), Path::Nic(nic), what, &mut actions);
+                }
+            }
+            PrimaryEvent::Superseded => self.core.fenced_off(&mut actions),
+            PrimaryEvent::Tick => self.tick(world, &mut actions)?,
+            PrimaryEvent::Second => self.second(world),
+            PrimaryEvent::Announce => {
+                self.announcements = self.announcements.saturating_sub(1);
+                world.announce();
+            }
+        }
+        self.act(actions, world)?;
+        self.finish_turn(world)
+    }
+
+    /// Something about the link: its decisions are carried out before the next event is looked at.
+    fn link_event<W: PrimaryWorld<Hands = H>>(&mut self, event: LinkEvent, world: &mut W) -> Result<(), W::Error> {
+        let mut actions = Vec::new();
+        let now = world.now_ns();
+        match event {
+            LinkEvent::Message {
+                connection,
+                generation,
+                message,
+            } if self.is_mine(connection) => {
+                if let Message::BlocksWritten { incarnation, messages } = message {
+                    world.blocks_written(incarnation, messages);
+                }
+                self.core.message(now, generation, message, &mut actions);
+            }
+            LinkEvent::Closed { connection, why } if self.is_mine(connection) => {
+                self.connection = None;
+                self.core.closed(now, &why, &mut actions);
+            }
+            // What an old connection still says is about a pair that is over.
+            LinkEvent::Message { .. } | LinkEvent::Closed { .. } => {}
+            LinkEvent::Joined { connection, backup } => {
+                if matches!(self.stage, Stage::Leading) && self.core.may_join().is_ok() {
+                    world.accept(connection);
+                    self.connection = Some(connection);
+                    self.core.joined(now, backup, &mut actions);
+                } else {
+                    world.refuse(connection);
+                }
+            }
+            LinkEvent::PagesSent { to, pages, bytes } => self.core.pages_sent(now, to, pages, bytes, &mut actions),
+            LinkEvent::BlocksSent { to, bytes } => self.core.blocks_sent(now, to, bytes, &mut actions),
+            LinkEvent::Claimed(outcome) => self.claimed(&outcome, world, &mut actions),
+            LinkEvent::StorageSilent(why) => actions.push(Action::Report(Event::StorageUnreachable { why })),
+        }
+        self.act(actions, world)
+    }
+
+    fn is_mine(&self, connection: ConnectionId) -> bool {
+        self.connection == Some(connection)
+    }
+
+    fn claimed<W: PrimaryWorld<Hands = H>>(
+        &mut self,
+        outcome: &ClaimOutcome,
+        world: &mut W,
+        actions: &mut Vec<Action>,
+    ) {
+        self.core.claimed(world.now_ns(), outcome, actions);
+        if matches!(outcome, ClaimOutcome::Won { .. }) {
+            // Only now: as long as the backup might win, its copies could become the newest.
+            self.mark_current(world);
+        }
+        if self.core.covered(Position::default()) {
+            self.disks.release_all();
+        }
+    }
+
+    /// Notes that this host has the newest copies. A failure does not matter as long as the guest lives: its clean end notes it
+    /// again.
+    fn mark_current<W: PrimaryWorld<Hands = H>>(&mut self, world: &mut W) {
+        if let Err(error) = world.mark_current(self.core.generation()) {
+            tracing::warn!("{error}");
+        }
+    }
+
+    fn guest_says<W: PrimaryWorld<Hands = H>>(
+        &mut self,
+        message: FromGuest,
+        world: &mut W,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), W::Error> {
+        let now = world.now_ns();
+        match message {
+            FromGuest::Batch { entries, outputs, done } => {
+                let last = entries.iter().rev().find_map(|entry| match entry {
+                    LogEntry::Mark(mark) => Some(mark.at.exit),
+                    _ => None,
+                });
+                self.logged_to = last.unwrap_or(self.logged_to);
+                self.core.log(now, entries, actions);
+                for output in outputs {
+                    self.take_over(&output.emission, Gate::Held, world)?;
+                    if output.emission.is_output() {
+                        self.core.hold(output);
+                    }
+                }
+                for end in done {
+                    self.disks.finished(end.disk, end.id)?;
+                    self.done.push_back(end);
+                }
+            }
+            FromGuest::Dirty(pages) => self.core.dirty(now, pages, actions),
+            FromGuest::State { record, mark, stopped } => self.saved = Some(Saved { record, mark, stopped }),
+            FromGuest::Obeyed(order) => self.core.obeyed(order, actions),
+            FromGuest::Ended(Ok(reason)) => {
+                self.listening = false;
+                self.core.guest_ended(now, reason, actions);
+            }
+            FromGuest::Ended(Err(why)) => self.over = Some((EXIT_HOST_FAILED, why.to_string())),
+        }
+        Ok(())
+    }
+
+    /// Time passes. Whatever arrived while this process slept is evidence, and comes before the verdict (PROTOCOL 15).
+    fn tick<W: PrimaryWorld<Hands = H>>(&mut self, world: &mut W, actions: &mut Vec<Action>) -> Result<(), W::Error> {
+        while let Some(event) = world.next_event() {
+            self.link_event(event, world)?;
+        }
+        self.core.tick(world.now_ns(), actions);
+        let under_way = self.disks.under_way();
+        self.core.disks_under_way(world.now_ns(), &under_way, actions);
+        if let Some(sent_ns) = world.heartbeat(self.core.generation()) {
+            self.core.heartbeat_sent(sent_ns);
+        }
+        Ok(())
+    }
+
+    /// What the log costs, and how far a clone is.
+    fn second<W: PrimaryWorld<Hands = H>>(&mut self, world: &mut W) {
+        let logged = self.connection.map_or(0, |connection| world.logged(connection));
+        let bytes = logged.saturating_sub(std::mem::replace(&mut self.logged, logged));
+        world.show(&self.core, self.logged_to, Some(bytes));
+        let event = match (self.connection, self.protection) {
+            (Some(_), Protection::Protected) => self.core.cost(world.now_ns()).map(|cost| Event::Traffic {
+                log_bytes: logged,
+                exits: self.logged_to.0,
+                frames: cost.frames,
+                checkpoints: cost.checkpoints,
+                checkpoint_bytes: cost.checkpoint_bytes,
+                lag_ns: cost.lag_ns,
+                idle_permille: cost.idle_permille,
+            }),
+            (Some(_), Protection::Starting) => world.copying(),
+            _ => None,
+        };
+        if let Some(event) = event {
+            world.report(event);
+        }
+    }
+
+    /// Carries out what the core has decided.
+    pub(super) fn act<W: PrimaryWorld<Hands = H>>(
+        &mut self,
+        actions: Vec<Action>,
+        world: &mut W,
+    ) -> Result<(), W::Error> {
+        for action in actions {
+            match action {
+                Action::Send(message) => {
+                    if let Some(connection) = self.connection {
+                        world.send(connection, self.core.generation(), message);
+                    }
+                }
+                Action::Close => {
+                    if let Some(connection) = self.connection.take() {
+                        world.close(connection);
+                    }
+                }
+                Action::TakeDirty => world.tell(HostEvent::Control(Control::TakeDirty))?,
+                Action::SendPages { to, pages } => {
+                    if let Some(connection) = self.connection {
+                        world.send_pages(connection, self.core.generation(), to, pages);
+                    }
+                }
+                Action::SendBlocks { to, blocks } => {
+                    if let Some(connection) = self.connection {
+                        world.send_blocks(connection, self.core.generation(), to, blocks);
+                    }
+                }
+                Action::SaveState => world.tell(HostEvent::Control(Control::SaveState))?,
+                Action::Pace(idle) => world.pace(idle),
+                Action::StopLogging => world.stop_logging(),
+                Action::Claim(generation) => world.claim(generation, self.terms.me),
+                Action::Order(order) => world.tell(HostEvent::Control(order))?,
+                Action::PowerOff => world.tell(HostEvent::Stop(StopKind::Operator))?,
+                Action::TellFailures => {
+                    for failure in std::mem::take(&mut self.withheld) {
+                        world.tell(failure)?;
+                    }
+                }
+                Action::Answer { ticket, answer } => self.answer(ticket, answer, world),
+                Action::Die => world.die(),
+                Action::Report(event) => self.report(event, world),
+                Action::End { code, why } => self.over = Some((code, why)),
+            }
+        }
+        if self.protection != self.core.protection() {
+            self.protection = self.core.protection();
+            world.show(&self.core, self.logged_to, None);
+        }
+        Ok(())
+    }
+
+    /// Says what has happened. Whoever hears of it and asks for the status must see it there.
+    pub(super) fn report<W: PrimaryWorld<Hands = H>>(&mut self, event: Event, world: &mut W) {
+        world.show(&self.core, self.logged_to, None);
+        world.report(event);
+    }
+
+    fn answer<W: PrimaryWorld<Hands = H>>(&mut self, ticket: u64, answer: Answer, world: &mut W) {
+        if let Some(operation) = self.asked.remove(&ticket) {
+            let (done, text) = match &answer {
+                Ok(text) => (true, text.clone()),
+                Err(text) => (false, text.clone()),
+            };
+            self.report(Event::Operated { operation, done, text }, world);
+            world.answer(ticket, answer);
+        }
+    }
+
+    /// This process is to end: the backup hears the last words. [`PrimaryLink::end`] follows when they have left.
+    pub fn leave<W: PrimaryWorld<Hands = H>>(&mut self, world: &mut W) {
+        if let Some(connection) = self.connection.take() {
+            world.close(connection);
+        }
+    }
+
+    /// What is left to be done for a guest whose life has ended here; nothing leaves after this.
+    pub fn end<W: PrimaryWorld<Hands = H>>(mut self, world: &mut W) -> Ended<H> {
+        let cleanly = self.ends_cleanly();
+        let (code, why) = self.over.take().unwrap_or((EXIT_HOST_FAILED, String::new()));
+        if code == EXIT_HANDED_OVER {
+            // The vCPU thread stands still, and is of no use any more: this process may go on as a standby. If it has
+            // ended, so much the better.
+            let _ = world.tell(HostEvent::Stop(StopKind::Operator));
+        }
+        let has_private = self.disks.private_count() > 0;
+        let (unfinished, hands) = self.disks.into_unfinished();
+        let mut hands = Some(hands);
+        if cleanly {
+            if has_private
+                && let Some(hands) = hands.take()
+                && let Err(error) = world.finish_private(unfinished, hands)
+            {
+                tracing::error!("this host's private disks may differ from the backup's: {error}");
+            }
+            if let Err(error) = world.mark_current(self.core.generation()) {
+                tracing::warn!("{error}");
+            }
+            world.give_disks_back();
+            world.note_end();
+        }
+        Ended { code, why, hands }
+    }
+}
