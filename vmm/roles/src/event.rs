@@ -7,17 +7,6 @@ use serde::{Deserialize, Serialize};
 use super::exit_code::ExitCode;
 use super::operation::{Operation, Path};
 
-/// Exit code of a side whose host, not its guest, failed.
-pub const EXIT_HOST_FAILED: u8 = 1;
-/// Exit code of a side that lost the test-and-set or saw a higher generation (PROTOCOL 11).
-pub const EXIT_LOST: u8 = ExitCode::Lost.number();
-/// Exit code of a backup that left without having been entitled to go live (PROTOCOL 16, 17).
-pub const EXIT_NOT_ENTITLED: u8 = ExitCode::NotEntitled.number();
-/// Exit code of a primary whose guest lives on at its backup because it was wanted so (PROTOCOL 28).
-pub const EXIT_HANDED_OVER: u8 = ExitCode::HandedOver.number();
-/// Exit code after a guest's own failure.
-pub const EXIT_GUEST_FAILED: u8 = ExitCode::GuestFailed.number();
-
 /// How protected the guest is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -128,7 +117,7 @@ pub enum Event {
     /// The first frame of the new life has left.
     FirstOutput,
     /// This side ends.
-    Ending { code: u8, why: String },
+    Ending { code: ExitCode, why: String },
 }
 
 /// What the log to one backup has cost since its grant.
@@ -167,11 +156,13 @@ pub struct Stamped {
 
 /// Exit code and words for a guest's own end (PROTOCOL 18).
 #[must_use]
-pub fn clean_end(reason: &ftvm_schema::entry::EndReason) -> (u8, String) {
+pub fn clean_end(reason: &ftvm_schema::entry::EndReason) -> (ExitCode, String) {
     use ftvm_schema::entry::EndReason;
     let code = match reason {
-        EndReason::PowerOff { status: 0 } | EndReason::Stopped | EndReason::Limit | EndReason::Reset => 0,
-        EndReason::Halted | EndReason::PowerOff { .. } | EndReason::GuestFailure { .. } => EXIT_GUEST_FAILED,
+        EndReason::PowerOff { status: 0 } | EndReason::Stopped | EndReason::Limit | EndReason::Reset => {
+            ExitCode::Success
+        }
+        EndReason::Halted | EndReason::PowerOff { .. } | EndReason::GuestFailure { .. } => ExitCode::GuestFailed,
     };
     let what = super::replay::describe_end(reason);
     let text = match reason {

@@ -33,7 +33,7 @@ pub fn run(cli: Cli) -> ExitCode {
 fn carry_out(command: Command) -> Result<ExitCode, Failure> {
     let operate = |operation, args| operate::run(Asked::Operation(operation), args);
     match command {
-        Command::Run(args) => Ok(ExitCode::try_from(pair::run(&args)?)?),
+        Command::Run(args) => pair::run(&args),
         Command::Disown(args) => disown::run(&args),
         Command::Record(args) => record::run(&args),
         Command::Replay(args) => replay::run(&args),

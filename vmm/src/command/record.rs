@@ -171,7 +171,7 @@ fn finish(
             memory_hash,
         },
     )?;
-    Ok(ExitCode::try_from(code)?)
+    Ok(code)
 }
 
 fn create_log(args: &RecordArgs, config: &MachineConfig) -> Result<LogWriter, Failure> {

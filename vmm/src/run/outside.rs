@@ -4,11 +4,12 @@
 //! (`ftvm_machine::output`); disk requests leave through the plans of [`Outside::take_disks`].
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ftvm_schema::entry::{ConsolePort, DiskStatus};
 use ftvm_schema::request::{DiskOp, DiskRequest};
+use parking_lot::Mutex;
 use shared_disk::arbiter::GenerationRecord;
 use shared_disk::image::{DiskImage, ImageError};
 use shared_disk::mark::CopyState;
@@ -20,7 +21,7 @@ use tokio::task::JoinHandle;
 use super::door::DoorError;
 use super::fence::{Fences, Superseded};
 use super::marks::{Marks, MarksError};
-use super::mirror::{BlockSource, lock};
+use super::mirror::BlockSource;
 use crate::cli::HostArgs;
 use ftvm_host::Sent;
 use ftvm_host::console::{ByteStream, Console, ConsoleError, ConsoleTarget};
@@ -110,7 +111,7 @@ impl Disk for FencedDisk {
     fn execute(&self, request: &DiskRequest) -> Ended {
         let result = self.image.perform(request);
         if matches!(request.op, DiskOp::Write { .. }) {
-            let mut fence = self.fence.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut fence = self.fence.lock();
             if let Err(error) = fence.write_over() {
                 tracing::error!("{error}");
             }
@@ -141,7 +142,7 @@ impl Disk for PrivateDisk {
     fn execute(&self, request: &DiskRequest) -> Ended {
         let result = self.image.perform(request);
         if let DiskOp::Write { offset, data } = &request.op {
-            lock(&self.written).over(request.disk, *offset, data.len() as u64);
+            self.written.lock().over(request.disk, *offset, data.len() as u64);
         }
         ended(result)
     }
@@ -176,12 +177,6 @@ pub struct DiskThreads {
     written: Arc<Mutex<Written>>,
 }
 
-impl DiskThreads {
-    fn fence(&self) -> MutexGuard<'_, Fence> {
-        self.fence.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl Fence {
     fn write_over(&mut self) -> Result<(), LeaseGuardError> {
         self.writes = self.writes.saturating_sub(1);
@@ -193,19 +188,19 @@ impl DiskShell for DiskThreads {
     type Error = HandsError;
 
     fn write_begins(&mut self) {
-        self.fence().writes += 1;
+        self.fence.lock().writes += 1;
     }
 
     fn writes(&self) -> usize {
-        self.fence().writes + lock(&self.written).under_way()
+        self.fence.lock().writes + self.written.lock().under_way()
     }
 
     fn write_given_up(&mut self) -> Result<(), HandsError> {
-        Ok(self.fence().write_over()?)
+        Ok(self.fence.lock().write_over()?)
     }
 
     fn arm(&mut self, deadline_ns: u64) -> Result<(), HandsError> {
-        let mut fence = self.fence();
+        let mut fence = self.fence.lock();
         if fence.writes == 0 {
             return Ok(());
         }
@@ -213,12 +208,12 @@ impl DiskShell for DiskThreads {
     }
 
     fn disarm(&mut self) -> Result<(), HandsError> {
-        Ok(self.fence().guard.disarm()?)
+        Ok(self.fence.lock().guard.disarm()?)
     }
 
     fn start(&mut self, request: DiskRequest) -> Result<(), HandsError> {
         if matches!(request.op, DiskOp::Write { .. }) {
-            let mut written = lock(&self.written);
+            let mut written = self.written.lock();
             if written.has(request.disk) {
                 written.begins();
             }
@@ -341,7 +336,7 @@ impl Outside {
         let sizes = disks.iter().map(|disk| disk.size()).collect();
         let losses = Arc::clone(&self.losses);
         let losses: Losses = Arc::new(move |disk, what, failure| {
-            let losses = losses.lock().unwrap_or_else(PoisonError::into_inner);
+            let losses = losses.lock();
             let lost = DiskLost { disk, what, failure };
             match &*losses {
                 Some(told) => told.send(lost).map_err(|unsent| unsent.0.failure),
@@ -360,7 +355,7 @@ impl Outside {
     pub fn losses(&mut self) -> mpsc::UnboundedReceiver<DiskLost> {
         // Unbounded here, bounded by the requests in flight.
         let (told, losses) = mpsc::unbounded_channel();
-        *self.losses.lock().unwrap_or_else(PoisonError::into_inner) = Some(told);
+        *self.losses.lock() = Some(told);
         losses
     }
 

@@ -31,6 +31,7 @@ use ftvm_machine::config::MachineConfig;
 use ftvm_machine::machine::Machine;
 use ftvm_machine::machine::intervention::BootCell;
 use ftvm_roles::event::Event;
+use ftvm_roles::exit_code::ExitCode;
 use ftvm_roles::link::backup::{BackupLink, Followed};
 use ftvm_roles::link::begin::Beginning;
 use ftvm_roles::replay::NoDisks;
@@ -42,10 +43,10 @@ pub(super) enum Life {
     /// It never went live. Where its test-and-set is `claimed` and not lost, this process must end: the storage may be
     /// asked as long as the process lives, and a late win would end the primary that it stands by for next.
     Followed {
-        code: u8,
+        code: ExitCode,
         claimed: bool,
     },
-    Led(u8),
+    Led(ExitCode),
 }
 
 /// With a backup that has just joined `peer`.
@@ -147,7 +148,7 @@ async fn go_live(
     outside: Outside,
     (events, queue): (EventSender, EventQueue),
     config: &MachineConfig,
-) -> Result<u8, Failure> {
+) -> Result<ExitCode, Failure> {
     let Shell {
         mut reporter,
         arbiter,
