@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use ftvm_host::console::ConsoleTarget;
+use ftvm_host::option::MemorySize;
 use ftvm_host::queue::event_queue;
 use ftvm_kvm::selftest::Capabilities;
 use ftvm_machine::boot::Kernel;
@@ -15,9 +16,8 @@ use ftvm_schema::entry::{LogEntry, Mark, Position};
 use ftvm_schema::record;
 use logging_channel::file::{Existing, FileHeader, LogWriter, Verify};
 use logging_channel::message::PROTOCOL_VERSION;
-use vmm::cli::options::MemorySize;
 use vmm::cli::{GuestArgs, HostArgs};
-use vmm::run::guest;
+use vmm::guest;
 
 /// As in `ftvm record`.
 const MARK_EVERY: u64 = 4096;

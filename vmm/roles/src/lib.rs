@@ -14,6 +14,7 @@ pub mod copies;
 mod difference;
 pub mod disks;
 pub mod event;
+pub mod exit_code;
 pub mod following;
 pub mod host_event;
 pub mod link;

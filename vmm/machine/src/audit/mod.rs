@@ -101,14 +101,14 @@ impl AuditReport {
         }
     }
 
-    /// Whether everything that was found is answered or harmless: 0, else 3.
+    /// Whether everything that was found is answered or harmless.
     #[must_use]
-    pub fn exit_code(&self) -> u8 {
+    pub fn is_clean(&self) -> bool {
         let uncaught = self
             .findings
             .iter()
             .any(|finding| finding.verdict == Consequence::Uncaught);
-        if uncaught || self.refused.is_some() { 3 } else { 0 }
+        !uncaught && self.refused.is_none()
     }
 }
 

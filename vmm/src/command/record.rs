@@ -8,19 +8,24 @@ use logging_channel::file::{Existing, FileHeader, LogWriter, RecordingEnd, Verif
 use logging_channel::message::PROTOCOL_VERSION;
 use shared_disk::plan::Gate;
 
-use super::guest;
-use super::outside::{DiskThreads, Outside};
 use crate::cli::{RecordArgs, VerifyArg};
-use ftvm_host::console::{ConsoleTarget, Life};
-use ftvm_host::failure::Failure;
+use crate::failure::Failure;
+use crate::guest;
+use crate::run::outside::{DiskThreads, Outside};
+use crate::signals::watch_signals;
+use ftvm_host::console::{ByteStream, ConsoleTarget};
 use ftvm_host::net::Inbound;
-use ftvm_host::queue::{EventSender, event_queue};
-use ftvm_host::stdio::{answer, tell};
+use ftvm_host::option::DiskOption;
+use ftvm_host::queue::event_queue;
+use ftvm_host::stdio::{StdoutError, answer, tell};
+use ftvm_kvm::KvmCpu;
+use ftvm_machine::config::MachineConfig;
+use ftvm_machine::machine::Machine;
 use ftvm_machine::output::{Emission, Output};
 use ftvm_roles::clock::LiveClock;
 use ftvm_roles::disks::Disks;
 use ftvm_roles::event::clean_end;
-use ftvm_roles::host_event::{HostEvent, StopKind};
+use ftvm_roles::exit_code::ExitCode;
 use ftvm_roles::live::{Live, LiveConfig, Marks, Sink, SinkError, Totals};
 use ftvm_roles::primary::Writes;
 use ftvm_roles::replay::describe_end;
@@ -81,27 +86,26 @@ impl Sink for FileSink {
     }
 }
 
-/// `ftvm record`
-///
-/// # Errors
-/// A sentence for the user.
-pub fn run(args: &RecordArgs) -> Result<u8, Failure> {
-    if args.host.disks.iter().any(|disk| disk.private) {
-        let text = "private=on is for `ftvm run`: a recording has no backup with a copy of the disk".to_owned();
-        return Err(Failure { code: 2, text });
+/// A private disk is one of two, and a recording has one side only.
+#[derive(Debug, thiserror::Error)]
+#[error("private=on is for `ftvm run`: a recording has no backup with a copy of the disk")]
+struct PrivateDiskRecorded;
+
+pub(super) fn run(args: &RecordArgs) -> Result<ExitCode, Failure> {
+    if args.host.disks.iter().any(DiskOption::is_private) {
+        return Err(Failure::usage(PrivateDiskRecorded));
     }
     let kernel = guest::kernel(&args.guest)?;
     let capabilities = guest::capabilities()?;
     let (sender, queue) = event_queue();
-    let mut outside =
-        Outside::open(&args.host, Life::First, Inbound::Forward, Duration::ZERO, &sender).map_err(Failure::new)?;
-    let sizes = outside.open_disks().map_err(Failure::new)?;
+    let mut outside = Outside::open(&args.host, ByteStream::New, Inbound::Forward, Duration::ZERO, &sender)?;
+    let sizes = outside.open_disks()?;
     let config = guest::configure(&args.guest, &args.host, &kernel, &sizes, capabilities.best_delivery())?;
     // The guest's RTC shows the time of its configuration and what has gone by since: loading it takes a while.
     let clock = LiveClock::starting(0, Instant::now());
     let machine = guest::boot(&config, &kernel, &capabilities)?;
     let log = create_log(args, &config)?;
-    outside.listen().map_err(Failure::new)?;
+    outside.listen()?;
     watch_signals(&sender, args.seconds.map(Duration::from_secs))?;
     let live = LiveConfig {
         patience: Duration::from_millis(args.guest.patience),
@@ -117,8 +121,19 @@ pub fn run(args: &RecordArgs) -> Result<u8, Failure> {
         outside,
     };
     let live = Live::new(machine, sink, queue, clock, live, begun);
-    let (machine, sink, reason, totals) = ftvm_host::vcpu::run(live, sender).map_err(Failure::new)?;
-    let seconds = begun.elapsed().as_secs_f64();
+    let (machine, sink, reason, totals) = ftvm_host::vcpu::run(live, sender)?;
+    finish(args, &machine, sink, &reason, totals, begun.elapsed())
+}
+
+/// Gives consoles and disks back, writes the log's last words, and says how it was.
+fn finish(
+    args: &RecordArgs,
+    machine: &Machine<KvmCpu>,
+    sink: FileSink,
+    reason: &EndReason,
+    totals: Totals,
+    took: Duration,
+) -> Result<ExitCode, Failure> {
     let FileSink {
         log,
         checkpoint_bytes,
@@ -126,36 +141,36 @@ pub fn run(args: &RecordArgs) -> Result<u8, Failure> {
         outside,
     } = sink;
     drop((disks, outside));
-    let (code, text) = clean_end(&reason);
-    let ending = RecordingEnd {
+    let (code, text) = clean_end(reason);
+    let memory_hash = machine.memory_hash()?;
+    let trailer = log.finish(RecordingEnd {
         exits: machine.at().exit.0,
         outputs: machine.outputs(),
         digest: machine.digest(),
-        memory_hash: Some(machine.memory_hash().map_err(Failure::new)?),
+        memory_hash: Some(memory_hash),
         reason: reason.clone(),
         text: text.clone(),
-    };
-    let memory_hash = ending.memory_hash;
-    let trailer = log.finish(ending).map_err(Failure::new)?;
+    })?;
     if matches!(reason, EndReason::PowerOff { status: 1.. }) && args.host.console == ConsoleTarget::Off {
         tracing::warn!("{text}, but it is off here: record with --console stdio, or see `ftvm replay --console`");
     }
     report(
         args,
         &Recorded {
-            reason,
+            outcome: describe_end(reason),
+            text,
             totals,
             exits: machine.at().exit.0,
             log_bytes: trailer.log_bytes,
             checkpoint_bytes,
-            seconds,
-            memory_hash: memory_hash.unwrap_or_default(),
+            seconds: took.as_secs_f64(),
+            memory_hash,
         },
     )?;
     Ok(code)
 }
 
-fn create_log(args: &RecordArgs, config: &ftvm_machine::config::MachineConfig) -> Result<LogWriter, Failure> {
+fn create_log(args: &RecordArgs, config: &MachineConfig) -> Result<LogWriter, Failure> {
     let header = FileHeader {
         version: PROTOCOL_VERSION,
         created_unix_ns: guest::unix_ns(),
@@ -165,7 +180,7 @@ fn create_log(args: &RecordArgs, config: &ftvm_machine::config::MachineConfig) -
         },
         program: format!("ftvm {}", env!("CARGO_PKG_VERSION")),
         args: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
-        config: record::to_bytes(config).map_err(Failure::new)?,
+        config: record::to_bytes(config)?,
         state: None,
     };
     let existing = if args.overwrite {
@@ -173,47 +188,15 @@ fn create_log(args: &RecordArgs, config: &ftvm_machine::config::MachineConfig) -
     } else {
         Existing::Refuse
     };
-    LogWriter::create(&args.log, &header, existing).map_err(Failure::new)
-}
-
-/// SIGINT, SIGTERM and a time limit become events: a clean end is never taken for a death (PROTOCOL 18).
-///
-/// # Errors
-/// If the process can have no signal handlers or threads.
-pub fn watch_signals(events: &EventSender, limit: Option<Duration>) -> Result<(), Failure> {
-    let events = events.clone();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(Failure::new)?;
-    let watch = async move {
-        use tokio::signal::unix::{SignalKind, signal};
-        let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-        else {
-            return;
-        };
-        let end = async {
-            match limit {
-                Some(limit) => tokio::time::sleep(limit).await,
-                None => std::future::pending().await,
-            }
-        };
-        let kind = tokio::select! {
-            _ = interrupt.recv() => StopKind::Interrupt,
-            _ = terminate.recv() => StopKind::Terminate,
-            () = end => StopKind::Limit,
-        };
-        // The guest may have ended meanwhile: nobody is there to be told.
-        let _ = events.answer(HostEvent::Stop(kind));
-    };
-    let thread = std::thread::Builder::new().name("signals".to_owned());
-    thread.spawn(move || runtime.block_on(watch)).map_err(Failure::new)?;
-    Ok(())
+    Ok(LogWriter::create(&args.log, &header, existing)?)
 }
 
 /// What there is to say about a recording.
 struct Recorded {
-    reason: EndReason,
+    /// How the guest ended, in the words of a log.
+    outcome: String,
+    /// The same, and where to look for more.
+    text: String,
     totals: Totals,
     exits: u64,
     log_bytes: u64,
@@ -223,7 +206,7 @@ struct Recorded {
     memory_hash: u64,
 }
 
-fn report(args: &RecordArgs, recorded: &Recorded) -> Result<(), Failure> {
+fn report(args: &RecordArgs, recorded: &Recorded) -> Result<(), StdoutError> {
     let Recorded {
         exits,
         log_bytes,
@@ -242,7 +225,7 @@ fn report(args: &RecordArgs, recorded: &Recorded) -> Result<(), Failure> {
             "log_bytes": log_bytes,
             "seconds": recorded.seconds,
             "memory_hash": hash,
-            "outcome": describe_end(&recorded.reason),
+            "outcome": recorded.outcome,
         });
         answer(object)?;
     } else {
@@ -254,7 +237,7 @@ fn report(args: &RecordArgs, recorded: &Recorded) -> Result<(), Failure> {
             totals.checkpoint_pages,
             recorded.checkpoint_bytes,
             recorded.seconds,
-            clean_end(&recorded.reason).1
+            recorded.text
         ));
     }
     Ok(())

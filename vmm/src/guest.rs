@@ -3,29 +3,63 @@
 use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::cli::{GuestArgs, HostArgs};
 use ftvm_devices::{DiskAccess, DiskConfig, DiskSharing, NicConfig, PlatformConfig};
-use ftvm_host::entropy::random_u64;
-use ftvm_host::failure::Failure;
-use ftvm_host::stdio::answer;
-use ftvm_hypervisor::DeliveryMode;
+use ftvm_host::entropy::{EntropyError, random_u64};
+use ftvm_hypervisor::{CpuError, DeliveryMode};
 use ftvm_kvm::KvmCpu;
-use ftvm_kvm::selftest::{Capabilities, CheckVerdict};
+use ftvm_kvm::selftest::{Capabilities, CheckVerdict, NoLinux};
 use ftvm_machine::audit::modules::{Uncaught, uncaught};
-use ftvm_machine::boot::{BuiltIn, Kernel};
-use ftvm_machine::config::{GuestKind, MACHINE_VERSION, MachineConfig};
+use ftvm_machine::boot::{BootError, BuiltIn, Kernel};
+use ftvm_machine::config::{GuestKind, MACHINE_VERSION, MachineConfig, MachineConfigError};
 use ftvm_machine::machine::intervention::{BootCell, boot_record};
 use ftvm_machine::machine::state::PAGE;
-use ftvm_machine::machine::{Machine, allocate_memory};
+use ftvm_machine::machine::{Machine, MachineError, allocate_memory};
+use ftvm_schema::request::SECTOR;
+use shared_disk::image::ImageAccess;
+
+use crate::cli::{GuestArgs, HostArgs};
+use crate::failure::Failure;
 
 /// First bytes of a MAC address drawn for a card that was given none: locally administered, as QEMU's.
 const MAC_PREFIX: [u8; 3] = [0x52, 0x54, 0x00];
+
+/// Why there is no guest to be run.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    /// The start-up self-test found something that replays would not survive.
+    #[error("{reason}. {remedy} `ftvm doctor` tells more.")]
+    Unfit { reason: String, remedy: String },
+    /// No `--kernel`.
+    #[error("--kernel IMAGE is needed; `ftvm guests` lists what is built in")]
+    NoKernel,
+    /// The kernel, or its initrd, is none.
+    #[error(transparent)]
+    Image(#[from] BootError),
+    /// The machine's configuration is none that can be built.
+    #[error("{0}")]
+    Config(#[from] MachineConfigError),
+    /// The machine as this host's KVM makes it can boot no Linux.
+    #[error("this host's KVM does not run Linux guests: {0}")]
+    NoLinux(#[from] NoLinux),
+    /// For a MAC address or the guest's seed.
+    #[error(transparent)]
+    Entropy(#[from] EntropyError),
+    /// KVM refuses.
+    #[error(transparent)]
+    Cpu(#[from] CpuError),
+    /// The machine refuses.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// The host has no thread to give.
+    #[error("cannot start a thread for the boot record: {0}")]
+    Thread(#[source] std::io::Error),
+}
 
 /// What this host's KVM can do, as the start-up self-test finds it.
 ///
 /// # Errors
 /// If it cannot run guests so that they can be replayed; the first reason, and what to do.
-pub fn capabilities() -> Result<Capabilities, Failure> {
+pub fn capabilities() -> Result<Capabilities, GuestError> {
     let capabilities = Capabilities::at_startup();
     match capabilities
         .checks
@@ -33,10 +67,10 @@ pub fn capabilities() -> Result<Capabilities, Failure> {
         .find(|check| check.verdict == CheckVerdict::Failed)
     {
         None => Ok(capabilities),
-        Some(check) => Err(Failure::new(format!(
-            "{}. {} `ftvm doctor` tells more.",
-            check.reason, check.remedy
-        ))),
+        Some(check) => Err(GuestError::Unfit {
+            reason: check.reason.clone(),
+            remedy: check.remedy.clone(),
+        }),
     }
 }
 
@@ -65,12 +99,10 @@ pub fn built_in() -> Vec<BuiltIn> {
 /// If none was named, or it cannot be read.
 pub fn kernel(args: &GuestArgs) -> Result<Kernel, Failure> {
     let Some(name) = &args.kernel else {
-        return Err(Failure {
-            code: 2,
-            text: "--kernel IMAGE is needed; `ftvm guests` lists what is built in".to_owned(),
-        });
+        return Err(Failure::usage(GuestError::NoKernel));
     };
-    Kernel::open(name, args.initrd.as_deref(), &built_in()).map_err(Failure::new)
+    let kernel = Kernel::open(name, args.initrd.as_deref(), &built_in());
+    Ok(kernel.map_err(GuestError::Image)?)
 }
 
 /// The configuration of a new guest. `disk_sizes` are bytes, in the order of `host.disks`.
@@ -86,10 +118,7 @@ pub fn configure(
 ) -> Result<MachineConfig, Failure> {
     let cmdline = kernel
         .cmdline(&args.cmdline, &modules_to_keep_out(kernel))
-        .map_err(|error| Failure {
-            code: 2,
-            text: error.to_string(),
-        })?;
+        .map_err(Failure::usage)?;
     let mut nics = Vec::new();
     for net in &host.nets {
         let [.., a, b, c] = random_u64()?.to_le_bytes();
@@ -104,13 +133,12 @@ pub fn configure(
         .zip(disk_sizes)
         .enumerate()
         .map(|(index, (option, size))| DiskConfig {
-            sectors: size / 512,
-            access: if option.readonly {
-                DiskAccess::ReadOnly
-            } else {
-                DiskAccess::ReadWrite
+            sectors: size / SECTOR,
+            access: match option.access() {
+                ImageAccess::ReadOnly => DiskAccess::ReadOnly,
+                ImageAccess::ReadWrite => DiskAccess::ReadWrite,
             },
-            sharing: if option.private {
+            sharing: if option.is_private() {
                 DiskSharing::Private
             } else {
                 DiskSharing::Shared
@@ -132,9 +160,9 @@ pub fn configure(
             rng: host.rng,
             wall_clock_ns: unix_ns(),
         },
-        profile: ftvm_kvm::profile::of_this_host(delivery).map_err(Failure::new)?,
+        profile: ftvm_kvm::profile::of_this_host(delivery)?,
     };
-    config.validate().map_err(Failure::new)?;
+    config.validate().map_err(GuestError::Config)?;
     Ok(config)
 }
 
@@ -158,13 +186,11 @@ fn modules_to_keep_out(kernel: &Kernel) -> BTreeSet<String> {
 /// Whether this host's KVM can run the guest at all.
 ///
 /// # Errors
-/// Why it cannot, and what to do.
-pub fn check_host(config: &MachineConfig, host: &Capabilities) -> Result<(), String> {
+/// [`GuestError::NoLinux`]: why it cannot, and what to do.
+pub fn check_host(config: &MachineConfig, host: &Capabilities) -> Result<(), GuestError> {
     match config.guest {
         GuestKind::BareMetal => Ok(()),
-        GuestKind::Linux => host
-            .check_linux()
-            .map_err(|why| format!("this host's KVM does not run Linux guests: {why}")),
+        GuestKind::Linux => host.check_linux().map_err(GuestError::NoLinux),
     }
 }
 
@@ -172,14 +198,14 @@ pub fn check_host(config: &MachineConfig, host: &Capabilities) -> Result<(), Str
 ///
 /// # Errors
 /// If this host's KVM does not run such guests, or KVM or the image refuses.
-pub fn boot(config: &MachineConfig, kernel: &Kernel, host: &Capabilities) -> Result<Machine<KvmCpu>, Failure> {
-    check_host(config, host).map_err(Failure::new)?;
-    let memory = allocate_memory(config.memory).map_err(Failure::new)?;
-    let entry = kernel.load(config, &memory).map_err(Failure::new)?;
-    let mut cpu = KvmCpu::new(&memory, &config.profile).map_err(Failure::new)?;
+pub fn boot(config: &MachineConfig, kernel: &Kernel, host: &Capabilities) -> Result<Machine<KvmCpu>, GuestError> {
+    check_host(config, host)?;
+    let memory = allocate_memory(config.memory)?;
+    let entry = kernel.load(config, &memory)?;
+    let mut cpu = KvmCpu::new(&memory, &config.profile)?;
     cpu.set_page_table_refresh(host.page_table_refresh());
-    cpu.set_entry(&entry).map_err(Failure::new)?;
-    Machine::new(config, memory, cpu).map_err(Failure::new)
+    cpu.set_entry(&entry)?;
+    Ok(Machine::new(config, memory, cpu)?)
 }
 
 /// Makes the record from which a reset starts, on a thread of its own: the kernel is loaded once more for it.
@@ -191,49 +217,28 @@ pub fn keep_boot(
     config: MachineConfig,
     kernel: Kernel,
     boot: BootCell,
-) -> Result<(), Failure> {
-    let cpu = machine.boot_cpu().map_err(Failure::new)?;
-    let make = move || {
-        let memory = allocate_memory(config.memory).map_err(|e| e.to_string())?;
-        kernel.load(&config, &memory).map_err(|e| e.to_string())?;
-        boot_record(cpu, &memory, config.memory / PAGE as u64).map_err(|e| e.to_string())
+) -> Result<(), GuestError> {
+    let cpu = machine.boot_cpu()?;
+    let make = move || -> Result<Vec<u8>, GuestError> {
+        let memory = allocate_memory(config.memory)?;
+        kernel.load(&config, &memory)?;
+        Ok(boot_record(cpu, &memory, config.memory / PAGE as u64)?)
     };
     let thread = std::thread::Builder::new().name("boot-record".to_owned());
     let thread = thread.spawn(move || match make() {
         Ok(record) => boot.set(record).unwrap_or_default(),
         Err(error) => tracing::warn!("the guest cannot be reset: {error}"),
     });
-    thread.map(|_| ()).map_err(Failure::new)
+    thread.map(|_| ()).map_err(GuestError::Thread)
 }
 
 /// A machine for a state record to be loaded into.
 ///
 /// # Errors
 /// If KVM refuses.
-pub fn empty(config: &MachineConfig, host: &Capabilities) -> Result<Machine<KvmCpu>, Failure> {
-    let memory = allocate_memory(config.memory).map_err(Failure::new)?;
-    let mut cpu = KvmCpu::new(&memory, &config.profile).map_err(Failure::new)?;
+pub fn empty(config: &MachineConfig, host: &Capabilities) -> Result<Machine<KvmCpu>, GuestError> {
+    let memory = allocate_memory(config.memory)?;
+    let mut cpu = KvmCpu::new(&memory, &config.profile)?;
     cpu.set_page_table_refresh(host.page_table_refresh());
-    Machine::new(config, memory, cpu).map_err(Failure::new)
-}
-
-/// `ftvm guests`
-///
-/// # Errors
-/// If standard output is gone.
-pub fn list(json: bool) -> Result<u8, Failure> {
-    let guests = guest_images::all();
-    if json {
-        let list: Vec<_> = guests
-            .iter()
-            .map(|guest| serde_json::json!({ "name": guest.name, "about": guest.about, "bytes": guest.image.len() }))
-            .collect();
-        answer(serde_json::Value::Array(list))?;
-    } else {
-        for guest in guests {
-            let (name, bytes) = (guest.name, guest.image.len());
-            answer(format_args!("builtin:{name:<8} {bytes:>8} bytes  {}", guest.about))?;
-        }
-    }
-    Ok(0)
+    Ok(Machine::new(config, memory, cpu)?)
 }

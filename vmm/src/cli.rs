@@ -1,8 +1,6 @@
 //! The command line: `ftvm run`, `disown`, `record`, `replay`, `demo`, `doctor`, `guests`, `audit`, and `status`, `failover`
 //! and their like for a guest that runs with `--control`.
 
-pub mod options;
-
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -13,29 +11,27 @@ use shared_disk::arbiter::SharedStorage;
 
 use ftvm_demo::command::DemoArgs;
 use ftvm_host::console::ConsoleTarget;
-use options::{DiskOption, MemorySize, NetOption};
+use ftvm_host::option::{DiskOption, MemorySize, NetOption};
+use ftvm_roles::exit_code::ExitCode;
 
-/// Fault tolerance for virtual machines on stock Linux KVM.
+/// Keep a virtual machine running when its host dies: run it as a pair, `ftvm run --primary` on one host and
+/// `ftvm run --backup` on another. `ftvm demo` shows it on this machine, `ftvm doctor` says whether a machine can do it.
 #[derive(Debug, Parser)]
-#[command(name = "ftvm", version, about, after_help = EXIT_CODES)]
+#[command(name = "ftvm", version, after_help = epilogue())]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
 }
 
-const EXIT_CODES: &str = "\
-Exit codes:
-  0   the guest ended cleanly, or the command did what it was asked
-  1   error: the message says what was expected, what was found and what to do
-  2   wrong command line
-  3   the guest failed, or switched itself off with a status other than 0; `audit` found what a replay would not survive
-  4   a replay diverged
-  5   a log is truncated or damaged (everything before the damage was replayed)
-  10  another side is live: the test-and-set was lost, a higher generation was seen, or a disk is fenced off
-  11  the backup left the pair without having been entitled to go live (diverged, refused, dismissed, or incomplete)
-  12  the guest was handed over to its backup (`ftvm failover`, or a path that only this host had lost)
-
-Environment: FTVM_LOG sets what is reported on standard error (error, warn, info, debug).";
+/// The exit codes, and what else concerns every command.
+fn epilogue() -> String {
+    let mut text = "Exit codes:\n".to_owned();
+    for code in ExitCode::ALL {
+        text += &format!("  {:<3} {}\n", code.number(), code.meaning());
+    }
+    text += "\nEnvironment: FTVM_LOG sets what is reported on standard error (error, warn, info, debug).";
+    text
+}
 
 #[derive(Debug, Subcommand)]
 pub enum Command {

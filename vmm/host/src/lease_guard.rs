@@ -13,11 +13,11 @@ use std::time::Duration;
 use nix::sys::signal::{SigEvent, SigevNotify, Signal};
 use nix::sys::time::TimeSpec;
 use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
-use nix::time::{ClockId, clock_gettime};
+use nix::time::ClockId;
 
-/// Why the process cannot be fenced. Without a fence no write to shared storage may be released.
+/// Why there is no lease guard. Without one no write to shared storage may be released.
 #[derive(Debug, thiserror::Error)]
-pub enum FenceError {
+pub enum LeaseGuardError {
     /// Two owners would re-arm each other's deadline.
     #[error("this process has a lease guard already: one lease, one guard")]
     Taken,
@@ -35,6 +35,7 @@ pub struct LeaseGuard {
     timer: Timer,
 }
 
+#[allow(unsafe_code, reason = "nix's timer is Send in all but name")]
 // SAFETY: a `timer_t` is the kernel's number for a timer of this process, valid in each of its threads; nix keeps it
 // as a pointer only because C does.
 unsafe impl Send for LeaseGuard {}
@@ -43,10 +44,10 @@ impl LeaseGuard {
     /// Makes the process's one guard, disarmed.
     ///
     /// # Errors
-    /// [`FenceError::Taken`], or [`FenceError::Timer`] if the kernel has no timer left (RLIMIT_SIGPENDING).
-    pub fn new() -> Result<LeaseGuard, FenceError> {
+    /// [`LeaseGuardError::Taken`], or [`LeaseGuardError::Timer`] if the kernel has no timer left (RLIMIT_SIGPENDING).
+    pub fn new() -> Result<LeaseGuard, LeaseGuardError> {
         if TAKEN.swap(true, Ordering::AcqRel) {
-            return Err(FenceError::Taken);
+            return Err(LeaseGuardError::Taken);
         }
         let kill = SigEvent::new(SigevNotify::SigevSignal {
             signal: Signal::SIGKILL,
@@ -58,7 +59,7 @@ impl LeaseGuard {
                 TAKEN.store(false, Ordering::Release);
                 let what = "create a timer that sends SIGKILL";
                 let source = errno.into();
-                Err(FenceError::Timer { what, source })
+                Err(LeaseGuardError::Timer { what, source })
             }
         }
     }
@@ -67,8 +68,8 @@ impl LeaseGuard {
     /// disarmed. A deadline that has passed kills at once.
     ///
     /// # Errors
-    /// [`FenceError::Timer`]; the guard is then in the state it was in before.
-    pub fn arm(&mut self, deadline_ns: u64) -> Result<(), FenceError> {
+    /// [`LeaseGuardError::Timer`]; the guard is then in the state it was in before.
+    pub fn arm(&mut self, deadline_ns: u64) -> Result<(), LeaseGuardError> {
         // timer_settime(2) takes zero for "disarm": the one deadline that must not be passed on as it is.
         let deadline = TimeSpec::from_duration(Duration::from_nanos(deadline_ns.max(1)));
         self.set("arm it", Expiration::OneShot(deadline))
@@ -77,17 +78,19 @@ impl LeaseGuard {
     /// The process may live on: nothing is under way that must not outlive the lease.
     ///
     /// # Errors
-    /// [`FenceError::Timer`].
-    pub fn disarm(&mut self) -> Result<(), FenceError> {
+    /// [`LeaseGuardError::Timer`].
+    pub fn disarm(&mut self) -> Result<(), LeaseGuardError> {
         self.set("disarm it", Expiration::OneShot(TimeSpec::new(0, 0)))
     }
 
-    fn set(&mut self, what: &'static str, expiration: Expiration) -> Result<(), FenceError> {
+    fn set(&mut self, what: &'static str, expiration: Expiration) -> Result<(), LeaseGuardError> {
         let absolute = TimerSetTimeFlags::TFD_TIMER_ABSTIME;
-        self.timer.set(expiration, absolute).map_err(|errno| FenceError::Timer {
-            what,
-            source: errno.into(),
-        })
+        self.timer
+            .set(expiration, absolute)
+            .map_err(|errno| LeaseGuardError::Timer {
+                what,
+                source: errno.into(),
+            })
     }
 }
 
@@ -99,20 +102,12 @@ impl Drop for LeaseGuard {
     }
 }
 
-/// CLOCK_BOOTTIME in nanoseconds: the clock of leases, marks and heartbeats (PROTOCOL 12).
-///
-/// # Panics
-/// Never on Linux: CLOCK_BOOTTIME exists since 2.6.39.
-#[must_use]
-pub fn boottime_ns() -> u64 {
-    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("Linux has CLOCK_BOOTTIME");
-    u64::try_from(Duration::from(now).as_nanos()).expect("584 years of uptime")
-}
-
 #[cfg(test)]
+#[allow(unsafe_code, reason = "processes that the guard is to kill are forked")]
 mod tests {
     use std::time::Instant;
 
+    use logging_channel::clock::boottime_ns;
     use nix::sys::signal::{kill, raise};
     use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
     use nix::unistd::{ForkResult, Pid, fork};
@@ -234,7 +229,7 @@ mod tests {
     fn one_guard_per_process() {
         let pid = child(|| {
             let first = guard();
-            let second = matches!(LeaseGuard::new(), Err(FenceError::Taken));
+            let second = matches!(LeaseGuard::new(), Err(LeaseGuardError::Taken));
             drop(first);
             let third = LeaseGuard::new().is_ok();
             if second && third { 7 } else { 1 }

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use ftvm_schema::entry::{ConsolePort, LogEntry};
 use logging_channel::file::{LogError, LogReader, Verify};
 
-use super::guest;
 use crate::cli::ReplayArgs;
-use ftvm_host::failure::Failure;
+use crate::failure::Failure;
+use crate::guest::{self};
 use ftvm_host::stdio::{answer, tell};
 use ftvm_hypervisor::{Cpu, DeliveryMode, Kick};
 use ftvm_kvm::KvmCpu;
@@ -17,6 +17,7 @@ use ftvm_kvm::selftest::Capabilities;
 use ftvm_machine::boot::Kernel;
 use ftvm_machine::config::MachineConfig;
 use ftvm_machine::output::Emission;
+use ftvm_roles::exit_code::ExitCode;
 use ftvm_roles::replay::{Divergence, NoDisks, ReplayError, Replayer, describe_end};
 
 /// How often the replayed guest is interrupted, to see whether it still makes exits.
@@ -25,28 +26,32 @@ const KICK_EVERY: Duration = Duration::from_secs(1);
 /// How often progress is shown on a terminal.
 const PROGRESS: Duration = Duration::from_millis(200);
 
-/// Exit code of a diverged replay.
-const EXIT_DIVERGED: u8 = 4;
-
-/// Exit code of a log that is not whole.
-const EXIT_DAMAGED: u8 = 5;
+/// Why a log that can be read is not replayed.
+#[derive(Debug, thiserror::Error)]
+enum ReplayCommandError {
+    /// The interrupt delivery mode decides which exits are numbered (PROTOCOL 21).
+    #[error(
+        "the log was recorded with interrupt delivery '{0}', which this host's KVM cannot replay; replay it on a host like the \
+         one that recorded it"
+    )]
+    Delivery(&'static str),
+    /// The host has no thread to give.
+    #[error("cannot start the watchdog's thread: {0}")]
+    Thread(#[source] std::io::Error),
+}
 
 /// What a replay found.
 #[derive(Debug, Default)]
-struct Outcome {
+struct Findings {
     divergence: Option<Divergence>,
     damage: Option<LogError>,
     differences: Vec<String>,
 }
 
-/// `ftvm replay`
-///
-/// # Errors
-/// A sentence for the user.
-pub fn run(args: &ReplayArgs) -> Result<u8, Failure> {
-    let mut log = LogReader::open(&args.log).map_err(Failure::new)?;
-    let config = MachineConfig::from_record(&log.header().config).map_err(Failure::new)?;
-    ftvm_kvm::profile::check_supported(&config.profile).map_err(Failure::new)?;
+pub(super) fn run(args: &ReplayArgs) -> Result<ExitCode, Failure> {
+    let mut log = LogReader::open(&args.log)?;
+    let config = MachineConfig::from_record(&log.header().config)?;
+    ftvm_kvm::profile::check_supported(&config.profile)?;
     let capabilities = guest::capabilities()?;
     check_delivery(&config, &capabilities)?;
     let kernel = Kernel::open_recorded(
@@ -54,8 +59,7 @@ pub fn run(args: &ReplayArgs) -> Result<u8, Failure> {
         args.kernel.as_deref(),
         args.initrd.as_deref(),
         &guest::built_in(),
-    )
-    .map_err(Failure::new)?;
+    )?;
     let mut machine = guest::boot(&config, &kernel, &capabilities)?;
     if log.header().verify == Verify::Exit {
         machine.keep_trail();
@@ -65,7 +69,7 @@ pub fn run(args: &ReplayArgs) -> Result<u8, Failure> {
     watch(kick)?;
     let begun = Instant::now();
     let mut outcome = follow(args, &mut log, &mut replayer)?;
-    let hash = replayer.machine().memory_hash().map_err(Failure::new)?;
+    let hash = replayer.machine().memory_hash()?;
     if outcome.divergence.is_none() {
         compare_ending(&log, &mut replayer, hash, &mut outcome);
     }
@@ -73,7 +77,7 @@ pub fn run(args: &ReplayArgs) -> Result<u8, Failure> {
 }
 
 /// A diverged guest may loop without an exit: kicked, it lets the replayer look at the time. Ends with the process.
-fn watch(kick: Arc<dyn Kick>) -> Result<(), Failure> {
+fn watch(kick: Arc<dyn Kick>) -> Result<(), ReplayCommandError> {
     let thread = std::thread::Builder::new().name("watchdog".to_owned());
     let watch = move || {
         loop {
@@ -81,28 +85,22 @@ fn watch(kick: Arc<dyn Kick>) -> Result<(), Failure> {
             kick.kick();
         }
     };
-    thread.spawn(watch).map_err(Failure::new)?;
+    thread.spawn(watch).map_err(ReplayCommandError::Thread)?;
     Ok(())
 }
 
-/// The interrupt delivery mode decides which exits are numbered: this host must have the recorded one (PROTOCOL 21).
-fn check_delivery(config: &MachineConfig, host: &Capabilities) -> Result<(), Failure> {
+/// This host must have the recorded interrupt delivery mode.
+fn check_delivery(config: &MachineConfig, host: &Capabilities) -> Result<(), ReplayCommandError> {
     let needed = config.profile.delivery;
     if needed == DeliveryMode::None || host.delivery_modes.contains(&needed) {
         return Ok(());
     }
-    let text = format!(
-        "the log was recorded with interrupt delivery '{}', which this host's KVM cannot replay",
-        needed.name()
-    );
-    Err(Failure::new(format!(
-        "{text}; replay it on a host like the one that recorded it"
-    )))
+    Err(ReplayCommandError::Delivery(needed.name()))
 }
 
 /// Feeds the replayer until the log ends, is damaged, or the histories part.
-fn follow(args: &ReplayArgs, log: &mut LogReader, replayer: &mut Replayer<KvmCpu>) -> Result<Outcome, Failure> {
-    let mut outcome = Outcome::default();
+fn follow(args: &ReplayArgs, log: &mut LogReader, replayer: &mut Replayer<KvmCpu>) -> Result<Findings, Failure> {
+    let mut outcome = Findings::default();
     let mut shown = Instant::now();
     let show = std::io::stderr().is_terminal() && !args.json && !args.console;
     loop {
@@ -122,7 +120,7 @@ fn follow(args: &ReplayArgs, log: &mut LogReader, replayer: &mut Replayer<KvmCpu
                 outcome.divergence = Some(*divergence);
                 break;
             }
-            Err(error) => return Err(Failure::new(error)),
+            Err(error) => return Err(error.into()),
         }
         print_outputs(args, replayer);
         if show && shown.elapsed() > PROGRESS {
@@ -172,7 +170,7 @@ fn print_outputs(args: &ReplayArgs, replayer: &mut Replayer<KvmCpu>) {
 }
 
 /// What the trailer says must be so.
-fn compare_ending(log: &LogReader, replayer: &mut Replayer<KvmCpu>, hash: u64, outcome: &mut Outcome) {
+fn compare_ending(log: &LogReader, replayer: &mut Replayer<KvmCpu>, hash: u64, outcome: &mut Findings) {
     let Some(trailer) = log.trailer() else { return };
     let machine = replayer.machine();
     let mut compare = |what: &str, recorded: String, replayed: String| {
@@ -202,22 +200,22 @@ fn report(
     log: &LogReader,
     replayer: &mut Replayer<KvmCpu>,
     hash: u64,
-    outcome: &Outcome,
+    outcome: &Findings,
     took: Duration,
-) -> Result<u8, Failure> {
+) -> Result<ExitCode, Failure> {
     let exits = replayer.machine().at().exit.0;
     let (inputs, checkpoints) = replayer.totals();
     let diverged = outcome.divergence.is_some() || !outcome.differences.is_empty();
     let mut end = replayer
         .ended()
         .map_or_else(|| format!("log ends at exit {exits}"), describe_end);
-    let mut code = 0;
+    let mut code = ExitCode::Success;
     if let Some(damage) = &outcome.damage {
-        code = EXIT_DAMAGED;
+        code = ExitCode::DamagedLog;
         end = damage.to_string();
     }
     if diverged {
-        code = EXIT_DIVERGED;
+        code = ExitCode::Diverged;
         end = outcome
             .divergence
             .as_ref()
