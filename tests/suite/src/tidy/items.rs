@@ -6,38 +6,20 @@ use super::text::{definitions, item_end, line, parts, without_tests, words};
 use super::tree::{Part, tree};
 use super::{Exceptions, Files, OLD, is_product, judge};
 
-const UNUSED: Exceptions = &[
-    ("ANNOUNCE_AT", OLD),
-    ("USER_STACK", OLD),
-    ("acked_frame", OLD),
-    ("common_delivery", OLD),
-    ("is_numbered", OLD),
-];
+const UNUSED: Exceptions = &[("ANNOUNCE_AT", OLD)];
 
 const SHARED_NAMES: Exceptions = &[
-    ("Access", OLD),
     ("Action", OLD),
-    ("Console", OLD),
-    ("Copies", OLD),
     ("DiskReads", OLD),
-    ("Effect", OLD),
     ("Ended", OLD),
     ("Failure", OLD),
-    ("Finding", OLD),
     ("Horizon", OLD),
     ("Input", OLD),
-    ("Interrupts", OLD),
     ("Life", OLD),
     ("Marks", OLD),
     ("Offer", OLD),
-    ("Program", OLD),
-    ("Reply", OLD),
-    ("Role", OLD),
-    ("Sink", OLD),
     ("Stage", OLD),
     ("Standing", OLD),
-    ("Step", OLD),
-    ("Verdict", OLD),
 ];
 
 /// Code of the program and of what tests it from outside, without what crates have for their own tests.
