@@ -7,8 +7,7 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
     let mut script = Script::new(data);
-    let mut board = Board::default();
-    board.bring_up();
+    let mut board = Board::running();
     while !script.is_over() {
         match script.u8() % 16 {
             0..=9 => board.drive(&mut script),

@@ -1,7 +1,10 @@
 //! The whole platform with guest RAM, and a guest and a host that do to it whatever a script says.
 
+use std::sync::OnceLock;
+
 use ftvm_devices::{
-    Access, Chipset, Direction, DiskAccess, DiskConfig, DiskSharing, Effect, Env, NicConfig, PlatformConfig,
+    Access, Chipset, ChipsetState, Direction, DiskAccess, DiskConfig, DiskSharing, Effect, Env, NicConfig,
+    PlatformConfig,
 };
 use ftvm_hypervisor::GuestMemory;
 use ftvm_schema::entry::{ConsolePort, DiskStatus, Input};
@@ -13,11 +16,11 @@ use crate::Script;
 /// Bytes of RAM.
 const RAM: u64 = 0x4_0000;
 /// Where the rings lie, three pages each: descriptors, available, used. What is below is for buffers.
-pub const RINGS: u64 = 0x2_0000;
+const RINGS: u64 = 0x2_0000;
 /// Bytes from one ring to the next.
-pub const RING: u64 = 0x3000;
+const RING: u64 = 0x3000;
 /// Entries of a ring: few, so that indices wrap.
-pub const RING_SIZE: u16 = 8;
+const RING_SIZE: u16 = 8;
 /// Where the functions' registers begin, and how far they are apart.
 const BARS: u64 = 0xE000_0000;
 const BAR: u64 = 0x4000;
@@ -25,8 +28,6 @@ const NOTIFY: u64 = 0x3000;
 
 /// Queues of each function, by slot: two cards, two disks, console, entropy source.
 const QUEUES: [u16; 6] = [2, 2, 1, 1, 2, 1];
-/// How many of these stand before the console.
-pub const CARDS_AND_DISKS: usize = 4;
 
 /// Most effects of one access or input: a chain in each entry of a ring, and for each of them what it leads to. More would
 /// mean that a guest can multiply its own work without bound.
@@ -79,6 +80,20 @@ impl Board {
             now: 0,
             effects: Vec::new(),
         })
+    }
+
+    /// A platform whose functions a driver has brought up, as [`Board::bring_up`] does, but at once.
+    #[must_use]
+    pub fn running() -> Self {
+        static RUNNING: OnceLock<ChipsetState> = OnceLock::new();
+        let state = RUNNING.get_or_init(|| {
+            let mut board = Board::default();
+            board.bring_up();
+            board.chipset.save()
+        });
+        let mut board = Board::default();
+        board.chipset.restore(state).expect("a state of the same platform");
+        board
     }
 
     fn act<T>(&mut self, act: impl FnOnce(&mut Chipset, &mut Env<'_>) -> T) -> T {

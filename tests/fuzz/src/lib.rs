@@ -11,6 +11,6 @@ mod board;
 mod frame;
 mod script;
 
-pub use board::{Board, CARDS_AND_DISKS, RING, RING_SIZE, RINGS, platform};
+pub use board::{Board, platform};
 pub use frame::sealed;
 pub use script::Script;
