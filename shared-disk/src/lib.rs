@@ -26,9 +26,10 @@ pub mod fuzzing {
     pub use crate::scsi::{fuzz_answer, fuzz_reply};
 }
 
-/// Bytes of a sector: every offset and length of a disk is a multiple of it (virtio 1.2, 5.2), and the kernel counts
-/// block devices in it (`/sys/dev/block/…/size`).
-pub(crate) const SECTOR: u64 = SECTOR_LEN as u64;
+/// Every offset and length of a disk is a multiple of it, and the kernel counts block devices in it
+/// (`/sys/dev/block/…/size`).
+pub(crate) use ftvm_schema::request::SECTOR;
 
 /// [`SECTOR`], for lengths in memory.
-pub(crate) const SECTOR_LEN: usize = 512;
+#[allow(clippy::cast_possible_truncation, reason = "512")]
+pub(crate) const SECTOR_LEN: usize = SECTOR as usize;

@@ -176,6 +176,8 @@ impl Drop for Process {
 
 #[cfg(test)]
 mod tests {
+    use ftvm_roles::exit_code::ExitCode;
+
     use super::*;
 
     #[test]
@@ -193,7 +195,7 @@ mod tests {
             (state(Protection::Protected), Part::Backup(Protection::Protected)),
             (
                 Event::Ending {
-                    code: 10,
+                    code: ExitCode::Lost,
                     why: String::new(),
                 },
                 Part::Ending,

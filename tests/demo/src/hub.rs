@@ -7,14 +7,15 @@
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use parking_lot::{Mutex, MutexGuard};
 
 use super::switch::{Route, Switch};
 use ftvm_host::net::rarp::RARP_ETHERTYPE;
@@ -198,7 +199,7 @@ impl Drop for Hub {
 
 impl Shared {
     fn ports(&self) -> MutexGuard<'_, Vec<Arc<Port>>> {
-        self.ports.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ports.lock()
     }
 
     fn port(&self, port: PortId) -> Arc<Port> {
@@ -214,7 +215,7 @@ impl Shared {
 
 impl Port {
     fn state(&self) -> MutexGuard<'_, PortState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Notes a frame that came in; whether it goes on.

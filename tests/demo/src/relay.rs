@@ -8,9 +8,11 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
 
 mod tcp;
 mod udp;
@@ -117,14 +119,14 @@ impl Relay {
 
     /// Changes what the cable does.
     pub fn set_mode(&self, mode: Mode) {
-        self.state.lock().mode = mode;
+        self.state.current.lock().mode = mode;
         self.state.changed.notify_all();
     }
 }
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        self.state.lock().ending = true;
+        self.state.current.lock().ending = true;
         self.state.changed.notify_all();
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
@@ -135,23 +137,17 @@ impl Drop for Relay {
 }
 
 impl State {
-    fn lock(&self) -> MutexGuard<'_, Current> {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn mode(&self) -> Result<Mode, Ending> {
-        let current = self.lock();
+        let current = self.current.lock();
         if current.ending { Err(Ending) } else { Ok(current.mode) }
     }
 
     /// Waits while the cable is cut. Returns how late things are now.
     fn wait_while_silent(&self) -> Result<Duration, Ending> {
         let silent = |current: &mut Current| !current.ending && current.mode == Mode::Silent;
-        let current = *self
-            .changed
-            .wait_while(self.lock(), silent)
-            .unwrap_or_else(PoisonError::into_inner);
-        match current {
+        let mut current = self.current.lock();
+        self.changed.wait_while(&mut current, silent);
+        match *current {
             Current { ending: true, .. } => Err(Ending),
             Current {
                 mode: Mode::Delay(delay),
@@ -163,7 +159,7 @@ impl State {
 
     /// Waits until `due`, and then while the cable is cut.
     fn wait_until(&self, due: Instant) -> Result<(), Ending> {
-        let mut current = self.lock();
+        let mut current = self.current.lock();
         loop {
             let left = due.saturating_duration_since(Instant::now());
             if current.ending {
@@ -172,11 +168,7 @@ impl State {
             if left.is_zero() {
                 break;
             }
-            current = self
-                .changed
-                .wait_timeout(current, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            self.changed.wait_for(&mut current, left);
         }
         drop(current);
         self.wait_while_silent().map(|_| ())

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use ftvm_roles::exit_code::ExitCode;
 use ftvm_roles::link::world::{ConnectionId, LinkEvent};
 use ftvm_roles::operation::Operation;
 use ftvm_schema::entry::{Generation, Incarnation};
@@ -52,7 +53,7 @@ pub struct Common {
     pub(super) number: u64,
     /// The claim that is asked for until there is an answer.
     pub(super) claiming: Option<(u64, u128)>,
-    pub ending: Option<u8>,
+    pub ending: Option<ExitCode>,
 }
 
 impl Common {
@@ -130,7 +131,7 @@ impl Common {
     }
 
     /// The process is about to end.
-    pub fn end(&mut self, env: &mut Env, code: u8, why: &str) {
+    pub fn end(&mut self, env: &mut Env, code: ExitCode, why: &str) {
         if self.ending.is_none() {
             env.note(self.id, || format!("ends with code {code}: {why}"));
             self.ending = Some(code);

@@ -14,7 +14,7 @@ use ftvm_lab::pair::{Side, Site, free_address, limit, wait};
 use ftvm_lab::tun::Tap;
 use ftvm_roles::event::Event;
 use ftvm_roles::operation::Unprotected;
-use vmm::run::control::{Reply, Role, Status};
+use vmm::control::{ControlReply, Role, Status};
 
 /// Exit code, standard output and standard error of `ftvm OPERATION --control SOCKET`.
 fn ask(operation: &str, socket: &Path, more: &[&str]) -> (i32, String, String) {
@@ -44,7 +44,7 @@ fn refused(operation: &str, socket: &Path, why: &str) {
 fn status(socket: &Path) -> Status {
     let (code, stdout, stderr) = ask("status", socket, &["--json"]);
     assert_eq!(code, 0, "{stderr}");
-    let reply: Reply = serde_json::from_str(&stdout).expect("a reply");
+    let reply: ControlReply = serde_json::from_str(&stdout).expect("a reply");
     reply.status.expect("a status")
 }
 

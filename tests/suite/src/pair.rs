@@ -98,7 +98,7 @@ kvm_test! {
     fn kvm_pair_loses_its_backup() {
         let site = Site::new();
         let (mut primary, mut backup) = protected(&site, 100_000, &[]);
-        let killed = ftvm_host::fence::boottime_ns();
+        let killed = logging_channel::clock::boottime_ns();
         backup.signal("KILL");
         backup.wait(limit(5));
         let alone = primary.wait_event("being alone", 1, limit(10), is_alone);
@@ -150,7 +150,7 @@ kvm_test! {
         primary.wait_protected();
         std::thread::sleep(Duration::from_millis(300));
         relay.set_mode(Mode::Silent);
-        let cut = ftvm_host::fence::boottime_ns();
+        let cut = logging_channel::clock::boottime_ns();
         primary.signal("KILL");
         primary.wait(limit(5));
         let suspected = backup.wait_event("suspicion", 1, limit(10), |event| matches!(event, Event::Suspected { .. }));

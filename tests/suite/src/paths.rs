@@ -8,7 +8,8 @@ use ftvm_lab::dm::{MODULES, PROGRAM, Way, disk};
 use ftvm_lab::kv::{GUEST_IP, GUEST_MAC, Network, PORT};
 use ftvm_lab::kvm_test;
 use ftvm_lab::pair::{Side, Site, ftvm, is_live, limit, wait};
-use ftvm_roles::event::{EXIT_GUEST_FAILED, EXIT_HANDED_OVER, Event, Stamped};
+use ftvm_roles::event::{Event, Stamped};
+use ftvm_roles::exit_code::ExitCode;
 
 /// Keys that the client writes to in turn.
 const KEYS: usize = 20;
@@ -100,7 +101,7 @@ kvm_test! {
         hosts.ways[0].lose();
         let lost = primary.wait_event("loss of the disk", 1, limit(5), |event| matches!(event, Event::PathLost { .. }));
         assert!(matches!(lost.event, Event::PathLost { hands_over: true, .. }), "{lost:?}");
-        assert_eq!(primary.code(limit(10)), i32::from(EXIT_HANDED_OVER), "{}", primary.stderr());
+        assert_eq!(primary.code(limit(10)), i32::from(ExitCode::HandedOver.number()), "{}", primary.stderr());
         let live = backup.wait_event("go-live", 1, limit(10), is_live);
         assert!(matches!(live.event, Event::WentLive { reissued: 1.., .. }), "what failed is issued again: {live:?}");
         println!("{} ms from the first error to the new life", (live.at_ns - lost.at_ns) / 1_000_000);
@@ -120,7 +121,7 @@ kvm_test! {
         let lost = primary.wait_event("loss of the disk", 1, limit(5), |event| matches!(event, Event::PathLost { .. }));
         assert!(matches!(lost.event, Event::PathLost { hands_over: false, .. }), "{lost:?}");
         for side in [&mut primary, &mut backup] {
-            assert_eq!(side.code(limit(10)), i32::from(EXIT_GUEST_FAILED), "{}", side.stderr());
+            assert_eq!(side.code(limit(10)), i32::from(ExitCode::GuestFailed.number()), "{}", side.stderr());
         }
         drop(client);
         hosts.site.wait_console("kv: disk", limit(1));
@@ -150,7 +151,7 @@ kvm_test! {
         println!("{} ms from the handover to the new life", (live.at_ns - said.at_ns) / 1_000_000);
         // Its thread is in the kernel until the disk answers.
         drop(silence);
-        assert_eq!(primary.code(limit(10)), i32::from(EXIT_HANDED_OVER), "{}", primary.stderr());
+        assert_eq!(primary.code(limit(10)), i32::from(ExitCode::HandedOver.number()), "{}", primary.stderr());
         let suspected = |event: &Stamped| matches!(event.event, Event::Suspected { .. });
         assert!(!primary.events().iter().any(suspected), "{:?}", primary.events());
     }

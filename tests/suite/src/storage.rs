@@ -16,7 +16,8 @@ use ftvm_lab::kvm_test;
 use ftvm_lab::lio::{ISCSI_MODULES, ISCSI_PROGRAMS, Lun, MODULES};
 use ftvm_lab::pair::{Site, is_live, limit, wait};
 use ftvm_lab::stage::Stages;
-use ftvm_roles::event::{EXIT_LOST, Event};
+use ftvm_roles::event::Event;
+use ftvm_roles::exit_code::ExitCode;
 use ftvm_schema::request::{DiskOp, DiskRequest};
 use shared_disk::arbiter::{Arbiter, SharedLun};
 use shared_disk::image::{Caching, DiskImage, ImageAccess};
@@ -280,7 +281,7 @@ kvm_test! {
         primary.signal("CONT");
         // By its own insight, or by the timer of a write in flight.
         let ended = primary.wait(limit(10));
-        let lost = i32::from(EXIT_LOST);
+        let lost = i32::from(ExitCode::Lost.number());
         assert!(ended.code().is_none_or(|code| code == lost), "{ended}: {}", primary.stderr());
         acked(50);
         let report = client.finish().expect("a report");

@@ -5,15 +5,16 @@
 //! finished request comes back through the event queue and becomes an input; until then it has not happened.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use ftvm_schema::entry::DiskStatus;
 use ftvm_schema::request::{DiskOp, DiskRequest};
+use logging_channel::clock::boottime_ns;
+use parking_lot::Mutex;
 
-use super::fence::boottime_ns;
 use crate::queue::EventSender;
 use ftvm_roles::host_event::HostEvent;
 use ftvm_roles::primary::{Effect, UnderWay};
@@ -141,7 +142,7 @@ impl DiskPool {
     /// What the threads are at; what waits for them is not among it.
     #[must_use]
     pub fn under_way(&self) -> Vec<UnderWay> {
-        self.under_way.iter().filter_map(|slot| *lock(slot)).collect()
+        self.under_way.iter().filter_map(|slot| *slot.lock()).collect()
     }
 
     /// Requests submitted and not finished.
@@ -172,10 +173,6 @@ struct Worker {
     losses: Losses,
 }
 
-fn lock(slot: &Mutex<Option<UnderWay>>) -> MutexGuard<'_, Option<UnderWay>> {
-    slot.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Worker {
     fn run(&self) {
         for request in &self.requests {
@@ -184,13 +181,13 @@ impl Worker {
                 DiskOp::Write { .. } => Effect::Lands,
                 DiskOp::Read { .. } | DiskOp::Flush => Effect::Nothing,
             };
-            *lock(&self.under_way[self.number]) = Some(UnderWay {
+            *self.under_way[self.number].lock() = Some(UnderWay {
                 disk: request.disk,
                 effect,
                 since_ns: boottime_ns(),
             });
             let Ended { status, data, lost } = checked(&request, disk);
-            *lock(&self.under_way[self.number]) = None;
+            *self.under_way[self.number].lock() = None;
             self.in_flight.fetch_sub(1, Ordering::AcqRel);
             if disk.is_superseded() {
                 continue;

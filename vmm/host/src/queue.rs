@@ -8,9 +8,11 @@
 //! asked for always fit ([`EventSender::answer`]): their number is bounded by the requests in flight.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
 
 use ftvm_roles::host_event::{HostEvent, MAX_EVENTS};
 use ftvm_roles::live::Events;
@@ -34,7 +36,7 @@ pub enum Refused {
 
 /// What became of an offered event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Offer {
+pub enum Offered {
     /// It is in the queue.
     Queued,
     /// The queue was full, or closed; the event is gone.
@@ -44,18 +46,18 @@ pub enum Offer {
 /// A producer's end. Clones share the queue.
 #[derive(Clone, Debug)]
 pub struct EventSender {
-    shared: Arc<Shared>,
+    shared: Arc<QueueShared>,
 }
 
 /// The consumer's end. Dropping it closes the queue.
 #[derive(Debug)]
 pub struct EventQueue {
-    shared: Arc<Shared>,
+    shared: Arc<QueueShared>,
 }
 
 #[derive(Debug)]
-struct Shared {
-    state: Mutex<State>,
+struct QueueShared {
+    state: Mutex<QueueState>,
     /// The consumer waits here for events.
     ready: Condvar,
     /// Producers in `push` wait here for room.
@@ -67,7 +69,7 @@ struct Shared {
 }
 
 #[derive(Debug)]
-struct State {
+struct QueueState {
     events: VecDeque<(u64, HostEvent)>,
     bytes: usize,
     woken: bool,
@@ -85,14 +87,14 @@ enum Consumer {
 /// Makes an empty queue.
 #[must_use]
 pub fn event_queue() -> (EventSender, EventQueue) {
-    let state = State {
+    let state = QueueState {
         events: VecDeque::with_capacity(MAX_EVENTS),
         bytes: 0,
         woken: false,
         consumer: Consumer::Busy,
         waiting_for_room: 0,
     };
-    let shared = Arc::new(Shared {
+    let shared = Arc::new(QueueShared {
         state: Mutex::new(state),
         ready: Condvar::new(),
         room: Condvar::new(),
@@ -117,13 +119,13 @@ impl Events for EventQueue {
 
 impl EventSender {
     /// Queues an event that may be lost, such as a frame.
-    pub fn offer(&self, event: HostEvent) -> Offer {
-        let mut state = self.shared.lock();
+    pub fn offer(&self, event: HostEvent) -> Offered {
+        let mut state = self.shared.state.lock();
         if state.consumer == Consumer::Gone || !state.has_room(&event) {
-            return Offer::Dropped;
+            return Offered::Dropped;
         }
         self.shared.queue(&mut state, event);
-        Offer::Queued
+        Offered::Queued
     }
 
     /// Queues an event, waiting for room until `deadline`.
@@ -132,19 +134,14 @@ impl EventSender {
     /// [`Refused::Full`] with the event after the deadline; [`Refused::Closed`] if the consumer is gone, or goes while
     /// this waits.
     pub fn push(&self, event: HostEvent, deadline: Instant) -> Result<(), Refused> {
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         while state.consumer != Consumer::Gone && !state.has_room(&event) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(Refused::Full(event));
             }
             state.waiting_for_room += 1;
-            state = self
-                .shared
-                .room
-                .wait_timeout(state, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            self.shared.room.wait_for(&mut state, left);
             state.waiting_for_room -= 1;
         }
         if state.consumer == Consumer::Gone {
@@ -160,7 +157,7 @@ impl EventSender {
     /// # Errors
     /// [`Closed`] if the consumer is gone.
     pub fn answer(&self, event: HostEvent) -> Result<(), Closed> {
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         if state.consumer == Consumer::Gone {
             return Err(Closed);
         }
@@ -170,7 +167,7 @@ impl EventSender {
 
     /// Ends the consumer's current or next wait without an event: something else it looks at has changed.
     pub fn wake(&self) {
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         state.woken = true;
         self.shared.notify(&state);
     }
@@ -188,13 +185,13 @@ impl EventQueue {
         if self.shared.oldest.load(Ordering::Acquire) == 0 {
             return None;
         }
-        self.shared.take(&mut self.shared.lock())
+        self.shared.take(&mut self.shared.state.lock())
     }
 
     /// Takes the oldest event, waiting for one until `deadline` (for ever without one). `None` after the deadline, or
     /// after a [`EventSender::wake`]: the caller looks at the world again.
     pub fn recv_deadline(&self, deadline: Option<Instant>) -> Option<HostEvent> {
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         loop {
             if let Some(event) = self.shared.take(&mut state) {
                 return Some(event);
@@ -204,16 +201,12 @@ impl EventQueue {
                 return None;
             }
             state.consumer = Consumer::Waiting;
-            state = match left {
+            match left {
                 Some(left) => {
-                    self.shared
-                        .ready
-                        .wait_timeout(state, left)
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .0
+                    self.shared.ready.wait_for(&mut state, left);
                 }
-                None => self.shared.ready.wait(state).unwrap_or_else(PoisonError::into_inner),
-            };
+                None => self.shared.ready.wait(&mut state),
+            }
             state.consumer = Consumer::Busy;
         }
     }
@@ -227,7 +220,7 @@ impl EventQueue {
 
 impl Drop for EventQueue {
     fn drop(&mut self) {
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         state.consumer = Consumer::Gone;
         state.events.clear();
         state.bytes = 0;
@@ -236,19 +229,15 @@ impl Drop for EventQueue {
     }
 }
 
-impl State {
+impl QueueState {
     /// Whether an event that is not an answer may come in. One event always fits into an empty queue.
     fn has_room(&self, event: &HostEvent) -> bool {
         self.events.is_empty() || (self.events.len() < MAX_EVENTS && self.bytes + event.weight() <= MAX_BYTES)
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn queue(&self, state: &mut State, event: HostEvent) {
+impl QueueShared {
+    fn queue(&self, state: &mut QueueState, event: HostEvent) {
         let since_epoch = u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX - 1);
         let stamp = since_epoch + 1;
         if state.events.is_empty() {
@@ -259,7 +248,7 @@ impl Shared {
         self.notify(state);
     }
 
-    fn take(&self, state: &mut State) -> Option<HostEvent> {
+    fn take(&self, state: &mut QueueState) -> Option<HostEvent> {
         let (_, event) = state.events.pop_front()?;
         let next = state.events.front().map_or(0, |(stamp, _)| *stamp);
         self.oldest.store(next, Ordering::Release);
@@ -273,7 +262,7 @@ impl Shared {
     }
 
     /// Notifying costs a system call even when nobody waits, so only a waiting consumer is notified.
-    fn notify(&self, state: &State) {
+    fn notify(&self, state: &QueueState) {
         if state.consumer == Consumer::Waiting {
             self.ready.notify_one();
         }

@@ -1,15 +1,18 @@
 //! What commands say on standard output and standard error, whose readers may have gone (`| head`) or be a full disk.
 
 use std::fmt::Display;
-use std::io::{ErrorKind, Write, stderr, stdout};
+use std::io::{self, ErrorKind, Write, stderr, stdout};
 
-use crate::failure::Failure;
+/// Standard output takes no more, as a file on a full disk.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write to standard output: {0}")]
+pub struct StdoutError(#[source] io::Error);
 
 /// Writes an answer to standard output, and the end of its line. A reader that has had enough is no error.
 ///
 /// # Errors
-/// If standard output takes no more, as a file on a full disk.
-pub fn answer(text: impl Display) -> Result<(), Failure> {
+/// [`StdoutError`].
+pub fn answer(text: impl Display) -> Result<(), StdoutError> {
     written_to(stdout().lock(), text)
 }
 
@@ -18,11 +21,9 @@ pub fn tell(text: impl Display) {
     let _ = writeln!(stderr(), "{text}");
 }
 
-fn written_to(mut output: impl Write, text: impl Display) -> Result<(), Failure> {
+fn written_to(mut output: impl Write, text: impl Display) -> Result<(), StdoutError> {
     match writeln!(output, "{text}").and_then(|()| output.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(Failure::new(format!("cannot write to standard output: {error}")))
-        }
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(StdoutError(error)),
         _ => Ok(()),
     }
 }
@@ -40,12 +41,10 @@ mod tests {
         drop(reader);
         assert!(written_to(&writer, "unheard").is_ok());
         let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
-        let failure = written_to(full, "anything").unwrap_err();
+        let error = written_to(full, "anything").unwrap_err().to_string();
         assert!(
-            failure
-                .text
-                .starts_with("cannot write to standard output: No space left"),
-            "{failure}"
+            error.starts_with("cannot write to standard output: No space left"),
+            "{error}"
         );
     }
 }

@@ -4,18 +4,8 @@ use ftvm_schema::entry::{Intervention, LogEntry};
 use logging_channel::chunk;
 use serde::{Deserialize, Serialize};
 
+use super::exit_code::ExitCode;
 use super::operation::{Operation, Path};
-
-/// Exit code of a side whose host, not its guest, failed.
-pub const EXIT_HOST_FAILED: u8 = 1;
-/// Exit code of a side that lost the test-and-set or saw a higher generation (PROTOCOL 11).
-pub const EXIT_LOST: u8 = 10;
-/// Exit code of a backup that left without having been entitled to go live (PROTOCOL 16, 17).
-pub const EXIT_NOT_ENTITLED: u8 = 11;
-/// Exit code of a primary whose guest lives on at its backup because it was wanted so (PROTOCOL 28).
-pub const EXIT_HANDED_OVER: u8 = 12;
-/// Exit code after a guest's own failure.
-pub const EXIT_GUEST_FAILED: u8 = 3;
 
 /// How protected the guest is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,7 +117,7 @@ pub enum Event {
     /// The first frame of the new life has left.
     FirstOutput,
     /// This side ends.
-    Ending { code: u8, why: String },
+    Ending { code: ExitCode, why: String },
 }
 
 /// What the log to one backup has cost since its grant.
@@ -166,11 +156,13 @@ pub struct Stamped {
 
 /// Exit code and words for a guest's own end (PROTOCOL 18).
 #[must_use]
-pub fn clean_end(reason: &ftvm_schema::entry::EndReason) -> (u8, String) {
+pub fn clean_end(reason: &ftvm_schema::entry::EndReason) -> (ExitCode, String) {
     use ftvm_schema::entry::EndReason;
     let code = match reason {
-        EndReason::PowerOff { status: 0 } | EndReason::Stopped | EndReason::Limit | EndReason::Reset => 0,
-        EndReason::Halted | EndReason::PowerOff { .. } | EndReason::GuestFailure { .. } => EXIT_GUEST_FAILED,
+        EndReason::PowerOff { status: 0 } | EndReason::Stopped | EndReason::Limit | EndReason::Reset => {
+            ExitCode::Success
+        }
+        EndReason::Halted | EndReason::PowerOff { .. } | EndReason::GuestFailure { .. } => ExitCode::GuestFailed,
     };
     let what = super::replay::describe_end(reason);
     let text = match reason {

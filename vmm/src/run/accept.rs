@@ -1,12 +1,13 @@
 //! The door at which backups join: handshakes run here, beside the link.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ftvm_schema::entry::Generation;
 use logging_channel::message::{Message, PROTOCOL_VERSION, Welcome};
 use logging_channel::session::{Candidate, HANDSHAKE_TIMEOUT, Offer, accept_backup};
 use logging_channel::transport::TcpFrames;
+use parking_lot::Mutex;
 use shared_disk::arbiter::Arbiter;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -33,13 +34,13 @@ pub struct Lobby(Arc<Mutex<Option<Arrived>>>);
 
 impl Lobby {
     fn enter(&self, arrived: Arrived) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(arrived);
+        *self.0.lock() = Some(arrived);
     }
 
     /// Whoever waits there with this connection.
     #[must_use]
     pub fn leave(&self, connection: ConnectionId) -> Option<Arrived> {
-        let mut place = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut place = self.0.lock();
         place.take_if(|arrived| arrived.connection == connection)
     }
 }
@@ -93,7 +94,7 @@ impl Offers {
     }
 
     fn remove_nonces(&self) {
-        for name in self.nonces.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        for name in self.nonces.lock().drain(..) {
             if let Err(error) = self.arbiter.remove_nonce(&name) {
                 tracing::debug!("nonce {name} stays behind: {error}");
             }
@@ -107,10 +108,7 @@ impl Offers {
         if let Err(error) = self.arbiter.write_nonce(&nonce_name, &nonce) {
             tracing::warn!("the backup that joins cannot be checked: {error}");
         }
-        self.nonces
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(nonce_name.clone());
+        self.nonces.lock().push(nonce_name.clone());
         Offer {
             welcome: Welcome {
                 version: PROTOCOL_VERSION,

@@ -122,7 +122,7 @@ fn hosts_that_do_not_agree_are_told_why() {
         (&private, DiskSharing::Shared, 4096, "shared on the primary"),
         (&shared, DiskSharing::Private, 4096, "private on the primary"),
     ] {
-        let why = agree(options, &platform(sharing, bytes)).unwrap_err();
+        let why = agree(options, &platform(sharing, bytes)).unwrap_err().to_string();
         assert!(why.contains(word), "{why}");
     }
 }

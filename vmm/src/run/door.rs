@@ -2,12 +2,13 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdTcpListener};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use ftvm_schema::entry::Generation;
 use ftvm_schema::record::CodecError;
 
 use logging_channel::message::Heartbeat;
+use parking_lot::Mutex;
 use shared_disk::arbiter::Arbiter;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};

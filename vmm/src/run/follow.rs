@@ -12,7 +12,7 @@ use super::control::{Desk, Role};
 use super::health::Probe;
 use super::shell::Shell;
 use super::vcpu::{Life, live};
-use ftvm_host::failure::Failure;
+use crate::failure::Failure;
 use ftvm_hypervisor::Cpu;
 use ftvm_machine::machine::Machine;
 use ftvm_machine::machine::intervention::BootCell;

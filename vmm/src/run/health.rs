@@ -1,16 +1,13 @@
 //! What this host reaches of what its guest needs (PROTOCOL 30): looked at every second, on a thread of its own, as a disk
 //! that does not answer blocks whoever asks it.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
-use ftvm_schema::request::{DiskOp, DiskRequest};
 use logging_channel::message::Health;
-use shared_disk::image::{DiskImage, ImageAccess};
 use tokio::sync::mpsc;
 
 use crate::cli::HostArgs;
-use crate::cli::options::{DiskOption, NetTarget};
+use ftvm_host::health::{cable_is_reached, disk_is_reached};
 
 /// Time between two looks.
 const EVERY: Duration = Duration::from_secs(1);
@@ -20,9 +17,6 @@ const EVERY: Duration = Duration::from_secs(1);
 ///
 /// [`DISK_SILENCE`]: ftvm_roles::primary::DISK_SILENCE
 const SLOW: Duration = Duration::from_secs(5);
-
-/// IFF_UP of netdevice(7).
-const IFF_UP: u32 = 1;
 
 /// The thread's reports.
 #[derive(Debug)]
@@ -42,8 +36,8 @@ impl Probe {
             nics: vec![false; nets.len()],
         };
         let look = move || Health {
-            disks: disks.iter().map(reads).collect(),
-            nics: nets.iter().map(|net| is_up(&net.target)).collect(),
+            disks: disks.iter().map(disk_is_reached).collect(),
+            nics: nets.iter().map(|net| cable_is_reached(&net.cable)).collect(),
         };
         let thread = std::thread::Builder::new().name("health".to_owned());
         let thread = thread.spawn(move || {
@@ -78,60 +72,5 @@ impl Probe {
             disks: vec![false; health.disks.len()],
             nics: vec![false; health.nics.len()],
         })
-    }
-}
-
-/// Whether the first sector can be read.
-fn reads(disk: &DiskOption) -> bool {
-    let first = DiskRequest {
-        disk: 0,
-        id: 0,
-        op: DiskOp::Read { offset: 0, len: 512 },
-    };
-    DiskImage::open(&disk.path, ImageAccess::ReadOnly, disk.caching()).is_ok_and(|image| image.perform(&first).is_ok())
-}
-
-/// Whether the interface is there and up. The other end of a datagram socket may come and go.
-fn is_up(target: &NetTarget) -> bool {
-    match target {
-        NetTarget::Dgram { .. } => true,
-        NetTarget::Tap(name) => {
-            let flags = Path::new("/sys/class/net").join(name).join("flags");
-            let flags = std::fs::read_to_string(flags).unwrap_or_default();
-            let flags = u32::from_str_radix(flags.trim().trim_start_matches("0x"), 16);
-            flags.is_ok_and(|flags| flags & IFF_UP != 0)
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_disk_is_reached_if_it_can_be_read() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("disk");
-        let disk = DiskOption {
-            path: path.clone(),
-            readonly: false,
-            direct: false,
-            reserve: false,
-            private: false,
-            mark: None,
-        };
-        assert!(!reads(&disk));
-        std::fs::write(&path, [0; 512]).unwrap();
-        assert!(reads(&disk));
-    }
-
-    #[test]
-    fn an_interface_is_reached_if_it_is_up() {
-        assert!(!is_up(&NetTarget::Tap("ftvm-none".to_owned())));
-        let dgram = NetTarget::Dgram {
-            local: "/a".into(),
-            remote: "/b".into(),
-        };
-        assert!(is_up(&dgram));
     }
 }

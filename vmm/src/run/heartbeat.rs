@@ -3,12 +3,13 @@
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket as StdUdpSocket};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use ftvm_schema::entry::{Generation, Incarnation};
 use logging_channel::clock::boottime_ns;
 use logging_channel::codec::{FrameEncoder, decode_heartbeat};
 use logging_channel::message::Heartbeat;
+use parking_lot::Mutex;
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -94,7 +95,7 @@ impl Heartbeats {
     /// Sends one under a generation, if there is anybody to send to; its send time.
     pub fn send(&mut self, generation: Generation) -> Option<u64> {
         self.next.generation = generation;
-        let peer = (*self.peer.lock().unwrap_or_else(PoisonError::into_inner))?;
+        let peer = (*self.peer.lock())?;
         self.next.number += 1;
         self.next.sent_ns = boottime_ns();
         let datagram = self.encoder.heartbeat(&self.next).ok()?;
@@ -128,7 +129,7 @@ async fn hear(
             continue;
         };
         if heartbeat.guest == guest && heartbeat.incarnation != me {
-            *peer.lock().unwrap_or_else(PoisonError::into_inner) = Some(from);
+            *peer.lock() = Some(from);
             // Full: the link is busy, and another will come.
             let _ = received.try_send(heartbeat);
         }

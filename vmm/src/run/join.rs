@@ -1,11 +1,11 @@
 //! How a process that may become a backup joins a guest: connecting, the handshake, and whether this host can carry the guest on.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ftvm_schema::entry::Incarnation;
-use ftvm_schema::record;
 use logging_channel::message::{Join, PROTOCOL_VERSION, Standby, Welcome};
 use logging_channel::session::{HANDSHAKE_TIMEOUT, JoinClient, join};
 use logging_channel::transport::{Backoff, TcpFrames, connect};
@@ -13,18 +13,17 @@ use shared_disk::arbiter::Arbiter;
 
 use super::accept::host_name;
 use super::control::Desk;
-use super::copies::agree;
-use super::guest;
+use super::copies::{CopiesError, agree};
 use super::pair::arbiter;
 use crate::cli::RunArgs;
-use ftvm_host::failure::Failure;
+use crate::failure::Failure;
+use crate::guest::{self, GuestError};
 use ftvm_hypervisor::DeliveryMode;
-use ftvm_kvm::selftest::Capabilities;
-use ftvm_machine::config::MachineConfig;
-use ftvm_roles::event::EXIT_NOT_ENTITLED;
+use ftvm_hypervisor::profile::ProfileMismatch;
 
-/// Most bytes of a machine configuration from a peer.
-const MAX_CONFIG: usize = 1 << 20;
+use ftvm_kvm::selftest::Capabilities;
+use ftvm_machine::config::{MachineConfig, MachineConfigError};
+use ftvm_roles::exit_code::ExitCode;
 
 /// A backup may be started before its primary: it tries for about half a minute.
 pub(super) const PATIENT: Backoff = Backoff {
@@ -41,6 +40,33 @@ pub(super) const ONCE: Backoff = Backoff {
     attempts: 1,
     each: Duration::from_secs(1),
 };
+
+/// Why this host cannot carry the guest on, in words that the primary reports too.
+#[derive(Debug, thiserror::Error)]
+enum Unacceptable {
+    /// The guest's configuration cannot be read, or is none that can be built.
+    #[error(transparent)]
+    Config(#[from] MachineConfigError),
+    /// This host's processor lacks something that the guest was promised.
+    #[error("the backup's CPU: {0}")]
+    Cpu(#[source] ProfileMismatch),
+    /// This host's KVM does not run such a guest.
+    #[error("the backup: {0}")]
+    Kvm(#[source] GuestError),
+    /// It was given another number of devices.
+    #[error("the guest has {there} of {option}, the backup was given {here}")]
+    Count {
+        option: &'static str,
+        there: usize,
+        here: usize,
+    },
+    /// A disk is not there.
+    #[error("the backup's disk {}: {source}", .path.display())]
+    Disk { path: PathBuf, source: std::io::Error },
+    /// Its disks are none for this guest.
+    #[error(transparent)]
+    Copies(#[from] CopiesError),
+}
 
 /// A process that may become a backup.
 #[derive(Debug)]
@@ -70,7 +96,7 @@ impl<'a> Joiner<'a> {
         tries: Backoff,
     ) -> Result<(TcpFrames, Welcome, MachineConfig), Failure> {
         let args = self.args;
-        let mut frames = connect(&peer.to_string(), tries).await.map_err(Failure::new)?;
+        let mut frames = connect(&peer.to_string(), tries).await?;
         let hello = Join {
             version: PROTOCOL_VERSION,
             incarnation: self.me,
@@ -85,7 +111,7 @@ impl<'a> Joiner<'a> {
         };
         let client = JoinClient::new(hello);
         let prove = async |welcome: &Welcome| {
-            acceptable(args, &self.capabilities, welcome)?;
+            acceptable(args, &self.capabilities, welcome).map_err(|why| why.to_string())?;
             let (arbiter, name) = (Arc::clone(&self.arbiter), welcome.nonce_name.clone());
             let proof = move || {
                 arbiter
@@ -96,11 +122,8 @@ impl<'a> Joiner<'a> {
             read.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
         };
         let welcome = join(&mut frames, client, HANDSHAKE_TIMEOUT, prove).await;
-        let welcome = welcome.map_err(|e| Failure {
-            code: EXIT_NOT_ENTITLED,
-            text: e.to_string(),
-        })?;
-        let config = record::from_bytes(&welcome.config, MAX_CONFIG).map_err(Failure::new)?;
+        let welcome = welcome.map_err(|error| Failure::with(ExitCode::NotEntitled, error))?;
+        let config = MachineConfig::from_record(&welcome.config)?;
         Ok((frames, welcome, config))
     }
 }
@@ -113,23 +136,25 @@ fn modes(host: &Capabilities) -> Vec<String> {
         .collect()
 }
 
-/// Whether this host, with the devices it was given, can carry the guest on; if not, the reason for the primary too.
-fn acceptable(args: &RunArgs, host: &Capabilities, welcome: &Welcome) -> Result<(), String> {
-    let config: MachineConfig = record::from_bytes(&welcome.config, MAX_CONFIG).map_err(|e| e.to_string())?;
-    config.validate()?;
-    ftvm_kvm::profile::check_supported(&config.profile).map_err(|e| format!("the backup's CPU: {e}"))?;
-    guest::check_host(&config, host).map_err(|why| format!("the backup: {why}"))?;
+/// Whether this host, with the devices it was given, can carry the guest on.
+fn acceptable(args: &RunArgs, host: &Capabilities, welcome: &Welcome) -> Result<(), Unacceptable> {
+    let config = MachineConfig::from_record(&welcome.config)?;
+    ftvm_kvm::profile::check_supported(&config.profile).map_err(Unacceptable::Cpu)?;
+    guest::check_host(&config, host).map_err(Unacceptable::Kvm)?;
     let counts = [
         ("--disk", args.host.disks.len(), config.platform.disks.len()),
         ("--net", args.host.nets.len(), config.platform.nics.len()),
     ];
-    for (what, here, there) in counts {
+    for (option, here, there) in counts {
         if here != there {
-            return Err(format!("the guest has {there} of {what}, the backup was given {here}"));
+            return Err(Unacceptable::Count { option, there, here });
         }
     }
     for disk in &args.host.disks {
-        std::fs::metadata(&disk.path).map_err(|e| format!("the backup's disk {}: {e}", disk.path.display()))?;
+        std::fs::metadata(&disk.path).map_err(|source| Unacceptable::Disk {
+            path: disk.path.clone(),
+            source,
+        })?;
     }
-    agree(&args.host.disks, &config.platform)
+    Ok(agree(&args.host.disks, &config.platform)?)
 }

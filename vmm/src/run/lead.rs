@@ -23,15 +23,16 @@ use super::fence::Fences;
 use super::health::Probe;
 use super::link::Connection;
 use super::outside::{DiskLost, DiskThreads, Outside, OutsideError};
-use super::record::watch_signals;
 use super::shell::Shell;
 use super::vcpu::GuestStream;
+use crate::signals::watch_signals;
 use ftvm_host::queue::EventSender;
 use ftvm_machine::machine::intervention::BootCell;
 use ftvm_machine::output::Output;
 use ftvm_roles::clone::{Blocks, Selection};
 use ftvm_roles::disks::Disks;
 use ftvm_roles::event::Event;
+use ftvm_roles::exit_code::ExitCode;
 use ftvm_roles::host_event::HostEvent;
 use ftvm_roles::link::begin::Beginning;
 use ftvm_roles::link::guest::Reins;
@@ -113,7 +114,7 @@ pub(super) async fn lead(
     mut shell: PrimaryShell,
     mut link: PrimaryLink<DiskThreads>,
     mut hears: Hears,
-) -> Result<u8, OutsideError> {
+) -> Result<ExitCode, OutsideError> {
     let mut lost = shell.side.outside.losses();
     let superseded = shell.side.outside.superseded();
     let mut orders = shell.side.pending.orders.take().unwrap_or_else(|| mpsc::channel(1).1);
@@ -145,7 +146,7 @@ fn interval(period: Duration) -> tokio::time::Interval {
     interval
 }
 
-async fn end(mut shell: PrimaryShell, mut link: PrimaryLink<DiskThreads>) -> u8 {
+async fn end(mut shell: PrimaryShell, mut link: PrimaryLink<DiskThreads>) -> ExitCode {
     link.leave(&mut shell);
     shell.last_words().await;
     let Ended { code, why, hands } = link.end(&mut shell);

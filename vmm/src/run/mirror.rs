@@ -4,12 +4,13 @@
 //! slower than the link, and what waits there would have to be written while the guest's outputs are held.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ftvm_schema::entry::{Generation, Incarnation};
 use logging_channel::message::{BLOCKS_UNDER_WAY, MAX_BLOCKS, Message};
+use parking_lot::Mutex;
 use shared_disk::image::{DiskImage, ImageError};
 use shared_disk::mirror::{EXTENT, Extents, Written, extent_len};
 use tokio::sync::mpsc;
@@ -81,7 +82,7 @@ impl BlockSource {
     /// Writes that have begun and have not landed.
     #[must_use]
     pub fn writes(&self) -> usize {
-        lock(&self.written).under_way()
+        self.written.lock().under_way()
     }
 
     /// The backup says that it has carried out so many messages.
@@ -102,8 +103,8 @@ impl BlockSource {
         events: mpsc::Sender<LinkEvent>,
     ) {
         let extents = match blocks {
-            Blocks::All => lock(&self.written).first_look(),
-            Blocks::Written => lock(&self.written).look(),
+            Blocks::All => self.written.lock().first_look(),
+            Blocks::Written => self.written.lock().look(),
         };
         let join = match &self.join {
             Some(join) if join.backup == to => Arc::clone(join),
@@ -227,11 +228,6 @@ impl Sending {
         }
         Ok(())
     }
-}
-
-/// The writes, whoever has panicked with them.
-pub fn lock(written: &Mutex<Written>) -> MutexGuard<'_, Written> {
-    written.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -119,9 +119,9 @@ async fn play() {
     // What is written meanwhile, and nothing else, is the next round's.
     original.write_at(3 * EXTENT, &[1; 512]).unwrap();
     let written = source.written();
-    lock(&written).begins();
+    written.lock().begins();
     assert_eq!(source.writes(), 1);
-    lock(&written).over(0, 3 * EXTENT, 512);
+    written.lock().over(0, 3 * EXTENT, 512);
     source.send(Blocks::Written, BACKUP, G, connection.outbox(), events.clone());
     assert_eq!(take(&mut theirs, &mut copies, u64::MAX).await, (2, 1));
     source.confirmed(BACKUP, BLOCKS_UNDER_WAY + messages + 2);

@@ -4,13 +4,14 @@
 //! (`ftvm_machine::output`); disk requests leave through the plans of [`Outside::take_disks`].
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ftvm_schema::entry::{ConsolePort, DiskStatus};
 use ftvm_schema::request::{DiskOp, DiskRequest};
+use parking_lot::Mutex;
 use shared_disk::arbiter::GenerationRecord;
-use shared_disk::image::{DiskImage, ImageAccess, ImageError};
+use shared_disk::image::{DiskImage, ImageError};
 use shared_disk::mark::CopyState;
 use shared_disk::mirror::Written;
 use shared_disk::scsi::ScsiError;
@@ -19,18 +20,17 @@ use tokio::task::JoinHandle;
 
 use super::door::DoorError;
 use super::fence::{Fences, Superseded};
-use super::marks::Marks;
-use super::mirror::{BlockSource, lock};
+use super::marks::{Marks, MarksError};
+use super::mirror::BlockSource;
 use crate::cli::HostArgs;
-use crate::cli::options::{DiskOption, NetTarget};
 use ftvm_host::Sent;
-use ftvm_host::console::{Console, ConsoleError, ConsoleTarget, Life};
+use ftvm_host::console::{ByteStream, Console, ConsoleError, ConsoleTarget};
 use ftvm_host::disk::{Disk, DiskPool, DiskPoolError, Ended, Losses};
 use ftvm_host::entropy::{EntropyError, host_entropy};
-use ftvm_host::failure::Failure;
-use ftvm_host::fence::{FenceError, LeaseGuard};
+use ftvm_host::lease_guard::{LeaseGuard, LeaseGuardError};
 use ftvm_host::net::rarp::rarp_frame;
-use ftvm_host::net::{Inbound, NetBackend, NetConfig, NetError, NetReader, spawn_reader};
+use ftvm_host::net::{Inbound, NetBackend, NetError, NetReader, spawn_reader};
+use ftvm_host::option::DiskOption;
 use ftvm_host::queue::EventSender;
 use ftvm_machine::output::Emission;
 use ftvm_roles::disks::{DiskShell, Disks, DisksError};
@@ -63,11 +63,11 @@ pub enum OutsideError {
     #[error(transparent)]
     Entropy(#[from] EntropyError),
     #[error(transparent)]
-    Mark(Failure),
+    Mark(#[from] MarksError),
     #[error(transparent)]
     Door(#[from] DoorError),
     #[error("signals cannot be watched: {0}")]
-    Signals(#[source] Failure),
+    Signals(#[source] std::io::Error),
     /// The vCPU thread does not listen any more.
     #[error("the vCPU thread is gone")]
     Gone,
@@ -77,7 +77,7 @@ pub enum OutsideError {
 #[derive(Debug, thiserror::Error)]
 pub enum HandsError {
     #[error(transparent)]
-    Guard(#[from] FenceError),
+    Guard(#[from] LeaseGuardError),
     #[error(transparent)]
     Pool(#[from] DiskPoolError),
 }
@@ -111,7 +111,7 @@ impl Disk for FencedDisk {
     fn execute(&self, request: &DiskRequest) -> Ended {
         let result = self.image.perform(request);
         if matches!(request.op, DiskOp::Write { .. }) {
-            let mut fence = self.fence.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut fence = self.fence.lock();
             if let Err(error) = fence.write_over() {
                 tracing::error!("{error}");
             }
@@ -142,7 +142,7 @@ impl Disk for PrivateDisk {
     fn execute(&self, request: &DiskRequest) -> Ended {
         let result = self.image.perform(request);
         if let DiskOp::Write { offset, data } = &request.op {
-            lock(&self.written).over(request.disk, *offset, data.len() as u64);
+            self.written.lock().over(request.disk, *offset, data.len() as u64);
         }
         ended(result)
     }
@@ -177,14 +177,8 @@ pub struct DiskThreads {
     written: Arc<Mutex<Written>>,
 }
 
-impl DiskThreads {
-    fn fence(&self) -> MutexGuard<'_, Fence> {
-        self.fence.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl Fence {
-    fn write_over(&mut self) -> Result<(), FenceError> {
+    fn write_over(&mut self) -> Result<(), LeaseGuardError> {
         self.writes = self.writes.saturating_sub(1);
         if self.writes == 0 { self.guard.disarm() } else { Ok(()) }
     }
@@ -194,19 +188,19 @@ impl DiskShell for DiskThreads {
     type Error = HandsError;
 
     fn write_begins(&mut self) {
-        self.fence().writes += 1;
+        self.fence.lock().writes += 1;
     }
 
     fn writes(&self) -> usize {
-        self.fence().writes + lock(&self.written).under_way()
+        self.fence.lock().writes + self.written.lock().under_way()
     }
 
     fn write_given_up(&mut self) -> Result<(), HandsError> {
-        Ok(self.fence().write_over()?)
+        Ok(self.fence.lock().write_over()?)
     }
 
     fn arm(&mut self, deadline_ns: u64) -> Result<(), HandsError> {
-        let mut fence = self.fence();
+        let mut fence = self.fence.lock();
         if fence.writes == 0 {
             return Ok(());
         }
@@ -214,12 +208,12 @@ impl DiskShell for DiskThreads {
     }
 
     fn disarm(&mut self) -> Result<(), HandsError> {
-        Ok(self.fence().guard.disarm()?)
+        Ok(self.fence.lock().guard.disarm()?)
     }
 
     fn start(&mut self, request: DiskRequest) -> Result<(), HandsError> {
         if matches!(request.op, DiskOp::Write { .. }) {
-            let mut written = lock(&self.written);
+            let mut written = self.written.lock();
             if written.has(request.disk) {
                 written.begins();
             }
@@ -255,21 +249,14 @@ impl Outside {
     /// A sentence saying which device, what is wrong and what to do.
     pub fn open(
         host: &HostArgs,
-        life: Life,
+        stream: ByteStream,
         inbound: Inbound,
         keep: Duration,
         events: &EventSender,
     ) -> Result<Self, OutsideError> {
         let mut nics = Vec::new();
         for (index, net) in host.nets.iter().enumerate() {
-            let config = match &net.target {
-                NetTarget::Tap(name) => NetConfig::Tap { name: name.clone() },
-                NetTarget::Dgram { local, remote } => NetConfig::Dgram {
-                    local: local.clone(),
-                    remote: remote.clone(),
-                },
-            };
-            let backend = Arc::new(NetBackend::open(&config)?);
+            let backend = Arc::new(NetBackend::open(&net.cable)?);
             let nic = u8::try_from(index).map_err(|_| OutsideError::TooManyCards(index))?;
             let reader = spawn_reader(Arc::clone(&backend), nic, inbound, keep, events.clone());
             nics.push(Nic {
@@ -284,7 +271,7 @@ impl Outside {
         ];
         for (port, target) in targets {
             if let Some(target) = target {
-                let console = Console::open(target, port, life)?;
+                let console = Console::open(target, port, stream)?;
                 if let (ConsoleTarget::Pty, Some(place)) = (target, console.place()) {
                     tracing::info!("{port:?} console at {}", place.display());
                 }
@@ -297,7 +284,7 @@ impl Outside {
             disk_options: host.disks.clone(),
             disks: None,
             blocks: BlockSource::new(BTreeMap::new()),
-            marks: Marks::of(&host.disks).map_err(OutsideError::Mark)?,
+            marks: Marks::of(&host.disks)?,
             fences: Fences::default(),
             superseded: Superseded::default(),
             events: events.clone(),
@@ -314,19 +301,14 @@ impl Outside {
         let fence = Arc::new(Mutex::new(Fence { guard, writes: 0 }));
         let mut images = Vec::new();
         for option in &self.disk_options {
-            let access = if option.readonly {
-                ImageAccess::ReadOnly
-            } else {
-                ImageAccess::ReadWrite
-            };
-            let image = DiskImage::open(&option.path, access, option.caching())?;
-            if option.reserve {
+            let image = DiskImage::open(&option.path, option.access(), option.caching())?;
+            if option.is_reserved() {
                 self.fences.add(&option.path)?;
             }
-            if option.private {
+            if option.is_private() {
                 image.lock()?;
             }
-            images.push((option.private, Arc::new(image)));
+            images.push((option.is_private(), Arc::new(image)));
         }
         let private = (0u8..).zip(&images).filter(|(_, (private, _))| *private);
         let private: BTreeMap<u8, Arc<DiskImage>> =
@@ -354,7 +336,7 @@ impl Outside {
         let sizes = disks.iter().map(|disk| disk.size()).collect();
         let losses = Arc::clone(&self.losses);
         let losses: Losses = Arc::new(move |disk, what, failure| {
-            let losses = losses.lock().unwrap_or_else(PoisonError::into_inner);
+            let losses = losses.lock();
             let lost = DiskLost { disk, what, failure };
             match &*losses {
                 Some(told) => told.send(lost).map_err(|unsent| unsent.0.failure),
@@ -373,7 +355,7 @@ impl Outside {
     pub fn losses(&mut self) -> mpsc::UnboundedReceiver<DiskLost> {
         // Unbounded here, bounded by the requests in flight.
         let (told, losses) = mpsc::unbounded_channel();
-        *self.losses.lock().unwrap_or_else(PoisonError::into_inner) = Some(told);
+        *self.losses.lock() = Some(told);
         losses
     }
 
@@ -387,7 +369,7 @@ impl Outside {
     /// # Errors
     /// If another host may have a newer copy of one.
     pub fn may_start(&self, last: Option<&GenerationRecord>) -> Result<(), OutsideError> {
-        self.marks.check(last).map_err(OutsideError::Mark)
+        Ok(self.marks.check(last)?)
     }
 
     /// From now on the private disks are those of this generation, which `owner` owns.
@@ -395,8 +377,7 @@ impl Outside {
     /// # Errors
     /// If that cannot be noted beside them.
     pub fn mark_current(&self, generation: u64, owner: u128) -> Result<(), OutsideError> {
-        let stored = self.marks.store(CopyState::Current, generation, owner);
-        stored.map_err(OutsideError::Mark)
+        Ok(self.marks.store(CopyState::Current, generation, owner)?)
     }
 
     /// The disks, opened unless they are already, for whoever orders what is asked of them.

@@ -20,12 +20,13 @@ use super::protect::{Life, protect};
 use super::shell::Shell;
 use super::vcpu::{self, live, new_clock, pair_sink};
 use crate::cli::RunArgs;
+use crate::failure::Failure;
 use ftvm_host::console;
-use ftvm_host::failure::Failure;
 use ftvm_host::net::Inbound;
 use ftvm_host::queue::event_queue;
 use ftvm_machine::machine::intervention::BootCell;
-use ftvm_roles::event::{EXIT_HANDED_OVER, EXIT_LOST, EXIT_NOT_ENTITLED, Event};
+use ftvm_roles::event::Event;
+use ftvm_roles::exit_code::ExitCode;
 use ftvm_roles::link::begin::Beginning;
 use ftvm_roles::terms::Terms;
 
@@ -36,13 +37,13 @@ const STANDBY_PAUSE: Duration = Duration::from_millis(500);
 ///
 /// # Errors
 /// A sentence for the user.
-pub fn run(args: &RunArgs) -> Result<u8, Failure> {
+pub fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
     if args.lease > args.detection {
         let text = format!(
             "--lease {} ms must not exceed --detection {} ms",
             args.lease, args.detection
         );
-        return Err(Failure { code: 2, text });
+        return Err(Failure::usage(text));
     }
     if args.die_with_parent {
         nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).map_err(Failure::new)?;
@@ -60,7 +61,7 @@ pub fn run(args: &RunArgs) -> Result<u8, Failure> {
     let code = if args.primary {
         runtime.block_on(async {
             match primary(args, desk.clone()).await? {
-                EXIT_HANDED_OVER if !args.peer.is_empty() => standby(args, desk).await,
+                ExitCode::HandedOver if !args.peer.is_empty() => standby(args, desk).await,
                 code => Ok(code),
             }
         })
@@ -78,7 +79,7 @@ pub(super) fn arbiter(args: &RunArgs) -> Result<Arc<dyn Arbiter>, Failure> {
     args.storage.shared.open(&args.storage.name).map_err(Failure::new)
 }
 
-async fn primary(args: &RunArgs, desk: Desk) -> Result<u8, Failure> {
+async fn primary(args: &RunArgs, desk: Desk) -> Result<ExitCode, Failure> {
     let me = Incarnation(ftvm_host::entropy::random_u128()?);
     let kernel = guest::kernel(&args.guest)?;
     let arbiter = arbiter(args)?;
@@ -86,7 +87,7 @@ async fn primary(args: &RunArgs, desk: Desk) -> Result<u8, Failure> {
     let (events, queue) = event_queue();
     let keep = Duration::from_millis(2 * args.detection);
     let mut outside =
-        Outside::open(&args.host, console::Life::First, Inbound::Forward, keep, &events).map_err(Failure::new)?;
+        Outside::open(&args.host, console::ByteStream::New, Inbound::Forward, keep, &events).map_err(Failure::new)?;
     let sizes = outside.open_disks().map_err(Failure::new)?;
     let capabilities = guest::capabilities()?;
     let config = guest::configure(&args.guest, &args.host, &kernel, &sizes, capabilities.best_delivery())?;
@@ -151,13 +152,13 @@ fn nanos(milliseconds: u64) -> u64 {
     milliseconds.saturating_mul(1_000_000)
 }
 
-async fn backup(args: &RunArgs, desk: Desk) -> Result<u8, Failure> {
+async fn backup(args: &RunArgs, desk: Desk) -> Result<ExitCode, Failure> {
     let [peer] = args.peer[..] else {
         let text = format!(
             "--backup joins one --peer, {} were given; --standby takes several",
             args.peer.len()
         );
-        return Err(Failure { code: 2, text });
+        return Err(Failure::usage(text));
     };
     let joiner = Joiner::new(args, desk)?;
     let joined = joiner.join(peer, PATIENT).await?;
@@ -168,7 +169,7 @@ async fn backup(args: &RunArgs, desk: Desk) -> Result<u8, Failure> {
 
 /// Waits for a guest that needs a backup, becomes that, and again when the place is lost without having lived. Each try is
 /// another incarnation: a backup is never taken for the one that was there before it.
-async fn standby(args: &RunArgs, desk: Desk) -> Result<u8, Failure> {
+async fn standby(args: &RunArgs, desk: Desk) -> Result<ExitCode, Failure> {
     let mut reporter = Reporter::open("standby", args.events.as_deref())?;
     let mut joiner = Joiner::new(args, desk)?;
     let mut said = String::new();
@@ -179,10 +180,10 @@ async fn standby(args: &RunArgs, desk: Desk) -> Result<u8, Failure> {
                 Err(failure) => format!("{peer}: {failure}"),
                 Ok(joined) => match protect(&joiner, *peer, joined).await? {
                     Life::Followed {
-                        code: code @ (EXIT_LOST | EXIT_NOT_ENTITLED),
+                        code: code @ (ExitCode::Lost | ExitCode::NotEntitled),
                         claimed: false,
                     } => format!("{peer}: this backup left the pair with code {code}"),
-                    Life::Led(EXIT_HANDED_OVER) => "the guest has been handed over".to_owned(),
+                    Life::Led(ExitCode::HandedOver) => "the guest has been handed over".to_owned(),
                     Life::Followed { code, .. } | Life::Led(code) => return Ok(code),
                 },
             };

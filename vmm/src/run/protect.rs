@@ -22,8 +22,8 @@ use super::outside::Outside;
 use super::shell::Shell;
 use super::vcpu::{self, new_clock, pair_sink};
 use crate::cli::RunArgs;
+use crate::failure::Failure;
 use ftvm_host::console;
-use ftvm_host::failure::Failure;
 use ftvm_host::net::Inbound;
 use ftvm_host::queue::{EventQueue, EventSender, event_queue};
 use ftvm_kvm::KvmCpu;
@@ -31,6 +31,7 @@ use ftvm_machine::config::MachineConfig;
 use ftvm_machine::machine::Machine;
 use ftvm_machine::machine::intervention::BootCell;
 use ftvm_roles::event::Event;
+use ftvm_roles::exit_code::ExitCode;
 use ftvm_roles::link::backup::{BackupLink, Followed};
 use ftvm_roles::link::begin::Beginning;
 use ftvm_roles::replay::NoDisks;
@@ -42,10 +43,10 @@ pub(super) enum Life {
     /// It never went live. Where its test-and-set is `claimed` and not lost, this process must end: the storage may be
     /// asked as long as the process lives, and a late win would end the primary that it stands by for next.
     Followed {
-        code: u8,
+        code: ExitCode,
         claimed: bool,
     },
-    Led(u8),
+    Led(ExitCode),
 }
 
 /// With a backup that has just joined `peer`.
@@ -66,7 +67,7 @@ pub(super) async fn protect(
     let (events, queue) = event_queue();
     let terms = Terms::welcomed(me, &welcome);
     let keep = 2 * terms.detection();
-    let outside = Outside::open(&args.host, console::Life::Continued, Inbound::Keep, keep, &events);
+    let outside = Outside::open(&args.host, console::ByteStream::Continued, Inbound::Keep, keep, &events);
     let outside = outside.map_err(Failure::new)?;
     let mut machine = guest::empty(&config, capabilities)?;
     let boot = BootCell::default();
@@ -124,7 +125,7 @@ fn follower(
     let copies = Box::new(PrivateDisks::open(disks, &config.platform, reads, generation, owner)?);
     match reads {
         DiskReads::Log => start_follower(machine, copies, NoDisks),
-        DiskReads::Backup => start_follower(machine, copies, super::reads::DiskReads::open(disks)?),
+        DiskReads::Backup => start_follower(machine, copies, ftvm_host::reads::SharedReads::open(disks)?),
     }
 }
 
@@ -147,7 +148,7 @@ async fn go_live(
     outside: Outside,
     (events, queue): (EventSender, EventQueue),
     config: &MachineConfig,
-) -> Result<u8, Failure> {
+) -> Result<ExitCode, Failure> {
     let Shell {
         mut reporter,
         arbiter,

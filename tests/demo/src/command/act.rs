@@ -1,6 +1,7 @@
 //! One kill from beginning to end: a pair and a client come up, the primary dies in mid-write, the client goes on,
 //! everything is read back, the survivor ends.
 
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
@@ -13,7 +14,8 @@ use super::figures::{Facts, RunFigures};
 use super::folder::Folder;
 use super::picture::{ClientView, timeline};
 use super::screen::Screen;
-use crate::client::{Client, ClientReport};
+use crate::client::{Client, ClientError, ClientReport};
+use crate::hub::HubError;
 
 /// Events younger than this are not drawn yet: another source may still bring an earlier one.
 const SETTLE_NS: u64 = 100_000_000;
@@ -33,14 +35,49 @@ pub enum ActError {
     #[error("interrupted")]
     Interrupted,
     /// This machine does not give what is needed.
-    #[error("{0}")]
-    Host(String),
+    #[error("{what}: {source}")]
+    Host {
+        /// What was wanted of it, or of which file.
+        what: String,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// There is no network for the pair.
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    /// There is no client, or it came to no end.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// What is said to be events is too much for a demo.
+    #[error("{}: more events, or longer ones, than a demo has", .0.display())]
+    TooManyEvents(PathBuf),
+    /// The thread that waits for the client has ended without a word.
+    #[error("the thread that reads back is gone")]
+    ReaderGone,
     /// The pair came apart before the kill: there was nothing to show. A machine too busy for the detection time does that.
     #[error("the pair came apart before the kill: {what}{said}")]
     Parted { what: String, said: String },
     /// Something did not happen, or the wrong thing did.
     #[error("{what}{said}")]
     Failed { what: String, said: String },
+}
+
+impl ActError {
+    /// With what cannot be had from this machine, and why.
+    pub(super) fn host(what: impl Into<String>, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        ActError::Host {
+            what: what.into(),
+            source: source.into(),
+        }
+    }
+
+    /// What a user may try, on a line of its own; empty where there is nothing.
+    #[must_use]
+    pub fn advice(&self) -> &'static str {
+        match self {
+            ActError::Parted { .. } => "\nThis machine may be too busy: try --detection 2000 --lease 1000.",
+            _ => "",
+        }
+    }
 }
 
 /// When and at what the primary was killed.
@@ -178,14 +215,12 @@ impl Cast<'_> {
             let _ = done.send(client.finish());
         };
         let thread = std::thread::Builder::new().name("verify".to_owned()).spawn(finish);
-        thread.map_err(|e| ActError::Host(format!("cannot start a thread: {e}")))?;
+        thread.map_err(|e| ActError::host("cannot start a thread", e))?;
         loop {
             match result.recv_timeout(LOOK) {
-                Ok(report) => return report.map_err(|e| ActError::Host(e.to_string())),
+                Ok(report) => return Ok(report?),
                 Err(RecvTimeoutError::Timeout) => self.look()?,
-                Err(RecvTimeoutError::Disconnected) => {
-                    return Err(ActError::Host("the thread that reads back is gone".to_owned()));
-                }
+                Err(RecvTimeoutError::Disconnected) => return Err(ActError::ReaderGone),
             }
         }
     }

@@ -62,17 +62,17 @@ pub struct Cast<'a> {
 
 impl Cast<'_> {
     pub fn start<'a>(folder: &Folder, args: &DemoArgs, interrupted: &'a AtomicBool) -> Result<Cast<'a>, ActError> {
-        let host = |error: std::io::Error| ActError::Host(format!("{}: {error}", folder.path().display()));
+        let host = |error| ActError::host(folder.path().display().to_string(), error);
         std::fs::create_dir(folder.file("shared")).map_err(host)?;
         let disk = std::fs::File::create_new(folder.file("disk.img")).map_err(host)?;
         disk.set_len(DISK_BYTES).map_err(host)?;
-        let hub = Hub::start().map_err(|e| ActError::Host(e.to_string()))?;
+        let hub = Hub::start()?;
         let plug = |name: &str| {
             let port = HubPort {
                 hub: folder.file(&format!("hub-{name}.sock")),
                 peer: folder.file(&format!("{name}.sock")),
             };
-            hub.add(&port).map_err(|e| ActError::Host(e.to_string()))
+            hub.add(&port)
         };
         plug("client")?;
         plug("primary")?;
@@ -159,7 +159,7 @@ impl Cast<'_> {
             silence: failover_limit(args),
             verify_wait: VERIFY_LIMIT,
         };
-        Client::start(config).map_err(|e| ActError::Host(e.to_string()))
+        Ok(Client::start(config)?)
     }
 
     /// Both sides and the client are expected to be at work, and the guest protected.
@@ -249,7 +249,7 @@ fn free_address() -> Result<String, ActError> {
     let bound = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
     bound
         .map(|address| address.to_string())
-        .map_err(|e| ActError::Host(format!("no free port on 127.0.0.1: {e}")))
+        .map_err(|e| ActError::host("no free port on 127.0.0.1", e))
 }
 
 fn primary_line(folder: &Folder, args: &DemoArgs, listen: &str) -> Vec<String> {

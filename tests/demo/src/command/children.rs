@@ -32,7 +32,7 @@ impl Side {
     /// # Errors
     /// If this binary cannot be started again.
     pub fn start(name: &'static str, args: &[String], stderr: &Path) -> Result<Side, ActError> {
-        let failed = |what: &str, error: std::io::Error| ActError::Host(format!("cannot {what}: {error}"));
+        let failed = |what: &str, error: std::io::Error| ActError::host(format!("cannot {what}"), error);
         let binary = std::env::current_exe().map_err(|e| failed("find this binary", e))?;
         let log = File::create(stderr).map_err(|e| failed(&format!("create {}", stderr.display()), e))?;
         let mut command = Command::new(&binary);
@@ -62,7 +62,7 @@ impl Side {
         self.expect_alive()?;
         self.child
             .kill()
-            .map_err(|e| ActError::Host(format!("cannot kill the {}: {e}", self.name)))
+            .map_err(|e| ActError::host(format!("cannot kill the {}", self.name), e))
     }
 
     /// Asks it to end with SIGTERM, and waits for that.
@@ -71,8 +71,9 @@ impl Side {
     /// If it has ended before, or does not end within `limit`.
     pub fn terminate(&mut self, limit: Duration) -> Result<ExitStatus, ActError> {
         self.expect_alive()?;
-        let pid = i32::try_from(self.child.id()).map_err(|e| ActError::Host(e.to_string()))?;
-        kill(Pid::from_raw(pid), Signal::SIGTERM).map_err(|e| ActError::Host(e.to_string()))?;
+        let failed = || format!("cannot end the {}", self.name);
+        let pid = i32::try_from(self.child.id()).map_err(|e| ActError::host(failed(), e))?;
+        kill(Pid::from_raw(pid), Signal::SIGTERM).map_err(|e| ActError::host(failed(), e))?;
         let until = Instant::now() + limit;
         loop {
             if let Some(status) = self.ended()? {
@@ -118,7 +119,7 @@ impl Side {
     fn ended(&mut self) -> Result<Option<ExitStatus>, ActError> {
         self.child
             .try_wait()
-            .map_err(|e| ActError::Host(format!("cannot watch the {}: {e}", self.name)))
+            .map_err(|e| ActError::host(format!("cannot watch the {}", self.name), e))
     }
 }
 

@@ -39,25 +39,25 @@ impl EventFile {
     /// # Errors
     /// If the file cannot be read, or has no events in it.
     pub fn read(&mut self) -> Result<&[Stamped], ActError> {
-        let failed = |path: &Path, what: &dyn std::fmt::Display| ActError::Host(format!("{}: {what}", path.display()));
+        let name = || self.path.display().to_string();
         if self.file.is_none() {
             match File::open(&self.path) {
                 Ok(file) => self.file = Some(file),
                 Err(error) if error.kind() == ErrorKind::NotFound => return Ok(&self.seen),
-                Err(error) => return Err(failed(&self.path, &error)),
+                Err(error) => return Err(ActError::host(name(), error)),
             }
         }
         if let Some(file) = &mut self.file {
             let read = file.take(MAX_LINE as u64).read_to_end(&mut self.unfinished);
-            read.map_err(|error| failed(&self.path, &error))?;
+            read.map_err(|error| ActError::host(name(), error))?;
         }
         while let Some(end) = self.unfinished.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = self.unfinished.drain(..=end).collect();
-            let event = serde_json::from_slice(&line).map_err(|error| failed(&self.path, &error))?;
+            let event = serde_json::from_slice(&line).map_err(|error| ActError::host(name(), error))?;
             self.seen.push(event);
         }
         if self.seen.len() > MAX_EVENTS || self.unfinished.len() > MAX_LINE {
-            return Err(failed(&self.path, &"more events, or longer ones, than a demo has"));
+            return Err(ActError::TooManyEvents(self.path.clone()));
         }
         Ok(&self.seen)
     }

@@ -4,14 +4,25 @@ use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use ftvm_host::failure::Failure;
+use ftvm_host::entropy::{EntropyError, random_u64};
 
 /// Only its owner looks into a demo.
 const MODE: u32 = 0o700;
 
+/// Why a run has no folder.
+#[derive(Debug, thiserror::Error)]
+pub enum FolderError {
+    /// It cannot be made, or is there already.
+    #[error("cannot make the folder {}: {source}", .path.display())]
+    Make { path: PathBuf, source: std::io::Error },
+    /// For its name.
+    #[error(transparent)]
+    Entropy(#[from] EntropyError),
+}
+
 /// Whether a folder outlives the demo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Life {
+enum Keeping {
     /// The user asked for it (`--keep`).
     Kept,
     Temporary,
@@ -21,7 +32,7 @@ enum Life {
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
-    life: Life,
+    keeping: Keeping,
 }
 
 impl Folder {
@@ -29,20 +40,19 @@ impl Folder {
     ///
     /// # Errors
     /// If it cannot be made, or `keep` has that run already.
-    pub fn create(keep: Option<&Path>, number: u32, attempt: u32) -> Result<Folder, Failure> {
-        let (path, life) = match keep {
-            Some(keep) if attempt == 1 => (keep.join(format!("run-{number}")), Life::Kept),
-            Some(keep) => (keep.join(format!("run-{number}-try-{attempt}")), Life::Kept),
+    pub fn create(keep: Option<&Path>, number: u32, attempt: u32) -> Result<Folder, FolderError> {
+        let (path, keeping) = match keep {
+            Some(keep) if attempt == 1 => (keep.join(format!("run-{number}")), Keeping::Kept),
+            Some(keep) => (keep.join(format!("run-{number}-try-{attempt}")), Keeping::Kept),
             None => {
-                let name = format!(
-                    "ftvm-demo-{}-{:08x}",
-                    std::process::id(),
-                    ftvm_host::entropy::random_u64()? >> 32
-                );
-                (std::env::temp_dir().join(name), Life::Temporary)
+                let name = format!("ftvm-demo-{}-{:08x}", std::process::id(), random_u64()? >> 32);
+                (std::env::temp_dir().join(name), Keeping::Temporary)
             }
         };
-        let failed = |path: &Path, error| Failure::new(format!("cannot make the folder {}: {error}", path.display()));
+        let failed = |path: &Path, source| FolderError::Make {
+            path: path.to_owned(),
+            source,
+        };
         if let Some(keep) = keep {
             DirBuilder::new()
                 .recursive(true)
@@ -54,7 +64,7 @@ impl Folder {
             .mode(MODE)
             .create(&path)
             .map_err(|e| failed(&path, e))?;
-        Ok(Folder { path, life })
+        Ok(Folder { path, keeping })
     }
 
     #[must_use]
@@ -70,7 +80,7 @@ impl Folder {
 
     /// Removes it, unless the user wants it, or something in it explains a failure.
     pub fn remove_unless(&self, telling: bool) {
-        if self.life == Life::Temporary
+        if self.keeping == Keeping::Temporary
             && !telling
             && let Err(error) = std::fs::remove_dir_all(&self.path)
         {

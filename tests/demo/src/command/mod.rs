@@ -9,6 +9,7 @@ mod act;
 mod args;
 mod cast;
 mod children;
+mod error;
 mod eventfile;
 mod figures;
 mod folder;
@@ -24,13 +25,10 @@ use rand::{Rng, SeedableRng};
 
 use act::ActError;
 pub use args::DemoArgs;
+pub use error::{DemoError, RunError};
 use figures::{RunFigures, Summary, Tried};
 use folder::Folder;
-use ftvm_host::failure::Failure;
 use screen::Screen;
-
-/// Exit code after Ctrl-C, as shells have it.
-const EXIT_INTERRUPTED: u8 = 130;
 
 /// Pairs tried for one kill: on a busy machine a side may be taken for dead before it is.
 const ATTEMPTS: u32 = 3;
@@ -41,14 +39,13 @@ const KILL_WITHIN_MS: u64 = 1500;
 /// `ftvm demo`
 ///
 /// # Errors
-/// A sentence for the user; exit code 1 also if the connection did not survive or an acknowledged write is lost.
-pub fn run(args: &DemoArgs) -> Result<u8, Failure> {
+/// [`DemoError`], also if the connection did not survive or an acknowledged write is lost.
+pub fn run(args: &DemoArgs) -> Result<(), DemoError> {
     if args.lease > args.detection {
-        let text = format!(
-            "--lease {} ms must not exceed --detection {} ms",
-            args.lease, args.detection
-        );
-        return Err(Failure { code: 2, text });
+        return Err(DemoError::LeaseOverDetection {
+            lease: args.lease,
+            detection: args.detection,
+        });
     }
     nested::check_kvm(args)?;
     let seed = match args.seed {
@@ -64,22 +61,24 @@ pub fn run(args: &DemoArgs) -> Result<u8, Failure> {
         parted: 0,
         error: None,
     };
+    let mut broken = None;
     for number in 1..=args.kills {
         let wait_ms = random.random_range(0..KILL_WITHIN_MS);
         match perform(args, number, wait_ms, &mut tried.parted, &mut screen, &interrupted)? {
             Ok(figures) => tried.runs.push(figures),
-            Err(Broken { figures, why }) => {
+            Err(Broken { figures, error }) => {
                 tried.runs.extend(figures);
-                tried.error = Some(why);
+                tried.error = Some(error.to_string());
+                broken = Some(error);
                 break;
             }
         }
     }
     let summary = Summary::of(&tried, args.detection, args.lease);
     screen.summary(&summary)?;
-    match tried.error {
-        None => Ok(0),
-        Some(text) => Err(Failure::new(text)),
+    match broken {
+        None => Ok(()),
+        Some(error) => Err(error.into()),
     }
 }
 
@@ -88,7 +87,7 @@ pub fn run(args: &DemoArgs) -> Result<u8, Failure> {
 struct Broken {
     /// If it came to figures, these.
     figures: Option<RunFigures>,
-    why: String,
+    error: RunError,
 }
 
 /// One kill; a pair that comes apart before it is replaced and counted in `parted`. The outer error is for what is no
@@ -100,11 +99,11 @@ fn perform(
     parted: &mut u32,
     screen: &mut Screen,
     interrupted: &AtomicBool,
-) -> Result<Result<RunFigures, Broken>, Failure> {
+) -> Result<Result<RunFigures, Broken>, DemoError> {
     let mut attempt = 1;
     loop {
         let folder = Folder::create(args.keep.as_deref(), number, attempt)?;
-        let kept = || format!("Everything is kept in {}", folder.path().display());
+        let kept = folder.path().to_owned();
         match act::perform(&folder, args, number, wait_ms, screen, interrupted) {
             Ok(figures) if figures.is_good() => {
                 folder.remove_unless(false);
@@ -112,18 +111,14 @@ fn perform(
             }
             Ok(figures) => {
                 folder.remove_unless(true);
-                let why = format!("run {number} broke its promise. {}", kept());
                 return Ok(Err(Broken {
                     figures: Some(figures),
-                    why,
+                    error: RunError::BrokenPromise { number, kept },
                 }));
             }
             Err(ActError::Interrupted) => {
                 folder.remove_unless(false);
-                return Err(Failure {
-                    code: EXIT_INTERRUPTED,
-                    text: "interrupted".to_owned(),
-                });
+                return Err(DemoError::Interrupted);
             }
             Err(ActError::Parted { what, .. }) if attempt < ATTEMPTS => {
                 folder.remove_unless(false);
@@ -133,15 +128,11 @@ fn perform(
                 *parted += 1;
                 attempt += 1;
             }
-            Err(error) => {
+            Err(source) => {
                 folder.remove_unless(true);
-                let advice = match error {
-                    ActError::Parted { .. } => "\nThis machine may be too busy: try --detection 2000 --lease 1000.",
-                    _ => "",
-                };
                 return Ok(Err(Broken {
                     figures: None,
-                    why: format!("run {number}: {error}{advice}\n{}", kept()),
+                    error: RunError::NotPerformed { number, kept, source },
                 }));
             }
         }
@@ -149,17 +140,17 @@ fn perform(
 }
 
 /// Set by Ctrl-C and the like; whoever waits looks at it, so that the guards of the processes and folders are dropped.
-fn watch_interrupt() -> Result<Arc<AtomicBool>, Failure> {
+fn watch_interrupt() -> Result<Arc<AtomicBool>, DemoError> {
     use tokio::signal::unix::{SignalKind, signal};
     let interrupted = Arc::new(AtomicBool::new(false));
     let set = Arc::clone(&interrupted);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(Failure::new)?;
+        .map_err(DemoError::Signals)?;
     let (mut interrupt, mut terminate, mut hangup) = {
         let _inside = runtime.enter();
-        let open = |kind| signal(kind).map_err(Failure::new);
+        let open = |kind| signal(kind).map_err(DemoError::Signals);
         (
             open(SignalKind::interrupt())?,
             open(SignalKind::terminate())?,
@@ -179,6 +170,6 @@ fn watch_interrupt() -> Result<Arc<AtomicBool>, Failure> {
     std::thread::Builder::new()
         .name("signals".to_owned())
         .spawn(watch)
-        .map_err(Failure::new)?;
+        .map_err(DemoError::Signals)?;
     Ok(interrupted)
 }

@@ -6,6 +6,7 @@ use crate::timeline::{
     Acks, CHART_COLUMNS, Event, Figure, Outcome, Phase, PhaseKind, PhaseState, Timeline, Who, Window,
 };
 use ftvm_roles::event::{Event as PairEvent, Stamped};
+use ftvm_roles::exit_code::ExitCode;
 
 /// How the backup names a connection that broke; what the system call said is in the log.
 const CONNECTION: &str = "connection to the primary:";
@@ -135,7 +136,9 @@ fn words(event: &PairEvent) -> Option<(Who, String)> {
             Who::Backup,
             format!("live, generation {generation}; {reemitted} outputs, {reissued} disk requests again"),
         ),
-        PairEvent::Ending { code, why } if *code != 0 => (Who::Backup, format!("ends with code {code}: {why}")),
+        PairEvent::Ending { code, why } if *code != ExitCode::Success => {
+            (Who::Backup, format!("ends with code {code}: {why}"))
+        }
         _ => return None,
     })
 }

@@ -2,10 +2,10 @@
 
 use std::io::{IsTerminal, Write};
 
+use super::error::DemoError;
 use super::figures::Summary;
 use super::picture::figure_line;
 use crate::timeline::{Live, Style, Timeline, render};
-use ftvm_host::failure::Failure;
 use ftvm_host::stdio::tell;
 
 /// How it is shown.
@@ -77,10 +77,10 @@ impl Screen {
     /// The end of all runs.
     ///
     /// # Errors
-    /// If standard output is gone.
-    pub fn summary(&self, summary: &Summary) -> Result<(), Failure> {
+    /// [`DemoError::Stdout`] if standard output is gone.
+    pub fn summary(&self, summary: &Summary) -> Result<(), DemoError> {
         let text = match self.mode {
-            Mode::Json => serde_json::to_string(summary).map_err(Failure::new)? + "\n",
+            Mode::Json => serde_json::to_string(summary)? + "\n",
             _ if summary.kills < 2 => return Ok(()),
             mode => {
                 let title = format!(
@@ -100,9 +100,7 @@ impl Screen {
             }
         };
         let mut out = std::io::stdout().lock();
-        out.write_all(text.as_bytes())
-            .and_then(|()| out.flush())
-            .map_err(Failure::new)
+        Ok(out.write_all(text.as_bytes()).and_then(|()| out.flush())?)
     }
 }
 

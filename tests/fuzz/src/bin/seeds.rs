@@ -144,7 +144,7 @@ fn frames() -> Seeds {
 }
 
 fn log_files() -> Seeds {
-    use logging_channel::file::{Ending, FileHeader, LogWriter, Verify};
+    use logging_channel::file::{RecordingEnd, FileHeader, LogWriter, Verify};
     let header = FileHeader {
         version: logging_channel::message::PROTOCOL_VERSION,
         created_unix_ns: 1,
@@ -156,7 +156,7 @@ fn log_files() -> Seeds {
     };
     let path = std::env::temp_dir().join(format!("ftvm-fuzz-seed-{}.ftlog", std::process::id()));
     let writer = LogWriter::create(&path, &header, logging_channel::file::Existing::Replace).expect("a file");
-    let ending = Ending {
+    let ending = RecordingEnd {
         exits: 0,
         outputs: OutputSeq::default(),
         digest: Digest::default(),

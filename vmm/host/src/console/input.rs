@@ -25,28 +25,32 @@ const FULL_WAIT: Duration = Duration::from_millis(50);
 
 /// Where input comes from.
 #[derive(Debug)]
-pub(super) enum Source {
+pub(super) enum InputSource {
     /// Standard input; raw if it is a terminal.
     Stdin(Option<RawMode>),
     Pty(Arc<OwnedFd>),
     Socket(Arc<SocketConsole>),
 }
 
-impl Source {
-    pub(super) fn stdin() -> Result<Source, ConsoleError> {
-        Ok(Source::Stdin(RawMode::enter()?))
+impl InputSource {
+    pub(super) fn stdin() -> Result<InputSource, ConsoleError> {
+        Ok(InputSource::Stdin(RawMode::enter()?))
     }
 }
 
 /// A running input thread. Dropping it ends the thread.
 #[derive(Debug)]
-pub(super) struct Input {
+pub(super) struct InputThread {
     stop: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Input {
-    pub(super) fn start(source: Source, port: ConsolePort, events: EventSender) -> Result<Input, ConsoleError> {
+impl InputThread {
+    pub(super) fn start(
+        source: InputSource,
+        port: ConsolePort,
+        events: EventSender,
+    ) -> Result<InputThread, ConsoleError> {
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|errno| failed("make an eventfd", errno.into()))?;
         let stop = Arc::new(stop);
@@ -64,14 +68,14 @@ impl Input {
             .name("console".into())
             .spawn(run)
             .map_err(|source| failed("start the input thread", source))?;
-        Ok(Input {
+        Ok(InputThread {
             stop,
             thread: Some(thread),
         })
     }
 }
 
-impl Drop for Input {
+impl Drop for InputThread {
     fn drop(&mut self) {
         if let Err(errno) = self.stop.write(1) {
             tracing::error!("cannot end the console's input: {errno}");
@@ -91,7 +95,7 @@ fn failed(what: &'static str, source: io::Error) -> ConsoleError {
 
 /// Whether to go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Next {
+enum Reading {
     Continue,
     End,
 }
@@ -103,21 +107,21 @@ struct Typist {
 }
 
 impl Typist {
-    fn run(&self, source: Source) -> io::Result<()> {
+    fn run(&self, source: InputSource) -> io::Result<()> {
         match source {
-            Source::Stdin(raw) => {
+            InputSource::Stdin(raw) => {
                 let keys = raw.as_ref().map(|_| Keys::default());
                 self.read_fd(&io::stdin(), keys)
             }
-            Source::Pty(master) => self.read_fd(&*master, None),
-            Source::Socket(socket) => self.serve(&socket),
+            InputSource::Pty(master) => self.read_fd(&*master, None),
+            InputSource::Socket(socket) => self.serve(&socket),
         }
     }
 
     /// Reads a descriptor until its end; `keys` where commands to `ftvm` are looked for.
     fn read_fd(&self, fd: &impl AsFd, mut keys: Option<Keys>) -> io::Result<()> {
         let mut buffer = [0; INPUT_CHUNK];
-        while self.wait(fd)? == Next::Continue {
+        while self.wait(fd)? == Reading::Continue {
             let len = match read(fd, &mut buffer) {
                 Ok(0) => return Ok(()),
                 Ok(len) => len,
@@ -134,10 +138,10 @@ impl Typist {
                     self.send(text);
                     // An answer fits even when the guest takes no input, and a closed queue has no guest to stop.
                     let _ = self.events.answer(HostEvent::Stop(StopKind::Console));
-                    Next::Continue
+                    Reading::Continue
                 }
             };
-            if next == Next::End {
+            if next == Reading::End {
                 return Ok(());
             }
         }
@@ -146,34 +150,34 @@ impl Typist {
 
     /// Serves one client after the other.
     fn serve(&self, socket: &SocketConsole) -> io::Result<()> {
-        while self.wait(&socket.listener)? == Next::Continue {
+        while self.wait(&socket.listener)? == Reading::Continue {
             let mut client = socket.accept()?;
             let next = self.read_client(&mut client)?;
             socket.hang_up();
-            if next == Next::End {
+            if next == Reading::End {
                 break;
             }
         }
         Ok(())
     }
 
-    fn read_client(&self, client: &mut UnixStream) -> io::Result<Next> {
+    fn read_client(&self, client: &mut UnixStream) -> io::Result<Reading> {
         let mut buffer = [0; INPUT_CHUNK];
         loop {
-            if self.wait(client)? == Next::End {
-                return Ok(Next::End);
+            if self.wait(client)? == Reading::End {
+                return Ok(Reading::End);
             }
             let Some(len) = read_client(client, &mut buffer) else {
-                return Ok(Next::Continue);
+                return Ok(Reading::Continue);
             };
-            if self.send(buffer[..len].to_vec()) == Next::End {
-                return Ok(Next::End);
+            if self.send(buffer[..len].to_vec()) == Reading::End {
+                return Ok(Reading::End);
             }
         }
     }
 
     /// Waits until `fd` can be read, or this thread is to end.
-    fn wait(&self, fd: &impl AsFd) -> io::Result<Next> {
+    fn wait(&self, fd: &impl AsFd) -> io::Result<Reading> {
         let mut waits = [
             PollFd::new(fd.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.stop.as_fd(), PollFlags::POLLIN),
@@ -182,16 +186,16 @@ impl Typist {
             match poll(&mut waits, PollTimeout::NONE) {
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno.into()),
-                Ok(_) if waits[1].any() == Some(true) => return Ok(Next::End),
-                Ok(_) => return Ok(Next::Continue),
+                Ok(_) if waits[1].any() == Some(true) => return Ok(Reading::End),
+                Ok(_) => return Ok(Reading::Continue),
             }
         }
     }
 
     /// Hands text to the guest, as slowly as it takes it.
-    fn send(&self, text: Vec<u8>) -> Next {
+    fn send(&self, text: Vec<u8>) -> Reading {
         if text.is_empty() {
-            return Next::Continue;
+            return Reading::Continue;
         }
         let mut event = HostEvent::Console {
             port: self.port,
@@ -199,8 +203,8 @@ impl Typist {
         };
         loop {
             match self.events.push(event, Instant::now() + FULL_WAIT) {
-                Ok(()) => return Next::Continue,
-                Err(Refused::Closed) => return Next::End,
+                Ok(()) => return Reading::Continue,
+                Err(Refused::Closed) => return Reading::End,
                 Err(Refused::Full(back)) => event = back,
             }
             let stopped = poll(
@@ -208,7 +212,7 @@ impl Typist {
                 PollTimeout::ZERO,
             );
             if stopped != Ok(0) {
-                return Next::End;
+                return Reading::End;
             }
         }
     }

@@ -25,7 +25,7 @@ use nix::unistd::{ttyname, write};
 use super::unix_path::{SocketPathError, bind_listener};
 use super::{Sent, poll_timeout};
 use crate::queue::EventSender;
-use input::{Input, Source};
+use input::{InputSource, InputThread};
 use socket::SocketConsole;
 
 mod input;
@@ -70,9 +70,9 @@ pub enum Durability {
 
 /// Whether the console's byte stream begins here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Life {
+pub enum ByteStream {
     /// A new guest: a console file is emptied.
-    First,
+    New,
     /// A guest that runs elsewhere, or did: a console file keeps what it has.
     Continued,
 }
@@ -124,14 +124,14 @@ impl FromStr for ConsoleTarget {
 #[derive(Debug)]
 pub struct Console {
     port: ConsolePort,
-    sink: Sink,
+    sink: ConsoleSink,
     /// The sink did not take output in time: it is not waited for until it does again.
     stalled: bool,
-    input: Option<Input>,
+    input: Option<InputThread>,
 }
 
 #[derive(Debug)]
-enum Sink {
+enum ConsoleSink {
     Off,
     Stdout,
     File(File),
@@ -144,20 +144,20 @@ impl Console {
     ///
     /// # Errors
     /// See [`ConsoleError`].
-    pub fn open(target: &ConsoleTarget, port: ConsolePort, life: Life) -> Result<Console, ConsoleError> {
+    pub fn open(target: &ConsoleTarget, port: ConsolePort, stream: ByteStream) -> Result<Console, ConsoleError> {
         let sink = match target {
-            ConsoleTarget::Off => Sink::Off,
-            ConsoleTarget::Stdio => Sink::Stdout,
+            ConsoleTarget::Off => ConsoleSink::Off,
+            ConsoleTarget::Stdio => ConsoleSink::Stdout,
             ConsoleTarget::File { path, durability } => {
                 let failed = |source| ConsoleError::File {
                     path: path.clone(),
                     source,
                 };
-                Sink::File(open_file(path, *durability, life).map_err(failed)?)
+                ConsoleSink::File(open_file(path, *durability, stream).map_err(failed)?)
             }
             ConsoleTarget::Socket { path } => {
                 let (listener, file) = bind_listener(path)?;
-                Sink::Socket(Arc::new(SocketConsole::new(listener, file)))
+                ConsoleSink::Socket(Arc::new(SocketConsole::new(listener, file)))
             }
             ConsoleTarget::Pty => open_pty().map_err(|errno| ConsoleError::Io {
                 what: "make a pty",
@@ -179,12 +179,12 @@ impl Console {
     /// [`ConsoleError::Io`].
     pub fn listen(&mut self, events: EventSender) -> Result<(), ConsoleError> {
         let source = match &self.sink {
-            Sink::Off | Sink::File(_) => return Ok(()),
-            Sink::Stdout => Source::stdin()?,
-            Sink::Pty { master, .. } => Source::Pty(Arc::clone(master)),
-            Sink::Socket(socket) => Source::Socket(Arc::clone(socket)),
+            ConsoleSink::Off | ConsoleSink::File(_) => return Ok(()),
+            ConsoleSink::Stdout => InputSource::stdin()?,
+            ConsoleSink::Pty { master, .. } => InputSource::Pty(Arc::clone(master)),
+            ConsoleSink::Socket(socket) => InputSource::Socket(Arc::clone(socket)),
         };
-        self.input = Some(Input::start(source, self.port, events)?);
+        self.input = Some(InputThread::start(source, self.port, events)?);
         Ok(())
     }
 
@@ -192,7 +192,7 @@ impl Console {
     #[must_use]
     pub fn place(&self) -> Option<PathBuf> {
         match &self.sink {
-            Sink::Pty { slave, .. } => ttyname(slave).ok(),
+            ConsoleSink::Pty { slave, .. } => ttyname(slave).ok(),
             _ => None,
         }
     }
@@ -207,20 +207,20 @@ impl Console {
             false => OUTPUT_WAIT,
         };
         let sent = match &self.sink {
-            Sink::Off => Sent::Done,
-            Sink::File(file) => file.write_all_at(bytes, position).map(|()| Sent::Done)?,
-            Sink::Stdout => write_in_time(io::stdout().as_fd(), bytes, wait)?,
-            Sink::Pty { master, .. } => write_in_time(master.as_fd(), bytes, wait)?,
-            Sink::Socket(socket) => socket.write(bytes, wait),
+            ConsoleSink::Off => Sent::Done,
+            ConsoleSink::File(file) => file.write_all_at(bytes, position).map(|()| Sent::Done)?,
+            ConsoleSink::Stdout => write_in_time(io::stdout().as_fd(), bytes, wait)?,
+            ConsoleSink::Pty { master, .. } => write_in_time(master.as_fd(), bytes, wait)?,
+            ConsoleSink::Socket(socket) => socket.write(bytes, wait),
         };
         self.stalled = sent == Sent::Dropped;
         Ok(sent)
     }
 }
 
-fn open_file(path: &PathBuf, durability: Durability, life: Life) -> io::Result<File> {
+fn open_file(path: &PathBuf, durability: Durability, stream: ByteStream) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(life == Life::First);
+    options.write(true).create(true).truncate(stream == ByteStream::New);
     if durability == Durability::Synced {
         options.custom_flags(libc::O_DSYNC);
     }
@@ -229,14 +229,14 @@ fn open_file(path: &PathBuf, durability: Durability, life: Life) -> io::Result<F
 
 /// A pty whose slave side stays open here, so that output before a reader comes is kept (a page of it) and reading the
 /// master does not fail when a reader leaves.
-fn open_pty() -> Result<Sink, Errno> {
+fn open_pty() -> Result<ConsoleSink, Errno> {
     let pty = openpty(None, None)?;
     let mut settings = tcgetattr(&pty.slave)?;
     cfmakeraw(&mut settings);
     tcsetattr(&pty.slave, SetArg::TCSANOW, &settings)?;
     let flags = OFlag::from_bits_truncate(fcntl(&pty.master, FcntlArg::F_GETFL)?);
     fcntl(&pty.master, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-    Ok(Sink::Pty {
+    Ok(ConsoleSink::Pty {
         master: Arc::new(pty.master),
         slave: pty.slave,
     })

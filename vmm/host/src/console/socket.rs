@@ -2,8 +2,9 @@
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use crate::Sent;
 use crate::unix_path::SocketFile;
@@ -29,19 +30,19 @@ impl SocketConsole {
     pub(super) fn accept(&self) -> io::Result<UnixStream> {
         let (client, _) = self.listener.accept()?;
         let reader = client.try_clone()?;
-        *self.lock() = Some(client);
+        *self.client.lock() = Some(client);
         Ok(reader)
     }
 
     /// The client left.
     pub(super) fn hang_up(&self) {
-        *self.lock() = None;
+        *self.client.lock() = None;
     }
 
     /// Writes to the client, if there is one that takes it within `wait`. A client that has gone is noticed by the
     /// reading side.
     pub(super) fn write(&self, bytes: &[u8], wait: Duration) -> Sent {
-        let mut client = self.lock();
+        let mut client = self.client.lock();
         let Some(stream) = client.as_mut() else {
             return Sent::Dropped;
         };
@@ -55,10 +56,6 @@ impl SocketConsole {
             Ok(()) => Sent::Done,
             Err(_) => Sent::Dropped,
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<UnixStream>> {
-        self.client.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

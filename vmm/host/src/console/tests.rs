@@ -10,9 +10,9 @@ use ftvm_roles::host_event::MAX_EVENTS;
 /// Longer than anything here takes on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-fn open(target: &str, life: Life) -> Console {
+fn open(target: &str, stream: ByteStream) -> Console {
     let target: ConsoleTarget = target.parse().expect("a valid target");
-    Console::open(&target, ConsolePort::Serial, life).expect("opens")
+    Console::open(&target, ConsolePort::Serial, stream).expect("opens")
 }
 
 fn next_input(queue: &EventQueue) -> Vec<u8> {
@@ -64,10 +64,10 @@ fn a_file_has_every_byte_once_when_a_survivor_repeats() {
     let path = folder.path().join("console");
     fs::write(&path, "an older guest's long output").expect("write");
     let target = format!("file={}", path.display());
-    let mut primary = open(&target, Life::First);
+    let mut primary = open(&target, ByteStream::New);
     assert_eq!(primary.write(0, b"hello ").expect("writes"), Sent::Done);
     assert_eq!(primary.write(6, b"wor").expect("writes"), Sent::Done);
-    let mut backup = open(&target, Life::Continued);
+    let mut backup = open(&target, ByteStream::Continued);
     assert_eq!(backup.write(6, b"wor").expect("repeats"), Sent::Done);
     assert_eq!(backup.write(9, b"ld\n").expect("writes"), Sent::Done);
     assert_eq!(fs::read_to_string(&path).expect("read"), "hello world\n");
@@ -77,7 +77,7 @@ fn a_file_has_every_byte_once_when_a_survivor_repeats() {
 fn a_synced_file_is_opened_so() {
     let folder = tempfile::tempdir().expect("temporary directory");
     let target = format!("file={},sync", folder.path().join("console").display());
-    let Sink::File(file) = open(&target, Life::First).sink else {
+    let ConsoleSink::File(file) = open(&target, ByteStream::New).sink else {
         panic!("not a file")
     };
     let flags = fcntl(&file, FcntlArg::F_GETFL).expect("flags");
@@ -87,13 +87,13 @@ fn a_synced_file_is_opened_so() {
 #[test]
 fn a_file_that_cannot_be_opened_is_named() {
     let target: ConsoleTarget = "file=/no/such/folder/x".parse().expect("parses");
-    let error = Console::open(&target, ConsolePort::Serial, Life::First).expect_err("cannot be opened");
+    let error = Console::open(&target, ConsolePort::Serial, ByteStream::New).expect_err("cannot be opened");
     assert!(error.to_string().contains("/no/such/folder/x"));
 }
 
 #[test]
 fn off_takes_everything() {
-    let mut console = open("off", Life::First);
+    let mut console = open("off", ByteStream::New);
     let (sender, _queue) = event_queue();
     console.listen(sender).expect("nothing to listen to");
     assert_eq!(console.write(0, b"x").expect("discards"), Sent::Done);
@@ -104,7 +104,7 @@ fn a_socket_serves_one_client_after_the_other() {
     let folder = tempfile::tempdir().expect("temporary directory");
     let path = folder.path().join("s");
     let (sender, queue) = event_queue();
-    let mut console = open(&format!("socket={}", path.display()), Life::First);
+    let mut console = open(&format!("socket={}", path.display()), ByteStream::New);
     assert_eq!(console.write(0, b"nobody").expect("no error"), Sent::Dropped);
 
     let mut client = UnixStream::connect(&path).expect("connects before the guest is live");
@@ -131,7 +131,7 @@ fn a_client_that_does_not_read_costs_one_wait() {
     let folder = tempfile::tempdir().expect("temporary directory");
     let path = folder.path().join("s");
     let (sender, queue) = event_queue();
-    let mut console = open(&format!("socket={}", path.display()), Life::First);
+    let mut console = open(&format!("socket={}", path.display()), ByteStream::New);
     console.listen(sender).expect("listens");
     let mut client = UnixStream::connect(&path).expect("connects");
     client.write_all(b"x").expect("types");
@@ -152,7 +152,7 @@ fn a_client_that_does_not_read_costs_one_wait() {
 #[test]
 fn a_pty_has_a_name_and_both_directions() {
     let (sender, queue) = event_queue();
-    let mut console = open("pty", Life::First);
+    let mut console = open("pty", ByteStream::New);
     let place = console.place().expect("a pty has a name");
     console.listen(sender).expect("listens");
     assert_eq!(console.write(0, b"login: \n").expect("no error"), Sent::Done);
@@ -166,7 +166,7 @@ fn a_pty_has_a_name_and_both_directions() {
 
 #[test]
 fn a_pty_nobody_reads_costs_one_wait() {
-    let mut console = open("pty", Life::First);
+    let mut console = open("pty", ByteStream::New);
     let begun = Instant::now();
     let dropped = (0..1000)
         .filter(|_| console.write(0, &[b'.'; 512]).expect("no error") == Sent::Dropped)
@@ -183,7 +183,7 @@ fn input_ends_while_the_guest_takes_none() {
     for _ in 0..MAX_EVENTS {
         sender.offer(HostEvent::Entropy(Vec::new()));
     }
-    let mut console = open(&format!("socket={}", path.display()), Life::First);
+    let mut console = open(&format!("socket={}", path.display()), ByteStream::New);
     console.listen(sender).expect("listens");
     let mut client = UnixStream::connect(&path).expect("connects");
     client.write_all(b"x").expect("types");

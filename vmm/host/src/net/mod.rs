@@ -18,6 +18,7 @@ mod dgram;
 mod kept;
 pub mod rarp;
 pub mod reader;
+#[allow(unsafe_code, reason = "two ioctls")]
 mod tap;
 
 pub use dgram::Dgram;

@@ -6,17 +6,18 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use parking_lot::Mutex;
 
 use super::kept::KeptFrames;
 use super::{MAX_FRAME, MIN_FRAME, NetBackend, NetError};
-use crate::queue::{EventSender, Offer};
+use crate::queue::{EventSender, Offered};
 use ftvm_roles::host_event::HostEvent;
 
 /// Frames read before the mode is looked at again.
@@ -47,12 +48,12 @@ pub struct NetCounts {
 /// A running reader. Dropping it ends the thread.
 #[derive(Debug)]
 pub struct NetReader {
-    control: Arc<Control>,
+    control: Arc<ReaderControl>,
     thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
-struct Control {
+struct ReaderControl {
     mode: AtomicU8,
     /// Interrupts the reader's poll after the mode has changed.
     changed: EventFd,
@@ -77,7 +78,7 @@ pub fn spawn_reader(
 ) -> Result<NetReader, NetError> {
     let failed = |source| NetError::Reader { nic, source };
     let changed = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
-    let control = Arc::new(Control {
+    let control = Arc::new(ReaderControl {
         mode: AtomicU8::new(match inbound {
             Inbound::Keep => KEEP,
             Inbound::Forward => FORWARD,
@@ -85,7 +86,7 @@ pub fn spawn_reader(
         changed: changed.map_err(|errno| failed(errno.into()))?,
         counts: Mutex::default(),
     });
-    let reader = Reader {
+    let reader = FrameReader {
         backend,
         nic,
         events,
@@ -117,7 +118,7 @@ impl NetReader {
     /// What happened to the frames so far.
     #[must_use]
     pub fn counts(&self) -> NetCounts {
-        *self.control.counts.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.control.counts.lock()
     }
 }
 
@@ -132,9 +133,9 @@ impl Drop for NetReader {
     }
 }
 
-impl Control {
+impl ReaderControl {
     fn count(&self, change: impl FnOnce(&mut NetCounts)) {
-        change(&mut self.counts.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.counts.lock());
     }
 
     fn set_mode(&self, mode: u8) {
@@ -145,16 +146,16 @@ impl Control {
     }
 }
 
-struct Reader {
+struct FrameReader {
     backend: Arc<NetBackend>,
     nic: u8,
     events: EventSender,
-    control: Arc<Control>,
+    control: Arc<ReaderControl>,
     kept: KeptFrames,
     begun: Instant,
 }
 
-impl Reader {
+impl FrameReader {
     fn run(mut self) -> io::Result<()> {
         // One byte more than fits, so that a frame that was cut is noticed.
         let mut buffer = [0; MAX_FRAME + 1];
@@ -206,8 +207,8 @@ impl Reader {
 
     fn forward(&self, bytes: Vec<u8>) {
         match self.events.offer(HostEvent::Frame { nic: self.nic, bytes }) {
-            Offer::Queued => self.control.count(|counts| counts.forwarded += 1),
-            Offer::Dropped => self.control.count(|counts| counts.dropped_full += 1),
+            Offered::Queued => self.control.count(|counts| counts.forwarded += 1),
+            Offered::Dropped => self.control.count(|counts| counts.dropped_full += 1),
         }
     }
 

@@ -24,7 +24,7 @@ fn events_come_out_in_order() {
     let (sender, queue) = event_queue();
     assert_eq!(queue.try_recv(), None);
     for byte in 0..5 {
-        assert_eq!(sender.offer(entropy(byte)), Offer::Queued);
+        assert_eq!(sender.offer(entropy(byte)), Offered::Queued);
     }
     for byte in 0..5 {
         assert_eq!(queue.try_recv(), Some(entropy(byte)));
@@ -59,29 +59,29 @@ fn oldest_pending_is_the_time_of_the_front_event() {
 fn offers_are_dropped_when_the_count_is_reached() {
     let (sender, queue) = event_queue();
     for _ in 0..MAX_EVENTS {
-        assert_eq!(sender.offer(frame(60)), Offer::Queued);
+        assert_eq!(sender.offer(frame(60)), Offered::Queued);
     }
-    assert_eq!(sender.offer(frame(60)), Offer::Dropped);
+    assert_eq!(sender.offer(frame(60)), Offered::Dropped);
     queue.try_recv();
-    assert_eq!(sender.offer(frame(60)), Offer::Queued);
-    assert_eq!(sender.offer(frame(60)), Offer::Dropped);
+    assert_eq!(sender.offer(frame(60)), Offered::Queued);
+    assert_eq!(sender.offer(frame(60)), Offered::Dropped);
 }
 
 #[test]
 fn offers_are_dropped_when_the_bytes_are_reached() {
     let (sender, queue) = event_queue();
-    assert_eq!(sender.offer(frame(MAX_BYTES - 1)), Offer::Queued);
-    assert_eq!(sender.offer(frame(1)), Offer::Queued);
-    assert_eq!(sender.offer(frame(1)), Offer::Dropped);
+    assert_eq!(sender.offer(frame(MAX_BYTES - 1)), Offered::Queued);
+    assert_eq!(sender.offer(frame(1)), Offered::Queued);
+    assert_eq!(sender.offer(frame(1)), Offered::Dropped);
     queue.try_recv();
-    assert_eq!(sender.offer(frame(1)), Offer::Queued);
+    assert_eq!(sender.offer(frame(1)), Offered::Queued);
 }
 
 #[test]
 fn one_event_too_big_for_the_bound_fits_an_empty_queue() {
     let (sender, queue) = event_queue();
-    assert_eq!(sender.offer(frame(MAX_BYTES + 1)), Offer::Queued);
-    assert_eq!(sender.offer(frame(1)), Offer::Dropped);
+    assert_eq!(sender.offer(frame(MAX_BYTES + 1)), Offered::Queued);
+    assert_eq!(sender.offer(frame(1)), Offered::Dropped);
     assert!(queue.try_recv().is_some());
 }
 
@@ -110,7 +110,7 @@ fn push_waits_for_room() {
         let sender = sender.clone();
         thread::spawn(move || done.send(sender.push(entropy(7), Instant::now() + PATIENCE)))
     };
-    while sender.shared.lock().waiting_for_room == 0 {
+    while sender.shared.state.lock().waiting_for_room == 0 {
         thread::yield_now();
     }
     for _ in 0..MAX_EVENTS / 2 - 1 {
@@ -133,7 +133,7 @@ fn an_event_that_fits_only_an_empty_queue_gets_in() {
         let sender = sender.clone();
         thread::spawn(move || sender.push(frame(2 * MAX_BYTES), Instant::now() + PATIENCE))
     };
-    while sender.shared.lock().waiting_for_room == 0 {
+    while sender.shared.state.lock().waiting_for_room == 0 {
         thread::yield_now();
     }
     queue.try_recv();
@@ -161,14 +161,14 @@ fn dropping_the_queue_closes_every_way_in() {
         let sender = sender.clone();
         thread::spawn(move || sender.push(entropy(7), Instant::now() + PATIENCE))
     };
-    while sender.shared.lock().waiting_for_room == 0 {
+    while sender.shared.state.lock().waiting_for_room == 0 {
         thread::yield_now();
     }
     drop(queue);
     assert_eq!(pusher.join().expect("no panic"), Err(Refused::Closed));
     assert_eq!(sender.push(entropy(1), Instant::now() + PATIENCE), Err(Refused::Closed));
     assert_eq!(sender.answer(entropy(1)), Err(Closed));
-    assert_eq!(sender.offer(entropy(1)), Offer::Dropped);
+    assert_eq!(sender.offer(entropy(1)), Offered::Dropped);
     assert_eq!(sender.oldest_pending(), None);
 }
 
@@ -209,7 +209,7 @@ fn a_waiting_consumer_is_reached_by_event_and_wake() {
         (first, second, Instant::now() < limit)
     });
     let until_waiting = || {
-        while sender.shared.lock().consumer != Consumer::Waiting {
+        while sender.shared.state.lock().consumer != Consumer::Waiting {
             thread::yield_now();
         }
     };

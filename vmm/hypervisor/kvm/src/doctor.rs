@@ -6,8 +6,8 @@ use std::fs;
 use ftvm_schema::entry::Digest;
 use serde::{Deserialize, Serialize};
 
-use super::DeliveryMode;
-use super::selftest::{Capabilities, Verdict};
+use super::selftest::{Capabilities, CheckVerdict};
+use ftvm_hypervisor::DeliveryMode;
 use ftvm_hypervisor::profile::CpuProfile;
 
 /// Columns of the rendered table, and where its lines are broken.
@@ -41,14 +41,6 @@ pub fn report() -> DoctorReport {
             .ok()
             .map(|profile| fingerprint(&profile)),
         capabilities: Capabilities::thorough(),
-    }
-}
-
-impl DoctorReport {
-    /// 0 if guests can be protected here, perhaps with limits; 1 if not.
-    #[must_use]
-    pub fn exit_code(&self) -> u8 {
-        u8::from(!self.capabilities.is_usable())
     }
 }
 
@@ -87,7 +79,7 @@ impl DoctorReport {
             .capabilities
             .checks
             .iter()
-            .any(|check| check.verdict == Verdict::Limited);
+            .any(|check| check.verdict == CheckVerdict::Limited);
         match (self.capabilities.is_usable(), limited) {
             (true, false) => "Guests can be protected on this host.",
             (true, true) => "Guests can be protected on this host, with the limits above.",
@@ -158,7 +150,7 @@ mod tests {
         }
     }
 
-    fn check(name: CheckName, verdict: Verdict, reason: &str, remedy: &str) -> Check {
+    fn check(name: CheckName, verdict: CheckVerdict, reason: &str, remedy: &str) -> Check {
         Check {
             name,
             verdict,
@@ -170,8 +162,13 @@ mod tests {
     #[test]
     fn the_table_shows_reason_and_remedy() {
         let report = report_with(vec![
-            check(CheckName::Kvm, Verdict::Ok, "fine", ""),
-            check(CheckName::KernelSpeed, Verdict::Limited, "slow", "buy a faster one"),
+            check(CheckName::Kvm, CheckVerdict::Ok, "fine", ""),
+            check(
+                CheckName::KernelSpeed,
+                CheckVerdict::Limited,
+                "slow",
+                "buy a faster one",
+            ),
         ]);
         let expected = "kernel 6.1.0, A CPU\n\
             CPU profile 0123456789abcdef (a backup's host must show the same)\n\n\
@@ -180,18 +177,18 @@ mod tests {
             \x20                           -> buy a faster one\n\n\
             Guests can be protected on this host, with the limits above.";
         assert_eq!(report.to_string(), expected);
-        assert_eq!(report.exit_code(), 0);
+        assert!(report.capabilities.is_usable());
     }
 
     #[test]
     fn a_failed_check_fails_the_host() {
         let report = report_with(vec![check(
             CheckName::DirtyLog,
-            Verdict::Failed,
+            CheckVerdict::Failed,
             "missed page 0x7",
             "report it",
         )]);
-        assert_eq!(report.exit_code(), 1);
+        assert!(!report.capabilities.is_usable());
         assert!(report.to_string().ends_with("Guests cannot be protected on this host."));
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!(json["capabilities"]["checks"][0]["verdict"], "failed");

@@ -2,9 +2,9 @@
 
 use std::io::Write as _;
 
-use super::instructions::{Owner, Verdict};
+use super::instructions::{Consequence, Owner};
 use super::modules::{Uncaught, uncaught};
-use super::{BLOCK, ImageKind, Report, audit, scan};
+use super::{AuditReport, BLOCK, ImageKind, audit, scan};
 
 const RDTSC: &[u8] = &[0x0f, 0x31];
 const RDTSCP: &[u8] = &[0x0f, 0x01, 0xf9];
@@ -76,7 +76,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-fn audited(bytes: &[u8]) -> Result<Report, String> {
+fn audited(bytes: &[u8]) -> Result<AuditReport, String> {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(bytes).unwrap();
     audit(file.path()).map_err(|e| e.to_string())
@@ -84,7 +84,7 @@ fn audited(bytes: &[u8]) -> Result<Report, String> {
 
 #[test]
 fn each_instruction_has_its_verdict() {
-    use Verdict::{Answered, Harmless, Hidden, Uncaught};
+    use Consequence::{Answered, Harmless, Hidden, Uncaught};
     for (code, name, in_module, in_program, in_kernel) in [
         (RDTSC, "RDTSC", Uncaught, Answered, Answered),
         (RDTSCP, "RDTSCP", Hidden, Answered, Harmless),
@@ -120,7 +120,7 @@ fn each_instruction_has_its_verdict() {
 }
 
 #[test]
-fn an_initrd_tells_what_it_holds_and_its_exit_code() {
+fn an_initrd_tells_what_it_holds_and_whether_it_is_clean() {
     let module = elf(MODULE, RDTSC, b"license=GPL\0name=a_b\0");
     let program = elf(PROGRAM, &[RDTSC, RDRAND, RDPID, XSAVEOPT].concat(), b"");
     let files: [(&str, &[u8]); 3] = [
@@ -135,8 +135,8 @@ fn an_initrd_tells_what_it_holds_and_its_exit_code() {
     ] {
         let report = audited(&initrd).unwrap();
         assert_eq!(
-            (report.kind, report.files, report.exit_code()),
-            (ImageKind::Initrd, 2, 3)
+            (report.kind, report.files, report.is_clean()),
+            (ImageKind::Initrd, 2, false)
         );
         let json = serde_json::to_value(&report).unwrap();
         let found = json["findings"].as_array().unwrap().iter().map(|finding| {
@@ -160,14 +160,14 @@ fn an_initrd_tells_what_it_holds_and_its_exit_code() {
         assert!(text.contains("Uncaught: 1 x RDTSC in a.ko.gz"), "{text}");
     }
     let clean = audited(&cpio(&[("init", CLEAN), ("a.ko", &elf(MODULE, CLEAN, b""))])).unwrap();
-    assert_eq!((clean.files, clean.findings.len(), clean.exit_code()), (1, 0, 0));
+    assert_eq!((clean.files, clean.findings.len(), clean.is_clean()), (1, 0, true));
     assert_eq!(
-        audited(&program).map(|report| (report.kind, report.exit_code())),
-        Ok((ImageKind::Elf, 0))
+        audited(&program).map(|report| (report.kind, report.is_clean())),
+        Ok((ImageKind::Elf, true))
     );
     assert_eq!(
-        audited(&module).map(|report| (report.kind, report.exit_code())),
-        Ok((ImageKind::Elf, 3))
+        audited(&module).map(|report| (report.kind, report.is_clean())),
+        Ok((ImageKind::Elf, false))
     );
 }
 
@@ -179,7 +179,10 @@ fn a_disk_is_searched_at_block_starts() {
     // This one is no file's beginning.
     disk[BLOCK + 8..BLOCK + 8 + module.len()].copy_from_slice(&module);
     let report = audited(&disk).unwrap();
-    assert_eq!((report.kind, report.files, report.exit_code()), (ImageKind::Disk, 1, 3));
+    assert_eq!(
+        (report.kind, report.files, report.is_clean()),
+        (ImageKind::Disk, 1, false)
+    );
     assert_eq!(report.findings[0].file, "ELF file at byte 0x2000");
     assert!(
         report.to_string().contains("note: ELF files are looked for"),

@@ -13,11 +13,11 @@ fn without_a_whole_state_and_a_grant_it_never_asks() {
     let mut actions = Vec::new();
     let mut backup = joining(now);
     backup.closed(now, "reset", &mut actions);
-    assert!(ends_with(&actions, EXIT_NOT_ENTITLED) && !claims(&actions));
+    assert!(ends_with(&actions, ExitCode::NotEntitled) && !claims(&actions));
     actions.clear();
     let mut backup = joining(now);
     backup.message(now, G, grant(), &mut actions);
-    assert!(ends_with(&actions, EXIT_NOT_ENTITLED), "a grant without a state");
+    assert!(ends_with(&actions, ExitCode::NotEntitled), "a grant without a state");
     actions.clear();
     let mut backup = joining(now);
     for chunk in chunk::split(b"the state") {
@@ -25,7 +25,7 @@ fn without_a_whole_state_and_a_grant_it_never_asks() {
     }
     backup.closed(now, "reset", &mut actions);
     assert!(
-        ends_with(&actions, EXIT_NOT_ENTITLED) && !claims(&actions),
+        ends_with(&actions, ExitCode::NotEntitled) && !claims(&actions),
         "a state without a grant"
     );
 }
@@ -38,7 +38,7 @@ fn a_grant_or_state_that_does_not_fit_is_refused() {
         for message in state.iter().cloned().chain([grant]) {
             backup.message(now, G, message, &mut actions);
         }
-        ends_with(&actions, EXIT_NOT_ENTITLED)
+        ends_with(&actions, ExitCode::NotEntitled)
     };
     let granted = |change: fn(&mut Grant)| {
         let Message::Grant(mut grant) = grant() else {
@@ -107,7 +107,7 @@ fn blocks_are_written_in_order_and_said_to_be_and_not_too_many_wait() {
     assert!(!actions.iter().any(|action| matches!(action, Action::End { .. })));
     backup.message(0, G, blocks(), &mut actions);
     let too_many =
-        |action: &Action| matches!(action, Action::End { code: EXIT_NOT_ENTITLED, why } if why.contains("32"));
+        |action: &Action| matches!(action, Action::End { code: ExitCode::NotEntitled, why } if why.contains("32"));
     assert!(actions.iter().any(too_many), "{actions:?}");
 }
 
@@ -128,7 +128,7 @@ fn blocks_behind_the_state_are_refused() {
             matches!(
                 &actions[..],
                 [Action::End {
-                    code: EXIT_NOT_ENTITLED,
+                    code: ExitCode::NotEntitled,
                     ..
                 }]
             ),

@@ -13,7 +13,8 @@ use logging_channel::message::{Health, Heartbeat, Message};
 use logging_channel::session::presentable;
 use shared_disk::arbiter::ClaimOutcome;
 
-use super::event::{EXIT_LOST, EXIT_NOT_ENTITLED, Event, Protection};
+use super::event::{Event, Protection};
+use super::exit_code::ExitCode;
 use super::terms::Terms;
 use ftvm_machine::machine::state::MAX_RECORD;
 
@@ -62,7 +63,7 @@ pub enum Action {
     /// Tell the world.
     Report(Event),
     /// End this process.
-    End { code: u8, why: String },
+    End { code: ExitCode, why: String },
 }
 
 /// The three conditions of PROTOCOL 13.
@@ -325,7 +326,10 @@ impl Backup {
                 "generation {} is live, this backup was made under {}",
                 heartbeat.generation.0, self.terms.generation.0
             );
-            return actions.push(Action::End { code: EXIT_LOST, why });
+            return actions.push(Action::End {
+                code: ExitCode::Lost,
+                why,
+            });
         }
         if heartbeat.generation == self.terms.generation {
             self.detector.heartbeat(now);
@@ -385,7 +389,10 @@ impl Backup {
                 self.phase = Phase::Over;
                 let wanted = self.terms.generation.0 + 1;
                 let why = format!("the test-and-set for generation {wanted} was lost: the primary goes on");
-                actions.push(Action::End { code: EXIT_LOST, why });
+                actions.push(Action::End {
+                    code: ExitCode::Lost,
+                    why,
+                });
             }
         }
     }
@@ -483,7 +490,7 @@ impl Backup {
     fn give_up(&mut self, why: String, actions: &mut Vec<Action>) {
         self.phase = Phase::Over;
         actions.push(Action::End {
-            code: EXIT_NOT_ENTITLED,
+            code: ExitCode::NotEntitled,
             why,
         });
     }

@@ -98,7 +98,7 @@ fn live(actions: &[Action]) -> bool {
     })
 }
 
-pub(super) fn ends_with(actions: &[Action], expected: u8) -> bool {
+pub(super) fn ends_with(actions: &[Action], expected: ExitCode) -> bool {
     actions
         .iter()
         .any(|action| matches!(action, Action::End { code, .. } if *code == expected))
@@ -142,7 +142,7 @@ fn the_loser_ends() {
         &mut actions,
     );
     backup.tick(now + 10 * L, &mut actions);
-    assert!(ends_with(&actions, EXIT_LOST) && !live(&actions));
+    assert!(ends_with(&actions, ExitCode::Lost) && !live(&actions));
 }
 
 #[test]
@@ -221,7 +221,7 @@ fn a_diverged_backup_never_asks() {
     );
     backup.closed(now, "reset", &mut actions);
     backup.tick(now + 2 * D, &mut actions);
-    assert!(ends_with(&actions, EXIT_NOT_ENTITLED) && !claims(&actions));
+    assert!(ends_with(&actions, ExitCode::NotEntitled) && !claims(&actions));
 }
 
 #[test]
@@ -242,7 +242,7 @@ fn a_clean_end_is_no_death() {
     backup.tick(now + 2 * D, &mut actions);
     assert!(!claims(&actions));
     backup.guest_ended(&reason, &mut actions);
-    assert!(ends_with(&actions, 0));
+    assert!(ends_with(&actions, ExitCode::Success));
 }
 
 #[test]
@@ -421,7 +421,7 @@ fn a_handover_before_the_grant_is_nonsense() {
     let mut actions = Vec::new();
     backup.message(0, G, Message::Handover, &mut actions);
     assert!(!claims(&actions));
-    assert!(ends_with(&actions, EXIT_NOT_ENTITLED));
+    assert!(ends_with(&actions, ExitCode::NotEntitled));
 }
 
 #[test]
@@ -431,7 +431,7 @@ fn a_dismissed_backup_never_asks() {
     let mut actions = Vec::new();
     backup.message(now, G, Message::Dismiss, &mut actions);
     assert!(actions.contains(&Action::Send(Message::Bye)));
-    assert!(ends_with(&actions, EXIT_NOT_ENTITLED));
+    assert!(ends_with(&actions, ExitCode::NotEntitled));
     backup.closed(now, "gone", &mut actions);
     backup.tick(now + 10 * D, &mut actions);
     assert!(!claims(&actions));

@@ -12,6 +12,7 @@ use super::AT_ONCE;
 use super::world::{BackupWorld, ConnectionId, LinkEvent};
 use crate::backup::{Action, Backup, only_the_last_ack};
 use crate::event::Event;
+use crate::exit_code::ExitCode;
 use crate::following::{FollowOrder, FollowReport, Progress};
 use crate::terms::Terms;
 
@@ -42,7 +43,7 @@ pub enum BackupEvent {
 pub enum Followed {
     /// This backup is to end. Where it has asked for the next generation and not heard that it lost, the process must end too:
     /// the storage may be asked as long as that lives, and a late win would end the primary that it stands by for next.
-    Ended { code: u8, why: String, claimed: bool },
+    Ended { code: ExitCode, why: String, claimed: bool },
     /// This side is to go live under a generation; nanoseconds since it asked for that, and whether the primary wanted it.
     GoLive {
         generation: Generation,

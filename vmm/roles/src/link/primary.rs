@@ -17,7 +17,8 @@ use super::begin::Stage;
 use super::guest::FromGuest;
 use super::world::{ConnectionId, LinkEvent, PrimaryWorld};
 use crate::disks::{DiskEnd, DiskShell, Disks};
-use crate::event::{EXIT_HANDED_OVER, EXIT_HOST_FAILED, EXIT_LOST, Event, Protection};
+use crate::event::{Event, Protection};
+use crate::exit_code::ExitCode;
 use crate::host_event::Control;
 use crate::host_event::HostEvent;
 use crate::host_event::StopKind;
@@ -89,7 +90,7 @@ pub struct PrimaryLink<H> {
     pub(super) first_output: bool,
     pub(super) announcements: u32,
     protection: Protection,
-    pub(super) over: Option<(u8, String)>,
+    pub(super) over: Option<(ExitCode, String)>,
     /// Where the log stands.
     logged_to: ExitSeq,
     /// Bytes of log when the traffic was last reported.
@@ -113,7 +114,7 @@ pub(super) struct Saved {
 #[derive(Debug)]
 pub struct Ended<H> {
     /// The exit code.
-    pub code: u8,
+    pub code: ExitCode,
     pub why: String,
     /// What touches the disks, unless it has been asked to do its last. Dropping it may wait for a disk.
     pub hands: Option<H>,
@@ -155,14 +156,14 @@ impl<H: DiskShell> PrimaryLink<H> {
 
     /// Exit code and reason once this process is to end.
     #[must_use]
-    pub fn over(&self) -> Option<(u8, &str)> {
+    pub fn over(&self) -> Option<(ExitCode, &str)> {
         self.over.as_ref().map(|(code, why)| (*code, why.as_str()))
     }
 
     /// Whether the guest's life has ended here, so that nobody may carry it on.
     #[must_use]
     pub fn ends_cleanly(&self) -> bool {
-        let entitled = |(code, _): &(u8, String)| !matches!(*code, EXIT_LOST | EXIT_HANDED_OVER);
+        let entitled = |(code, _): &(ExitCode, String)| !matches!(*code, ExitCode::Lost | ExitCode::HandedOver);
         self.over.as_ref().is_some_and(entitled) && self.core.guest_end().is_some()
     }
 
@@ -207,7 +208,7 @@ impl<H: DiskShell> PrimaryLink<H> {
             }
             PrimaryEvent::Guest(message) => self.guest_says(message, world, &mut actions)?,
             PrimaryEvent::GuestGone => {
-                self.over = Some((EXIT_HOST_FAILED, "the vCPU thread ended without a word".to_owned()));
+                self.over = Some((ExitCode::Error, "the vCPU thread ended without a word".to_owned()));
             }
             PrimaryEvent::Heartbeat(heartbeat) => self.core.heartbeat(world.now_ns(), &heartbeat, &mut actions),
             PrimaryEvent::Operate { ticket, operation } => {
@@ -340,7 +341,7 @@ impl<H: DiskShell> PrimaryLink<H> {
                 self.listening = false;
                 self.core.guest_ended(now, reason, actions);
             }
-            FromGuest::Ended(Err(why)) => self.over = Some((EXIT_HOST_FAILED, why.to_string())),
+            FromGuest::Ended(Err(why)) => self.over = Some((ExitCode::Error, why.to_string())),
         }
         Ok(())
     }
@@ -462,8 +463,8 @@ impl<H: DiskShell> PrimaryLink<H> {
     /// What is left to be done for a guest whose life has ended here; nothing leaves after this.
     pub fn end<W: PrimaryWorld<Hands = H>>(mut self, world: &mut W) -> Ended<H> {
         let cleanly = self.ends_cleanly();
-        let (code, why) = self.over.take().unwrap_or((EXIT_HOST_FAILED, String::new()));
-        if code == EXIT_HANDED_OVER {
+        let (code, why) = self.over.take().unwrap_or((ExitCode::Error, String::new()));
+        if code == ExitCode::HandedOver {
             // The vCPU thread stands still, and is of no use any more: this process may go on as a standby. If it has
             // ended, so much the better.
             let _ = world.tell(HostEvent::Stop(StopKind::Operator));

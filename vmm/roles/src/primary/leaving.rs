@@ -4,7 +4,8 @@ use ftvm_schema::entry::{EndReason, Generation};
 use logging_channel::message::Message;
 use shared_disk::arbiter::ClaimOutcome;
 
-use super::super::event::{EXIT_HANDED_OVER, EXIT_LOST, Event};
+use super::super::event::Event;
+use super::super::exit_code::ExitCode;
 use super::super::operation::Operation;
 use super::{Action, END_WAIT, Phase, Primary, Writes};
 
@@ -39,7 +40,10 @@ impl Primary {
             by.0, self.generation.0
         );
         self.answer(Err(format!("this process ends: {why}")), actions);
-        actions.push(Action::End { code: EXIT_LOST, why });
+        actions.push(Action::End {
+            code: ExitCode::Lost,
+            why,
+        });
     }
 
     /// A disk's device has refused a write of this host: another one has fenced it off (PROTOCOL 14).
@@ -48,7 +52,7 @@ impl Primary {
         let why = "another side has fenced this one off a disk: it is live, and nothing more is written here";
         self.answer(Err(format!("this process ends: {why}")), actions);
         actions.push(Action::End {
-            code: EXIT_LOST,
+            code: ExitCode::Lost,
             why: why.to_owned(),
         });
     }
@@ -81,7 +85,10 @@ impl Primary {
                 );
                 tracing::debug!(found = generation, "lost");
                 self.answer(Err(format!("this process ends: {why}")), actions);
-                actions.push(Action::End { code: EXIT_LOST, why });
+                actions.push(Action::End {
+                    code: ExitCode::Lost,
+                    why,
+                });
             }
         }
     }
@@ -125,7 +132,7 @@ impl Primary {
         );
         self.answer(Ok(text.clone()), actions);
         actions.push(Action::End {
-            code: EXIT_HANDED_OVER,
+            code: ExitCode::HandedOver,
             why: text,
         });
     }

@@ -17,6 +17,7 @@ use logging_channel::message::{Heartbeat, Message};
 use super::clone::{Blocks, Selection};
 use super::disks::{DiskEnd, Known};
 use super::event::{Cost, Event, Protection};
+use super::exit_code::ExitCode;
 use super::operation::{Answer, Operation, Path};
 use super::terms::Terms;
 use crate::host_event::Control;
@@ -90,7 +91,7 @@ pub enum Action {
     /// Tell the world.
     Report(Event),
     /// End this process.
-    End { code: u8, why: String },
+    End { code: ExitCode, why: String },
 }
 
 /// Whether shared-disk writes may start.

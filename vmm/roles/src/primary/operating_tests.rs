@@ -4,7 +4,7 @@ use ftvm_schema::entry::{Intervention, LogEntry};
 use logging_channel::message::Health;
 use shared_disk::arbiter::ClaimOutcome;
 
-use super::super::event::{EXIT_HANDED_OVER, EXIT_LOST};
+use super::super::exit_code::ExitCode;
 use super::super::operation::{Answer, Operation, Path, Unprotected};
 use super::tests::{BACKUP, D, MS, ack, at, clone_pages, mark, output, paired, terms};
 use super::*;
@@ -51,7 +51,7 @@ fn claims(actions: &[Action]) -> bool {
     actions.contains(&Action::Claim(Generation(1)))
 }
 
-fn ends(actions: &[Action]) -> Option<u8> {
+fn ends(actions: &[Action]) -> Option<ExitCode> {
     actions.iter().find_map(|action| match action {
         Action::End { code, .. } => Some(*code),
         _ => None,
@@ -159,7 +159,7 @@ fn who_has_handed_over_releases_nothing_and_ends_when_the_other_lives() {
         echo_ns: 0,
     };
     primary.heartbeat(NOW, &heartbeat, &mut actions);
-    assert_eq!(ends(&actions), Some(EXIT_HANDED_OVER));
+    assert_eq!(ends(&actions), Some(ExitCode::HandedOver));
     assert!(matches!(answered(&actions), Some(Ok(_))));
 }
 
@@ -187,7 +187,7 @@ fn a_backup_that_does_not_take_over_costs_a_generation() {
                     owner: 9,
                 };
                 primary.claimed(NOW, &lost, &mut actions);
-                assert_eq!(ends(&actions), Some(EXIT_HANDED_OVER));
+                assert_eq!(ends(&actions), Some(ExitCode::HandedOver));
                 assert!(matches!(answered(&actions), Some(Ok(_))));
             } else {
                 primary.claimed(NOW, &ClaimOutcome::Won { generation: 2 }, &mut actions);
@@ -213,7 +213,7 @@ fn a_backup_that_is_lost_while_the_guest_stops_lets_it_go_on() {
         owner: 9,
     };
     primary.claimed(NOW, &lost, &mut actions);
-    assert_eq!(ends(&actions), Some(EXIT_LOST), "that was no handover");
+    assert_eq!(ends(&actions), Some(ExitCode::Lost), "that was no handover");
 }
 
 #[test]
@@ -404,7 +404,7 @@ fn a_power_off_is_over_when_the_guest_is() {
     assert!(actions.contains(&Action::PowerOff));
     primary.guest_ended(NOW, EndReason::Stopped, &mut actions);
     assert!(matches!(answered(&actions), Some(Ok(_))));
-    assert_eq!(ends(&actions), Some(0));
+    assert_eq!(ends(&actions), Some(ExitCode::Success));
     refused(&mut primary, Operation::Pause, "has ended");
 }
 

@@ -5,7 +5,7 @@ use logging_channel::chunk;
 use logging_channel::message::{Ack, DiskReads};
 use shared_disk::arbiter::ClaimOutcome;
 
-use super::super::event::EXIT_LOST;
+use super::super::exit_code::ExitCode;
 use super::*;
 use ftvm_machine::output::Emission;
 
@@ -185,7 +185,13 @@ fn a_lost_backup_costs_a_generation() {
                 },
                 &mut actions,
             );
-            assert!(matches!(actions[..], [Action::End { code: EXIT_LOST, .. }]));
+            assert!(matches!(
+                actions[..],
+                [Action::End {
+                    code: ExitCode::Lost,
+                    ..
+                }]
+            ));
             assert_eq!(primary.next_release(now), None);
         } else {
             primary.claimed(now, &ClaimOutcome::Won { generation: 2 }, &mut actions);
@@ -272,7 +278,13 @@ fn a_clean_end_waits_for_its_ack() {
         "the end is not acked"
     );
     primary.message(now, Generation(1), ack(2, at(120, 0), now), &mut actions);
-    assert!(matches!(actions.last(), Some(Action::End { code: 0, .. })));
+    assert!(matches!(
+        actions.last(),
+        Some(Action::End {
+            code: ExitCode::Success,
+            ..
+        })
+    ));
     assert!(!claims(&actions));
 }
 
@@ -291,7 +303,13 @@ fn a_higher_generation_ends_this_side() {
     primary.heartbeat(1_000 * MS, &heartbeat(1), &mut actions);
     assert_eq!(actions, []);
     primary.heartbeat(1_000 * MS, &heartbeat(2), &mut actions);
-    assert!(matches!(actions[..], [Action::End { code: EXIT_LOST, .. }]));
+    assert!(matches!(
+        actions[..],
+        [Action::End {
+            code: ExitCode::Lost,
+            ..
+        }]
+    ));
 }
 
 #[test]
@@ -336,7 +354,13 @@ fn what_is_held_still_leaves_when_the_backup_has_ended_first() {
     assert_eq!(primary.may_write(now + L), Writes::Freely, "the backup has ended");
     assert!(primary.next_release(now + L).is_some());
     primary.settled(now + L, 0, &mut actions);
-    assert!(matches!(actions.last(), Some(Action::End { code: 0, .. })));
+    assert!(matches!(
+        actions.last(),
+        Some(Action::End {
+            code: ExitCode::Success,
+            ..
+        })
+    ));
     assert_eq!(primary.may_write(now + L), Writes::Freely);
 }
 
