@@ -103,6 +103,10 @@ fn all() -> Vec<(&'static str, Seeds)> {
             ("keys", &[0, 0, 0, 1, 0, 0, 0, 8, 1, 2, 3, 4, 5, 6, 7, 8]),
             ("sense", &[2, 0, 0, 0x70, 0, 6, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x29, 0]),
         ])),
+        ("control_request", plain(&[
+            ("status", br#"{"request":"status"}"#),
+            ("power-off", br#"{"request":"power-off"}"#),
+        ])),
         (
             "options",
             plain(&[
@@ -144,7 +148,7 @@ fn frames() -> Seeds {
 }
 
 fn log_files() -> Seeds {
-    use logging_channel::file::{RecordingEnd, FileHeader, LogWriter, Verify};
+    use logging_channel::file::{FileHeader, LogWriter, RecordingEnd, Verify};
     let header = FileHeader {
         version: logging_channel::message::PROTOCOL_VERSION,
         created_unix_ns: 1,
