@@ -1,4 +1,4 @@
-//! What users and scripts write behind options: a value or a sentence, for any text.
+//! What users and tapes write behind options: a value or a sentence, for any text.
 #![no_main]
 
 use std::collections::BTreeSet;
