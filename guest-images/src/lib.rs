@@ -4,6 +4,8 @@
 //! they expect of the machine is in the crate `guest-abi`; what each does, and its options, in its own sources under
 //! `guests/`. They serve as demonstration, as workloads, and as torture tests of record and replay.
 
+#![forbid(unsafe_code)]
+
 /// One guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Guest {

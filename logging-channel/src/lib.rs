@@ -1,15 +1,15 @@
 //! What travels between a primary and its backup, or from a recording to its replay.
 //!
-//! The log is the heart of ftvm: every input a guest receives, at which of its exits. This crate says what an entry is,
-//! how it looks as bytes, how it flows from one host to another or onto a disk, and when what has flowed may be relied
-//! upon. Everything but [`transport`], [`clock`], the files of [`mod@file`] and the drivers in [`session`] is a pure
-//! function of its arguments, so that production and simulation run the same code.
+//! The log is the heart of ftvm: every input a guest receives, at which of its exits. The crate `ftvm-schema` says what an
+//! entry is; this one says how it looks as bytes, how it flows from one host to another or onto a disk, and when what has
+//! flowed may be relied upon. Everything but [`transport`], [`clock`], the files of [`mod@file`] and the drivers in
+//! [`session`] is a pure function of its arguments, so that production and simulation run the same code; host clocks and
+//! random numbers are denied by lint in [`codec`], [`chunk`], [`flow`], [`message`] and [`session`].
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`entry`] | the log's schema: inputs, positions, marks |
 //! | [`message`] | what the two sides say to each other |
-//! | [`codec`] | messages, entries and records as bytes; frames |
+//! | [`codec`] | messages and entries as bytes; frames |
 //! | [`chunk`] | long records in pieces |
 //! | [`mod@file`] | a log on disk |
 //! | [`flow`] | horizon, acks, execution lag, lease |
@@ -51,6 +51,8 @@ pub mod clock;
 pub mod codec;
 pub mod file;
 pub mod flow;
+#[cfg(test)]
+mod golden_errors;
 pub mod message;
 pub mod session;
 pub mod transport;

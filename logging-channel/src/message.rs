@@ -2,6 +2,8 @@
 //!
 //! The rules are PROTOCOL 6, 10-12, 17 and 21; this module only says the words.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
+
 use serde::{Deserialize, Serialize};
 
 use ftvm_schema::entry::{Chunk, Digest, Generation, Incarnation, LogEntry, OutputSeq, Position};

@@ -18,9 +18,18 @@ pub mod scsi;
 mod syscall;
 mod textfile;
 
-/// Bytes of a sector: every offset and length of a disk is a multiple of it (virtio 1.2, 5.2), and the kernel counts
-/// block devices in it (`/sys/dev/block/…/size`).
-pub(crate) const SECTOR: u64 = SECTOR_LEN as u64;
+/// What parses bytes from outside and is private otherwise, with what must hold for any bytes.
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing {
+    pub use crate::arbiter::{fuzz_etcd_answer, fuzz_generation_record, fuzz_lun_cell};
+    pub use crate::mark::fuzz as fuzz_disk_mark;
+    pub use crate::scsi::{fuzz_answer, fuzz_reply};
+}
+
+/// Every offset and length of a disk is a multiple of it, and the kernel counts block devices in it
+/// (`/sys/dev/block/…/size`).
+pub(crate) use ftvm_schema::request::SECTOR;
 
 /// [`SECTOR`], for lengths in memory.
-pub(crate) const SECTOR_LEN: usize = 512;
+#[allow(clippy::cast_possible_truncation, reason = "512")]
+pub(crate) const SECTOR_LEN: usize = SECTOR as usize;

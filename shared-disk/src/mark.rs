@@ -159,6 +159,15 @@ impl DiskMark {
     }
 }
 
+/// For `tests/fuzz`: what is read is written again in the same way, and can be shown.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz(bytes: &[u8]) {
+    if let Ok(mark) = DiskMark::parse(bytes) {
+        assert_eq!(DiskMark::parse(mark.encode().as_bytes()).as_ref(), Ok(&mark));
+        let _ = (mark.to_string(), may_start(Some(&mark), None).is_ok());
+    }
+}
+
 impl fmt::Display for DiskMark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let DiskMark { generation, host, .. } = self;

@@ -3,21 +3,22 @@
 use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use ftvm_devices::{DiskAccess, DiskConfig, DiskSharing, NicConfig, PlatformConfig, SECTOR};
+use ftvm_devices::{DiskAccess, DiskConfig, DiskSharing, NicConfig, PlatformConfig};
 use ftvm_host::entropy::{EntropyError, random_u64};
 use ftvm_hypervisor::{CpuError, DeliveryMode};
 use ftvm_kvm::KvmCpu;
-use ftvm_kvm::selftest::{Capabilities, Verdict};
+use ftvm_kvm::selftest::{Capabilities, CheckVerdict, NoLinux};
 use ftvm_machine::audit::modules::{Uncaught, uncaught};
 use ftvm_machine::boot::{BootError, BuiltIn, Kernel};
-use ftvm_machine::config::{GuestKind, MACHINE_VERSION, MachineConfig};
+use ftvm_machine::config::{GuestKind, MACHINE_VERSION, MachineConfig, MachineConfigError};
 use ftvm_machine::machine::intervention::{BootCell, boot_record};
 use ftvm_machine::machine::state::PAGE;
 use ftvm_machine::machine::{Machine, MachineError, allocate_memory};
+use ftvm_schema::request::SECTOR;
 use shared_disk::image::ImageAccess;
 
 use crate::cli::{GuestArgs, HostArgs};
-use crate::failure::{Cause, Failure};
+use crate::failure::Failure;
 
 /// First bytes of a MAC address drawn for a card that was given none: locally administered, as QEMU's.
 const MAC_PREFIX: [u8; 3] = [0x52, 0x54, 0x00];
@@ -34,15 +35,12 @@ pub enum GuestError {
     /// The kernel, or its initrd, is none.
     #[error(transparent)]
     Image(#[from] BootError),
-    /// An option of the kernel's that a replay would not survive.
-    #[error("{0}")]
-    Cmdline(#[source] Cause),
     /// The machine's configuration is none that can be built.
     #[error("{0}")]
-    Config(#[source] Cause),
+    Config(#[from] MachineConfigError),
     /// The machine as this host's KVM makes it can boot no Linux.
     #[error("this host's KVM does not run Linux guests: {0}")]
-    NoLinux(#[source] Cause),
+    NoLinux(#[from] NoLinux),
     /// For a MAC address or the guest's seed.
     #[error(transparent)]
     Entropy(#[from] EntropyError),
@@ -66,7 +64,7 @@ pub fn capabilities() -> Result<Capabilities, GuestError> {
     match capabilities
         .checks
         .iter()
-        .find(|check| check.verdict == Verdict::Failed)
+        .find(|check| check.verdict == CheckVerdict::Failed)
     {
         None => Ok(capabilities),
         Some(check) => Err(GuestError::Unfit {
@@ -120,7 +118,7 @@ pub fn configure(
 ) -> Result<MachineConfig, Failure> {
     let cmdline = kernel
         .cmdline(&args.cmdline, &modules_to_keep_out(kernel))
-        .map_err(|why| Failure::usage(GuestError::Cmdline(why.into())))?;
+        .map_err(Failure::usage)?;
     let mut nics = Vec::new();
     for net in &host.nets {
         let [.., a, b, c] = random_u64()?.to_le_bytes();
@@ -164,7 +162,7 @@ pub fn configure(
         },
         profile: ftvm_kvm::profile::of_this_host(delivery)?,
     };
-    config.validate().map_err(|why| GuestError::Config(why.into()))?;
+    config.validate().map_err(GuestError::Config)?;
     Ok(config)
 }
 
@@ -192,7 +190,7 @@ fn modules_to_keep_out(kernel: &Kernel) -> BTreeSet<String> {
 pub fn check_host(config: &MachineConfig, host: &Capabilities) -> Result<(), GuestError> {
     match config.guest {
         GuestKind::BareMetal => Ok(()),
-        GuestKind::Linux => host.check_linux().map_err(|why| GuestError::NoLinux(why.into())),
+        GuestKind::Linux => host.check_linux().map_err(GuestError::NoLinux),
     }
 }
 

@@ -88,6 +88,19 @@ impl Digest {
 /// rax rbx rcx rdx rsi rdi rsp rbp r8..r15 rip rflags.
 pub type RegisterFile = [u64; 18];
 
+/// Where a register stands in a [`RegisterFile`].
+pub mod register {
+    pub const RAX: usize = 0;
+    pub const RBX: usize = 1;
+    pub const RCX: usize = 2;
+    pub const RDX: usize = 3;
+    pub const RSI: usize = 4;
+    pub const RDI: usize = 5;
+    pub const RSP: usize = 6;
+    pub const RIP: usize = 16;
+    pub const RFLAGS: usize = 17;
+}
+
 /// Names of [`RegisterFile`]'s entries.
 pub const REGISTER_NAMES: [&str; 18] = [
     "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
@@ -215,4 +228,17 @@ pub enum LogEntry {
     Checks { from: ExitSeq, bytes: Vec<u8> },
     /// The guest's life ended here.
     End { at: Position, reason: EndReason },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_index_of_a_register_is_that_of_its_name() {
+        use register::{RAX, RBX, RCX, RDI, RDX, RFLAGS, RIP, RSI, RSP};
+        let named = [RAX, RBX, RCX, RDX, RSI, RDI, RSP, RIP, RFLAGS].map(|index| REGISTER_NAMES[index]);
+        let expected = ["rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rip", "rflags"];
+        assert_eq!(named, expected);
+    }
 }

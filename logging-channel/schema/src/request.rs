@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-/// What a request does. Offsets and lengths are bytes, multiples of 512.
+/// Bytes of a sector: what offsets and lengths of requests, and sizes of disks, are multiples of (virtio 1.2, 5.2.2).
+pub const SECTOR: u64 = 512;
+
+/// What a request does. Offsets and lengths are bytes, multiples of [`SECTOR`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DiskOp {
     Read {

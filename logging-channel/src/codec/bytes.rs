@@ -32,14 +32,14 @@ pub(super) fn put_blob(out: &mut Vec<u8>, bytes: &[u8]) {
 
 /// Reads what the functions above wrote. Nothing here allocates more than the bytes that are really there.
 #[derive(Debug)]
-pub(super) struct Cursor<'a> {
+pub(super) struct ByteCursor<'a> {
     bytes: &'a [u8],
     at: usize,
 }
 
-impl<'a> Cursor<'a> {
-    pub(super) fn new(bytes: &'a [u8]) -> Cursor<'a> {
-        Cursor { bytes, at: 0 }
+impl<'a> ByteCursor<'a> {
+    pub(super) fn new(bytes: &'a [u8]) -> ByteCursor<'a> {
+        ByteCursor { bytes, at: 0 }
     }
 
     pub(super) fn at(&self) -> usize {
@@ -137,11 +137,11 @@ mod tests {
             for value in [1u64 << shift, (1 << shift) - 1, u64::MAX >> shift] {
                 let mut out = Vec::new();
                 put_varint(&mut out, value);
-                let mut cursor = Cursor::new(&out);
+                let mut cursor = ByteCursor::new(&out);
                 assert_eq!(cursor.varint("n").unwrap(), value);
                 assert!(cursor.is_empty());
                 for cut in 0..out.len() {
-                    assert!(Cursor::new(&out[..cut]).varint("n").is_err());
+                    assert!(ByteCursor::new(&out[..cut]).varint("n").is_err());
                 }
             }
         }
@@ -149,32 +149,32 @@ mod tests {
 
     #[test]
     fn longer_forms_and_overflows_are_refused() {
-        assert!(Cursor::new(&[0x80, 0x00]).varint("n").is_err());
-        assert!(Cursor::new(&[0]).varint("n").is_ok());
+        assert!(ByteCursor::new(&[0x80, 0x00]).varint("n").is_err());
+        assert!(ByteCursor::new(&[0]).varint("n").is_ok());
         let mut max = [0xFF; 10];
         max[9] = 0x01;
-        assert_eq!(Cursor::new(&max).varint("n").unwrap(), u64::MAX);
+        assert_eq!(ByteCursor::new(&max).varint("n").unwrap(), u64::MAX);
         max[9] = 0x02;
-        assert!(Cursor::new(&max).varint("n").is_err());
-        assert!(Cursor::new(&[0xFF; 11]).varint("n").is_err());
+        assert!(ByteCursor::new(&max).varint("n").is_err());
+        assert!(ByteCursor::new(&[0xFF; 11]).varint("n").is_err());
         let mut wide = Vec::new();
         put_varint(&mut wide, 1 << 32);
-        assert!(Cursor::new(&wide).varint32("n").is_err());
+        assert!(ByteCursor::new(&wide).varint32("n").is_err());
     }
 
     #[test]
     fn a_blob_is_bounded_by_its_maximum_and_by_what_is_there() {
         let mut out = Vec::new();
         put_blob(&mut out, b"12345");
-        assert_eq!(Cursor::new(&out).blob(5, "five").unwrap(), b"12345");
+        assert_eq!(ByteCursor::new(&out).blob(5, "five").unwrap(), b"12345");
         assert!(
-            Cursor::new(&out)
+            ByteCursor::new(&out)
                 .blob(4, "four")
                 .unwrap_err()
                 .found
                 .contains("length of 5")
         );
-        let error = Cursor::new(&out[..3]).blob(5, "five").unwrap_err();
+        let error = ByteCursor::new(&out[..3]).blob(5, "five").unwrap_err();
         assert_eq!((error.at, error.expected), (1, "five"));
     }
 }

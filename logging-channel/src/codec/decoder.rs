@@ -5,7 +5,7 @@
 
 use serde::de::DeserializeOwned;
 
-use super::bytes::{Cursor, Malformed};
+use super::bytes::{ByteCursor, Malformed};
 use super::entries::{read_chunk, read_log, read_numbered};
 use super::frame::{FrameError, FrameFault, FrameKind, HEADER_BYTES, Header, MAX_PAYLOAD};
 use crate::message::{Heartbeat, MAX_BLOCKS, MAX_PAGES, Message};
@@ -17,7 +17,7 @@ pub const READ_CHUNK: usize = 256 << 10;
 
 /// A whole frame, decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Frame {
+pub struct DecodedFrame {
     pub generation: Generation,
     pub message: Message,
     /// Length of the frame, header included.
@@ -64,11 +64,12 @@ impl RawFrame<'_> {
                 record::<(Position, String)>(self.payload).map(|(at, what)| Message::Diverged { at, what })
             }
             FrameKind::Pages => {
-                let pages = |from: &mut Cursor<'_>| read_numbered(from, MAX_PAGES, "at most 256 pages in a message");
+                let pages =
+                    |from: &mut ByteCursor<'_>| read_numbered(from, MAX_PAGES, "at most 256 pages in a message");
                 whole(self.payload, pages).map(|(numbers, content)| Message::Pages { numbers, content })
             }
             FrameKind::Blocks => {
-                let blocks = |from: &mut Cursor<'_>| {
+                let blocks = |from: &mut ByteCursor<'_>| {
                     let disk = from.byte("a disk")?;
                     Ok((disk, read_numbered(from, MAX_BLOCKS, "at most 16 blocks in a message")?))
                 };
@@ -110,25 +111,25 @@ fn record<T: DeserializeOwned>(payload: &[u8]) -> Result<T, Malformed> {
             offset,
             what,
             ..
-        } => Cursor::malformed(offset, type_name, what),
+        } => ByteCursor::malformed(offset, type_name, what),
         CodecError::Trailing {
             type_name,
             used,
             trailing,
-        } => Cursor::malformed(used, type_name, format!("{trailing} more bytes after it")),
-        other => Cursor::malformed(0, "a record", other.to_string()),
+        } => ByteCursor::malformed(used, type_name, format!("{trailing} more bytes after it")),
+        other => ByteCursor::malformed(0, "a record", other.to_string()),
     })
 }
 
 /// A payload that `read` must use up.
-fn whole<T>(payload: &[u8], read: impl FnOnce(&mut Cursor<'_>) -> Result<T, Malformed>) -> Result<T, Malformed> {
-    let mut from = Cursor::new(payload);
+fn whole<T>(payload: &[u8], read: impl FnOnce(&mut ByteCursor<'_>) -> Result<T, Malformed>) -> Result<T, Malformed> {
+    let mut from = ByteCursor::new(payload);
     let value = read(&mut from)?;
     if from.is_empty() {
         Ok(value)
     } else {
         let more = payload.len() - from.at();
-        Err(Cursor::malformed(
+        Err(ByteCursor::malformed(
             from.at(),
             "the payload's end",
             format!("{more} more bytes"),
@@ -196,10 +197,10 @@ impl FrameDecoder {
     ///
     /// # Errors
     /// What is wrong with the frame, and with every later call the same.
-    pub fn next_frame(&mut self) -> Result<Option<Frame>, FrameError> {
+    pub fn next_frame(&mut self) -> Result<Option<DecodedFrame>, FrameError> {
         let decoded = match self.next_raw()? {
             None => return Ok(None),
-            Some(raw) => raw.message().map(|message| Frame {
+            Some(raw) => raw.message().map(|message| DecodedFrame {
                 generation: raw.generation,
                 message,
                 bytes: HEADER_BYTES + raw.payload.len(),

@@ -126,6 +126,13 @@ impl LogBatch {
     }
 }
 
+fn check_len(what: &'static str, len: usize, limit: usize) -> Result<(), EncodeError> {
+    if len > limit {
+        return Err(EncodeError::DataTooLong { what, len, limit });
+    }
+    Ok(())
+}
+
 /// Encodes messages, one at a time, into a buffer it keeps.
 #[derive(Debug)]
 pub struct FrameEncoder {
@@ -163,14 +170,7 @@ impl FrameEncoder {
                     Message::Boot(_) => FrameKind::Boot,
                     _ => FrameKind::State,
                 };
-                let len = chunk.bytes.len();
-                if len > MAX_DATA_BYTES {
-                    return Err(EncodeError::DataTooLong {
-                        what: "a chunk",
-                        len,
-                        limit: MAX_DATA_BYTES,
-                    });
-                }
+                check_len("a chunk", chunk.bytes.len(), MAX_DATA_BYTES)?;
                 self.begin();
                 put_chunk(&mut self.frame, chunk);
                 self.seal(kind, generation)
@@ -180,14 +180,8 @@ impl FrameEncoder {
             Message::Ack(ack) => self.record(FrameKind::Ack, generation, ack),
             Message::Diverged { at, what } => self.record(FrameKind::Diverged, generation, &(at, what)),
             Message::Pages { numbers, content } => {
-                for (what, len, limit) in [
-                    ("a message of pages", numbers.len(), MAX_PAGES),
-                    ("the content of pages", content.len(), MAX_DATA_BYTES),
-                ] {
-                    if len > limit {
-                        return Err(EncodeError::DataTooLong { what, len, limit });
-                    }
-                }
+                check_len("a message of pages", numbers.len(), MAX_PAGES)?;
+                check_len("the content of pages", content.len(), MAX_DATA_BYTES)?;
                 self.begin();
                 put_numbered(&mut self.frame, numbers, content);
                 self.seal(FrameKind::Pages, generation)
@@ -197,14 +191,8 @@ impl FrameEncoder {
             Message::Dismiss => self.bare(FrameKind::Dismiss, generation),
             Message::Handover => self.bare(FrameKind::Handover, generation),
             Message::Blocks { disk, numbers, content } => {
-                for (what, len, limit) in [
-                    ("a message of blocks", numbers.len(), MAX_BLOCKS),
-                    ("the content of blocks", content.len(), MAX_DATA_BYTES),
-                ] {
-                    if len > limit {
-                        return Err(EncodeError::DataTooLong { what, len, limit });
-                    }
-                }
+                check_len("a message of blocks", numbers.len(), MAX_BLOCKS)?;
+                check_len("the content of blocks", content.len(), MAX_DATA_BYTES)?;
                 self.begin();
                 self.frame.push(*disk);
                 put_numbered(&mut self.frame, numbers, content);

@@ -27,7 +27,7 @@ fn frames() -> Vec<(String, Vec<u8>)> {
     frames
 }
 
-fn decode_all(bytes: &[u8]) -> (Vec<Frame>, Result<(), FrameError>) {
+fn decode_all(bytes: &[u8]) -> (Vec<DecodedFrame>, Result<(), FrameError>) {
     let mut decoder = FrameDecoder::new();
     let mut frames = Vec::new();
     let mut result = decoder.push(bytes);

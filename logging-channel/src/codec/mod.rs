@@ -7,6 +7,8 @@
 //! decoded: lengths are checked before anything is allocated for them. `golden.txt` pins the bytes, so that a change of
 //! the format fails a test rather than a customer's log.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
+
 mod bytes;
 mod decoder;
 mod encoder;
@@ -18,7 +20,7 @@ mod golden;
 pub(crate) mod samples;
 
 pub use bytes::Malformed;
-pub use decoder::{Frame, FrameDecoder, READ_CHUNK, RawFrame, decode_heartbeat};
+pub use decoder::{DecodedFrame, FrameDecoder, READ_CHUNK, RawFrame, decode_heartbeat};
 pub use encoder::{EncodeError, FrameEncoder, LogBatch};
 pub use entries::data_bytes;
 pub use entries::{MAX_DATA_BYTES, MAX_ENTRIES};

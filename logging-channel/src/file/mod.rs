@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub use reader::LogReader;
 pub use rewrite::rewrite;
-pub use writer::{LogWriter, Sink};
+pub use writer::{LogTarget, LogWriter};
 
 use crate::chunk::ChunkError;
 use crate::codec::{EncodeError, FrameError};
@@ -74,7 +74,7 @@ struct HeaderRecord {
 
 /// How the recorded run ended, as the recorder knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ending {
+pub struct RecordingEnd {
     /// Guest-caused exits in all.
     pub exits: u64,
     /// Outputs in all.
@@ -91,7 +91,7 @@ pub struct Ending {
 /// What a log file ends with: the ending, and what the writer counted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Trailer {
-    pub ending: Ending,
+    pub ending: RecordingEnd,
     pub entries: u64,
     pub inputs: u64,
     /// Micro-checkpoints, however many chunks each has.
@@ -218,7 +218,7 @@ impl Counts {
         }
     }
 
-    fn trailer(self, ending: Ending) -> Trailer {
+    fn trailer(self, ending: RecordingEnd) -> Trailer {
         Trailer {
             ending,
             entries: self.entries,

@@ -5,7 +5,9 @@ use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Counts, Ending, Existing, FRAME_TARGET, FileHeader, HeaderRecord, LogError, MAX_STATE_BYTES, Trailer};
+use super::{
+    Counts, Existing, FRAME_TARGET, FileHeader, HeaderRecord, LogError, MAX_STATE_BYTES, RecordingEnd, Trailer,
+};
 use crate::chunk::{self, ChunkError};
 use crate::codec::{EncodeError, FrameEncoder, FrameKind, LogBatch};
 use crate::flow::Horizon;
@@ -13,7 +15,7 @@ use crate::message::Message;
 use ftvm_schema::entry::{Generation, LogEntry, Position};
 
 /// Where a log can be written to.
-pub trait Sink: Write {
+pub trait LogTarget: Write {
     /// Makes what was written survive a crash of the host.
     ///
     /// # Errors
@@ -21,7 +23,7 @@ pub trait Sink: Write {
     fn sync(&mut self) -> io::Result<()>;
 }
 
-impl Sink for File {
+impl LogTarget for File {
     fn sync(&mut self) -> io::Result<()> {
         match self.sync_all() {
             // A pipe or a device has nothing to make durable (fsync(2), EINVAL).
@@ -39,7 +41,7 @@ const NO_GENERATION: Generation = Generation(0);
 /// Entries are gathered into frames of about [`FRAME_TARGET`] bytes; [`LogWriter::flush`] writes what is gathered. A
 /// writer that is dropped without [`LogWriter::finish`] leaves a file that reads as cut off.
 #[derive(Debug)]
-pub struct LogWriter<S: Sink = File> {
+pub struct LogWriter<S: LogTarget = File> {
     sink: S,
     path: PathBuf,
     batch: LogBatch,
@@ -77,7 +79,7 @@ impl LogWriter<File> {
     }
 }
 
-impl<S: Sink> LogWriter<S> {
+impl<S: LogTarget> LogWriter<S> {
     /// Writes a log to `sink`; `path` is its name in errors.
     ///
     /// # Errors
@@ -196,7 +198,7 @@ impl<S: Sink> LogWriter<S> {
     ///
     /// # Errors
     /// As [`LogWriter::append`].
-    pub fn finish(mut self, ending: Ending) -> Result<Trailer, LogError> {
+    pub fn finish(mut self, ending: RecordingEnd) -> Result<Trailer, LogError> {
         self.flush()?;
         let trailer = self.counts.trailer(ending);
         let mut encoder = FrameEncoder::new();
@@ -263,7 +265,7 @@ impl<S: Sink> LogWriter<S> {
     }
 }
 
-impl<S: Sink> Drop for LogWriter<S> {
+impl<S: LogTarget> Drop for LogWriter<S> {
     /// A recorder that gives up half way still leaves what it gathered.
     fn drop(&mut self) {
         if !self.finished

@@ -179,64 +179,56 @@ impl AckTracker {
         Ok(())
     }
 
+    /// Refuses an ack that no backup of this session can have sent.
     fn check(&self, ack: &Ack) -> Result<(), AckError> {
-        let before = &self.acked;
         if ack.incarnation != self.incarnation {
             return Err(AckError::Incarnation {
                 expected: self.incarnation,
                 found: ack.incarnation,
             });
         }
-        let received = (ack.received, self.horizon.position());
-        for (what, sent, found, future) in [
-            ("the acked frame", self.last_sent, ack.frame, ack.frame > self.last_sent),
-            (
-                "the acked exit",
-                received.1.exit.0,
-                received.0.exit.0,
-                received.0 > received.1,
-            ),
-            (
-                "the echoed time",
-                self.newest_ns,
-                ack.echo_ns,
-                ack.echo_ns > self.newest_ns,
-            ),
-        ] {
-            if future {
-                return Err(AckError::Future { what, sent, found });
-            }
-        }
-        for (what, before, found, backwards) in [
-            ("the acked frame", before.frame, ack.frame, ack.frame < before.frame),
-            (
-                "the acked exit",
-                before.received.exit.0,
-                ack.received.exit.0,
-                ack.received < before.received,
-            ),
-            (
-                "the executed exit",
-                before.executed.exit.0,
-                ack.executed.exit.0,
-                ack.executed < before.executed,
-            ),
-            (
-                "the echoed time",
-                before.echo_ns,
-                ack.echo_ns,
-                ack.echo_ns < before.echo_ns,
-            ),
-        ] {
-            if backwards {
-                return Err(AckError::Backwards { what, before, found });
-            }
-        }
+        self.check_future(ack)?;
+        self.check_backwards(ack)?;
         if ack.executed > ack.received {
             return Err(AckError::ExecutedBeyondReceived {
                 executed: ack.executed,
                 received: ack.received,
             });
+        }
+        Ok(())
+    }
+
+    /// Nothing is acked that has not been sent.
+    fn check_future(&self, ack: &Ack) -> Result<(), AckError> {
+        let refused = |what, sent, found| Err(AckError::Future { what, sent, found });
+        let horizon = self.horizon.position();
+        if ack.frame > self.last_sent {
+            return refused("the acked frame", self.last_sent, ack.frame);
+        }
+        if ack.received > horizon {
+            return refused("the acked exit", horizon.exit.0, ack.received.exit.0);
+        }
+        if ack.echo_ns > self.newest_ns {
+            return refused("the echoed time", self.newest_ns, ack.echo_ns);
+        }
+        Ok(())
+    }
+
+    /// Nothing that was acked is taken back.
+    fn check_backwards(&self, ack: &Ack) -> Result<(), AckError> {
+        let refused = |what, before, found| Err(AckError::Backwards { what, before, found });
+        let before = &self.acked;
+        if ack.frame < before.frame {
+            return refused("the acked frame", before.frame, ack.frame);
+        }
+        if ack.received < before.received {
+            return refused("the acked exit", before.received.exit.0, ack.received.exit.0);
+        }
+        if ack.executed < before.executed {
+            return refused("the executed exit", before.executed.exit.0, ack.executed.exit.0);
+        }
+        if ack.echo_ns < before.echo_ns {
+            return refused("the echoed time", before.echo_ns, ack.echo_ns);
         }
         Ok(())
     }

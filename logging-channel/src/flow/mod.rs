@@ -9,6 +9,8 @@
 //! Times are nanoseconds of the caller's own CLOCK_BOOTTIME, never compared across hosts: an echo brings a time back to
 //! the clock it came from.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
+
 mod acks;
 mod horizon;
 mod inbox;

@@ -13,6 +13,8 @@
 //! succeed with a `Refuse` whose reason names what was expected and what was found. `run` drives them over a
 //! connection, each step within a bound, so that a peer that stalls or babbles holds up nobody.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
+
 mod client;
 mod run;
 mod server;
@@ -64,8 +66,8 @@ pub enum SessionError {
     #[error("the primary asks for a file called {name:?}; a plain file name was expected")]
     NonceName { name: String },
     /// What the caller found when it looked at the terms or read the nonce.
-    #[error("{0}")]
-    Unacceptable(String),
+    #[error(transparent)]
+    Unacceptable(Box<dyn std::error::Error + Send + Sync>),
     #[error("the primary's lease of {lease_ns} ns must be above 0 and at most its detection time of {detection_ns} ns")]
     Lease { lease_ns: u64, detection_ns: u64 },
     #[error("expected {expected}, found a {found} message")]

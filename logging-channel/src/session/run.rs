@@ -64,22 +64,25 @@ where
 ///
 /// # Errors
 /// The primary cannot be joined, refuses, or did not answer within `limit`.
-pub async fn join<R, W>(
+pub async fn join<R, W, E>(
     stream: &mut FrameStream<R, W>,
     mut client: JoinClient,
     limit: Duration,
-    prove: impl AsyncFnOnce(&Welcome) -> Result<Vec<u8>, String>,
+    prove: impl AsyncFnOnce(&Welcome) -> Result<Vec<u8>, E>,
 ) -> Result<Welcome, SessionError>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
+    E: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     stream.reader.set_limit(HANDSHAKE_LIMIT);
     let handshake = async {
         stream.send(Generation(0), &client.hello()).await?;
         let (_, message) = stream.recv().await?;
         let welcome = client.on_message(message)?;
-        let nonce = prove(&welcome).await.map_err(SessionError::Unacceptable)?;
+        let nonce = prove(&welcome)
+            .await
+            .map_err(|error| SessionError::Unacceptable(error.into()))?;
         if nonce.len() > MAX_NONCE_BYTES {
             return Err(SessionError::WrongNonce {
                 name: welcome.nonce_name,

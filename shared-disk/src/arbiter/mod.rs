@@ -27,6 +27,9 @@ pub use record::{GenerationRecord, LifeState};
 pub use register::NONCE_BYTES;
 pub use storage::{SharedStorage, StorageNameError};
 
+#[cfg(feature = "fuzzing")]
+pub use self::{etcd::fuzz as fuzz_etcd_answer, lun::fuzz as fuzz_lun_cell, record::fuzz as fuzz_generation_record};
+
 use std::error::Error;
 use std::fmt::Debug;
 use std::sync::Arc;

@@ -114,6 +114,19 @@ impl GenerationRecord {
     }
 }
 
+/// For `tests/fuzz`: what is read is written again in the same way, and can be shown.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz(bytes: &[u8]) {
+    let _ = GenerationRecord::parse(1, bytes);
+    if let Ok(record) = GenerationRecord::parse_any(bytes) {
+        assert_eq!(
+            GenerationRecord::parse_any(record.encode().as_bytes()).as_ref(),
+            Ok(&record)
+        );
+        let _ = record.to_string();
+    }
+}
+
 impl fmt::Display for GenerationRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let GenerationRecord {

@@ -221,6 +221,12 @@ fn number(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_be_bytes(bytes.try_into().ok()?))
 }
 
+/// For `tests/fuzz`: an answer to any command is understood or an error.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz(answer: &[u8]) {
+    let _ = (parse_capacity(answer), parse_keys(answer), parse_reservation(answer));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

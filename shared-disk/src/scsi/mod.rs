@@ -17,6 +17,9 @@ pub use device::{ScsiDevice, Unfit};
 pub use reservation::{Reservation, ReservationKey};
 pub use status::CommandFault;
 
+#[cfg(feature = "fuzzing")]
+pub use self::{cdb::fuzz as fuzz_answer, status::fuzz as fuzz_reply};
+
 use std::io;
 use std::path::PathBuf;
 

@@ -116,6 +116,18 @@ fn sense_codes(sense: &[u8]) -> Option<(u8, u8, u8)> {
     }
 }
 
+/// For `tests/fuzz`: any reply has a meaning that can be said.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz(status: u8, host: u16, sense: &[u8]) {
+    let reply = SgReply {
+        status,
+        host,
+        sense: sense.to_vec(),
+        transferred: 0,
+    };
+    let _ = judge(&reply).map_err(|fault| fault.to_string());
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

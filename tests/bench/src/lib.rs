@@ -5,6 +5,8 @@
 //! medians are given, and the 99th percentile where single events are timed. Nothing here is a test: figures of a loaded
 //! or emulated host say little about another one.
 
+#![forbid(unsafe_code)]
+
 pub mod clone;
 pub mod commit;
 pub mod exits;

@@ -9,10 +9,9 @@ use ftvm_host::option::MemorySize;
 use ftvm_host::queue::event_queue;
 use ftvm_kvm::selftest::Capabilities;
 use ftvm_machine::boot::Kernel;
-use ftvm_machine::machine::MachineError;
 use ftvm_machine::output::Output;
 use ftvm_roles::clock::LiveClock;
-use ftvm_roles::live::{Live, LiveConfig, Marks, Sink};
+use ftvm_roles::live::{Live, LiveConfig, Marks, Sink, SinkError};
 use ftvm_schema::entry::{LogEntry, Mark, Position};
 use ftvm_schema::record;
 use logging_channel::file::{Existing, FileHeader, LogWriter, Verify};
@@ -54,36 +53,32 @@ pub struct Life {
 /// Writes the log, and drops outputs: what they cost is the same with a log and without.
 struct Recorder(Option<LogWriter>);
 
-fn log_error(error: impl std::fmt::Display) -> MachineError {
-    MachineError::Log(error.to_string())
-}
-
 impl Sink for Recorder {
     fn logging(&self) -> bool {
         self.0.is_some()
     }
 
-    fn log(&mut self, entry: LogEntry) -> Result<(), MachineError> {
+    fn log(&mut self, entry: LogEntry) -> Result<(), SinkError> {
         self.0
             .as_mut()
-            .map_or(Ok(()), |log| log.append(&[entry]).map_err(log_error))
+            .map_or(Ok(()), |log| log.append(&[entry]).map_err(SinkError::from))
     }
 
-    fn output(&mut self, _: Output) -> Result<(), MachineError> {
+    fn output(&mut self, _: Output) -> Result<(), SinkError> {
         Ok(())
     }
 
-    fn flush(&mut self) -> Result<(), MachineError> {
+    fn flush(&mut self) -> Result<(), SinkError> {
         Ok(())
     }
 
     fn disk_done(&mut self, _: u8, _: u64, _: Position) {}
 
-    fn dirty(&mut self, _: Vec<u64>) -> Result<(), MachineError> {
+    fn dirty(&mut self, _: Vec<u64>) -> Result<(), SinkError> {
         Ok(())
     }
 
-    fn state(&mut self, _: Vec<u8>, _: Mark, _: Duration) -> Result<(), MachineError> {
+    fn state(&mut self, _: Vec<u8>, _: Mark, _: Duration) -> Result<(), SinkError> {
         Ok(())
     }
 }

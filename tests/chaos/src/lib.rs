@@ -6,6 +6,8 @@
 //! others than those who do it: [`lives`] hears on the wire whether two sides were live, and [`history`] whether what the
 //! clients were told is what one key-value server says that has lost nothing.
 
+#![forbid(unsafe_code)]
+
 pub mod cable;
 pub mod client;
 pub mod ether;

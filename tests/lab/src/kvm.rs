@@ -269,7 +269,9 @@ pub fn check_kvm() -> Result<(), String> {
 /// Says why they cannot.
 pub fn check_linux() -> Result<(), String> {
     check_kvm()?;
-    Capabilities::at_startup().check_linux()
+    Capabilities::at_startup()
+        .check_linux()
+        .map_err(|error| error.to_string())
 }
 
 /// How this program is to run again in a nested host.

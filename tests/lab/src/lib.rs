@@ -5,6 +5,8 @@
 //! saying what is missing; it never passes unrun. The emulated machine is slow, so tests scale the times they wait for
 //! with [`scaled`], and find the program under test with [`ftvm`]. [`linux`] builds the Linux guest.
 
+#![forbid(unsafe_code)]
+
 pub mod arbiter;
 pub mod dm;
 pub mod etcd;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use ftvm_devices::{DiskAccess, DiskConfig, DiskSharing, PlatformConfig};
 use ftvm_hypervisor::DeliveryMode;
 use ftvm_hypervisor::profile::CpuProfile;
-use ftvm_hypervisor::scripted::{Fill, Interrupts, Program, Scratch, ScriptedCpu, Step, Value};
+use ftvm_hypervisor::scripted::{Fill, Interrupts, Operand, Scratch, Script, ScriptStep, ScriptedCpu};
 use ftvm_machine::config::{self, ImageId, MACHINE_VERSION, MIN_MEMORY, MachineConfig};
 use ftvm_machine::machine::Machine;
 use ftvm_machine::machine::intervention::{BootCell, boot_record};
@@ -62,7 +62,7 @@ pub enum Ending {
 /// A guest that can be started on any host.
 #[derive(Clone, Debug)]
 pub struct Guest {
-    program: Arc<Program>,
+    program: Arc<Script>,
     config: MachineConfig,
     ram: usize,
     /// What a reset starts from.
@@ -145,59 +145,59 @@ impl Guest {
     }
 }
 
-fn out(port: u16, size: u8, value: u64) -> Step {
-    Step::PortWrite {
+fn out(port: u16, size: u8, value: u64) -> ScriptStep {
+    ScriptStep::PortWrite {
         port,
         size,
-        value: Value::Const(value),
+        value: Operand::Const(value),
     }
 }
 
-fn store(addr: u64, len: u8, value: u64) -> Step {
-    Step::Store {
+fn store(addr: u64, len: u8, value: u64) -> ScriptStep {
+    ScriptStep::Store {
         addr,
         len,
-        value: Value::Const(value),
+        value: Operand::Const(value),
     }
 }
 
-fn register(offset: u64, len: u8, value: u64) -> Step {
-    Step::MmioWrite {
+fn register(offset: u64, len: u8, value: u64) -> ScriptStep {
+    ScriptStep::MmioWrite {
         addr: BAR + offset,
         len,
-        value: Value::Const(value),
+        value: Operand::Const(value),
     }
 }
 
-fn program(kind: &GuestKind, rng: &mut Rng) -> Program {
+fn program(kind: &GuestKind, rng: &mut Rng) -> Script {
     let mut steps = platform(rng);
     steps.extend(driver());
-    steps.push(Step::SetInterrupts(Interrupts::On));
+    steps.push(ScriptStep::SetInterrupts(Interrupts::On));
     let mut disk = Disk::default();
     for _ in 0..kind.length {
         random_step(kind, rng, &mut disk, &mut steps);
     }
     match kind.ends {
         Ending::PowerOff => steps.push(out(0xf4, 1, 0)),
-        Ending::TripleFault => steps.push(Step::Fail),
+        Ending::TripleFault => steps.push(ScriptStep::Fail),
         Ending::Never => {}
     }
     let repeat_from = steps.len();
     steps.extend([
-        Step::SetInterrupts(Interrupts::On),
+        ScriptStep::SetInterrupts(Interrupts::On),
         speak(),
-        Step::PortRead { port: UART, size: 1 },
-        Step::Halt,
+        ScriptStep::PortRead { port: UART, size: 1 },
+        ScriptStep::Halt,
     ]);
     let handler = vec![
-        Step::MmioRead {
+        ScriptStep::MmioRead {
             addr: BAR + 0x1000,
             len: 1,
         },
-        Step::Store {
+        ScriptStep::Store {
             addr: 0x7000,
             len: 8,
-            value: Value::Accumulator,
+            value: Operand::Accumulator,
         },
         out(0x20, 1, 0x20),
     ];
@@ -215,7 +215,7 @@ fn program(kind: &GuestKind, rng: &mut Rng) -> Program {
             fill: Fill::Word,
         }
     };
-    Program {
+    Script {
         steps,
         repeat_from,
         handler,
@@ -223,16 +223,16 @@ fn program(kind: &GuestKind, rng: &mut Rng) -> Program {
     }
 }
 
-fn speak() -> Step {
-    Step::PortWrite {
+fn speak() -> ScriptStep {
+    ScriptStep::PortWrite {
         port: UART,
         size: 1,
-        value: Value::Accumulator,
+        value: Operand::Accumulator,
     }
 }
 
 /// Interrupt controller: edge-triggered, vectors from 0x20; timer, serial port and disk let through. Timer: mode 2.
-fn platform(rng: &mut Rng) -> Vec<Step> {
+fn platform(rng: &mut Rng) -> Vec<ScriptStep> {
     let divisor = rng.pick(&[2983, 5966, 11932]);
     let mask = 0xff & !(1 << 0 | 1 << 4 | 1 << 5);
     vec![
@@ -249,7 +249,7 @@ fn platform(rng: &mut Rng) -> Vec<Step> {
 }
 
 /// Descriptors for every slot, and the driver's initialisation.
-fn driver() -> Vec<Step> {
+fn driver() -> Vec<ScriptStep> {
     let mut steps = Vec::new();
     for slot in 0..=WRITES + READS {
         let kind = slot_kind(slot);
@@ -309,7 +309,7 @@ struct Disk {
 }
 
 impl Disk {
-    fn request(&mut self, slot: u64, rng: &mut Rng, steps: &mut Vec<Step>) {
+    fn request(&mut self, slot: u64, rng: &mut Rng, steps: &mut Vec<ScriptStep>) {
         let kind = slot_kind(slot);
         if kind != 4 {
             let sectors = rng.between(1, 2);
@@ -318,10 +318,10 @@ impl Disk {
         }
         if kind == 1 {
             for offset in [0, 504, 512, 1016] {
-                steps.push(Step::Store {
+                steps.push(ScriptStep::Store {
                     addr: buffer(slot) + offset,
                     len: 8,
-                    value: Value::Accumulator,
+                    value: Operand::Accumulator,
                 });
             }
         }
@@ -329,7 +329,7 @@ impl Disk {
     }
 
     /// More flushes than the device takes at once: the rest leave when others are finished, from within an input.
-    fn flood(&mut self, steps: &mut Vec<Step>) {
+    fn flood(&mut self, steps: &mut Vec<ScriptStep>) {
         for round in [100, 60] {
             for _ in 0..round {
                 self.offer(WRITES + READS, steps);
@@ -338,51 +338,51 @@ impl Disk {
         }
     }
 
-    fn offer(&mut self, slot: u64, steps: &mut Vec<Step>) {
+    fn offer(&mut self, slot: u64, steps: &mut Vec<ScriptStep>) {
         steps.push(store(AVAILABLE + 4 + 2 * (self.available % RING), 2, slot * 3));
         self.available += 1;
         steps.push(store(AVAILABLE + 2, 2, self.available & 0xffff));
     }
 }
 
-const NOTIFY: Step = Step::MmioWrite {
+const NOTIFY: ScriptStep = ScriptStep::MmioWrite {
     addr: BAR + 0x3000,
     len: 2,
-    value: Value::Const(0),
+    value: Operand::Const(0),
 };
 
-fn random_step(kind: &GuestKind, rng: &mut Rng, disk: &mut Disk, steps: &mut Vec<Step>) {
+fn random_step(kind: &GuestKind, rng: &mut Rng, disk: &mut Disk, steps: &mut Vec<ScriptStep>) {
     match rng.between(0, 99) {
         0..25 => steps.push(speak()),
-        25..30 => steps.push(Step::PortRead {
+        25..30 => steps.push(ScriptStep::PortRead {
             port: UART + 5,
             size: 1,
         }),
-        30..40 => steps.push(Step::PortRead { port: UART, size: 1 }),
-        40..45 => steps.push(Step::PortRead { port: 0x608, size: 4 }),
-        45..48 => steps.push(Step::MmioUpdate {
+        30..40 => steps.push(ScriptStep::PortRead { port: UART, size: 1 }),
+        40..45 => steps.push(ScriptStep::PortRead { port: 0x608, size: 4 }),
+        45..48 => steps.push(ScriptStep::MmioUpdate {
             addr: 0xe800_0000,
             len: 4,
         }),
-        48..50 => steps.push(Step::ReadMsr { index: 0x10 }),
-        50..55 => steps.push(Step::Load {
+        48..50 => steps.push(ScriptStep::ReadMsr { index: 0x10 }),
+        50..55 => steps.push(ScriptStep::Load {
             addr: buffer(WRITES + rng.between(0, READS - 1)) + 504,
             len: 8,
         }),
-        55..58 => steps.push(Step::Spin {
+        55..58 => steps.push(ScriptStep::Spin {
             units: rng.delay(10, 4000),
         }),
         58 if kind.large => {
             disk.flood(steps);
-            steps.push(Step::Spin { units: 2000 });
+            steps.push(ScriptStep::Spin { units: 2000 });
         }
         58..60 => steps.extend([
-            Step::SetInterrupts(Interrupts::Off),
-            Step::Spin {
+            ScriptStep::SetInterrupts(Interrupts::Off),
+            ScriptStep::Spin {
                 units: rng.delay(1, 300),
             },
             speak(),
-            Step::SetInterrupts(Interrupts::On),
+            ScriptStep::SetInterrupts(Interrupts::On),
         ]),
         60..76 => {
             for _ in 0..rng.between(1, 3) {
@@ -392,6 +392,6 @@ fn random_step(kind: &GuestKind, rng: &mut Rng, disk: &mut Disk, steps: &mut Vec
             steps.push(NOTIFY);
         }
         76 if rng.permille(30) => disk.flood(steps),
-        _ => steps.extend([Step::SetInterrupts(Interrupts::On), Step::Halt]),
+        _ => steps.extend([ScriptStep::SetInterrupts(Interrupts::On), ScriptStep::Halt]),
     }
 }

@@ -1,6 +1,8 @@
 //! The seeded simulator: the two roles of the protocol, as they are in production, in a world of simulated time, network,
 //! storage and outside (PROTOCOL, last section). One seed is one history, byte for byte.
 
+#![forbid(unsafe_code)]
+
 pub mod checks;
 mod common;
 mod env;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ftvm_roles::replay::DiskReader;
+use ftvm_roles::replay::{DiskError, DiskReader};
 use ftvm_schema::entry::DiskStatus;
 use ftvm_schema::request::{DiskOp, DiskRequest};
 use shared_disk::arbiter::ClaimOutcome;
@@ -180,10 +180,10 @@ impl SharedImage {
 
 /// As a backup sees it that reads for itself.
 impl DiskReader for &SharedImage {
-    fn read(&mut self, request: &DiskRequest) -> Result<Vec<u8>, String> {
+    fn read(&mut self, request: &DiskRequest) -> Result<Vec<u8>, DiskError> {
         match request.op {
-            DiskOp::Read { offset, len } => self.look(request.id, offset, len),
-            _ => Err(format!("request {} is no read", request.id)),
+            DiskOp::Read { offset, len } => Ok(self.look(request.id, offset, len)?),
+            _ => Err(format!("request {} is no read", request.id).into()),
         }
     }
 }

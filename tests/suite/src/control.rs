@@ -167,7 +167,7 @@ kvm_test! {
         let stopped = first.wait_event("handover", 1, limit(1), |event| matches!(event, Event::HandingOver { .. }));
         let live = second.wait_event("go-live", 1, limit(10), |event| matches!(event, Event::WentLive { .. }));
         let gap = Duration::from_nanos(live.at_ns - stopped.at_ns);
-        println!("planned switchover: {} ms from the request to the new life", gap.as_millis());
+        println!("planned failover: {} ms from the request to the new life", gap.as_millis());
         let outwaited = second.events().into_iter().any(|stamped| matches!(stamped.event, Event::LeaseOver { .. }));
         assert!(!outwaited, "no lease was waited for");
         wait_lines(&site, 5);

@@ -2,6 +2,7 @@
 //!
 //! One program, since each would link everything anew; a module for each matter.
 
+#![forbid(unsafe_code)]
 #![cfg(test)]
 
 mod arbiter;
@@ -26,6 +27,7 @@ mod replay;
 mod simulation;
 mod standby;
 mod storage;
+mod tidy;
 
 /// Exits that a long form of a test is to record and replay, if one is asked for.
 fn soak_exits() -> Option<u64> {

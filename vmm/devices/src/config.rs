@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use ftvm_schema::request::SECTOR;
 use serde::{Deserialize, Serialize};
 
 /// Network cards at most: PCI slots and interrupt lines are shared by everything.
@@ -12,8 +13,6 @@ pub const MAX_DISKS: usize = 8;
 pub const MAX_SERIAL: usize = 20;
 /// Sectors of a disk at most: 8 EiB, so that byte offsets fit 63 bits.
 pub const MAX_SECTORS: u64 = (1 << 63) / SECTOR;
-/// Bytes of a sector (virtio 1.2, 5.2).
-pub const SECTOR: u64 = 512;
 
 /// What the platform consists of, besides what every machine has (interrupt controllers, timers, serial port).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,7 +35,7 @@ pub struct NicConfig {
 /// One disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskConfig {
-    /// Size in sectors of 512 bytes, 1 to [`MAX_SECTORS`].
+    /// Size in sectors of [`SECTOR`] bytes, 1 to [`MAX_SECTORS`].
     pub sectors: u64,
     pub access: DiskAccess,
     pub sharing: DiskSharing,
@@ -81,7 +80,7 @@ pub enum ConfigError {
     #[error("network card {nic}: address {} is used twice", MacDisplay(mac))]
     DuplicateMac { nic: usize, mac: [u8; 6] },
     /// A disk without sectors, or with more than offsets can name.
-    #[error("disk {disk}: {sectors} sectors of 512 bytes; there must be 1 to {MAX_SECTORS}")]
+    #[error("disk {disk}: {sectors} sectors of {SECTOR} bytes; there must be 1 to {MAX_SECTORS}")]
     DiskSize { disk: usize, sectors: u64 },
     /// A serial that GET_ID cannot carry.
     #[error("disk {disk}: serial {serial:?} must be at most {MAX_SERIAL} printable ASCII characters")]

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Effect, Env};
+use super::env::{DeviceEnv, Effect};
 
 const DATA: u16 = 0x60;
 const COMMAND: u16 = 0x64;
@@ -69,7 +69,7 @@ impl I8042 {
     }
 
     /// Writes one byte: a command or its parameter.
-    pub(super) fn write(&mut self, port: u16, value: u8, env: &mut Env<'_>) {
+    pub(super) fn write(&mut self, port: u16, value: u8, env: &mut DeviceEnv<'_>) {
         if port == DATA {
             match std::mem::replace(&mut self.parameter, Parameter::None) {
                 Parameter::Configuration => self.configuration = value,

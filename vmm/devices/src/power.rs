@@ -4,7 +4,7 @@
 //! (reset control, Intel chipsets). The keyboard controller's reset is in [`i8042`](super::i8042). They have no state:
 //! each write is an effect or nothing, and what ends is decided above (PROTOCOL 18).
 
-use super::{Effect, Env};
+use super::env::{DeviceEnv, Effect};
 
 const ACPI_CONTROL: u16 = 0x604;
 /// SLP_EN: enter the sleep state; every state is "off" here.
@@ -19,7 +19,7 @@ pub(super) fn claims(port: u16) -> bool {
 }
 
 /// A write of 1, 2 or 4 bytes to a port claimed here. 0x604 answers to words only.
-pub(super) fn write(port: u16, data: &[u8], env: &mut Env<'_>) {
+pub(super) fn write(port: u16, data: &[u8], env: &mut DeviceEnv<'_>) {
     let effect = match (port, data) {
         (ACPI_CONTROL, &[low, high, ..]) if u16::from_le_bytes([low, high]) & ACPI_SLEEP_ENABLE != 0 => {
             Effect::PowerOff { status: 0 }

@@ -6,7 +6,7 @@ use ftvm_schema::request::{DiskOp, DiskRequest};
 use shared_disk::image::{DiskImage, ImageAccess, ImageError};
 
 use crate::option::DiskOption;
-use ftvm_roles::replay::DiskReader;
+use ftvm_roles::replay::{DiskError, DiskReader};
 
 /// The primary's request succeeded, so this side's is repeated when it fails: this often, with this pause, some five seconds in
 /// all. A path to the disk that is gone for longer makes this host useless as a backup.
@@ -50,8 +50,8 @@ impl SharedReads {
 }
 
 impl DiskReader for SharedReads {
-    fn read(&mut self, request: &DiskRequest) -> Result<Vec<u8>, String> {
-        self.execute(request).map_err(|error| error.to_string())
+    fn read(&mut self, request: &DiskRequest) -> Result<Vec<u8>, DiskError> {
+        Ok(self.execute(request)?)
     }
 }
 

@@ -1,6 +1,7 @@
 //! How a guest that brings its own page tables is entered: 64-bit mode at CPL0.
 
 use ftvm_schema::entry::RegisterFile;
+use ftvm_schema::entry::register::{RFLAGS, RIP, RSI, RSP};
 
 /// CR0: PE, MP, ET, NE, WP, AM, PG (SDM volume 3, 2.5).
 const CR0: u64 = 0x8005_0033;
@@ -9,13 +10,7 @@ const CR4: u64 = 1 << 5 | 1 << 9 | 1 << 10;
 /// EFER: SCE, LME, LMA, NXE.
 const EFER: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11;
 /// Bit 1 of RFLAGS is always set; interrupts are off.
-const RFLAGS: u64 = 2;
-
-/// Index of RSI, RSP, RIP and RFLAGS in a [`RegisterFile`].
-const RSI: usize = 4;
-const RSP: usize = 6;
-const RIP: usize = 16;
-const FLAGS: usize = 17;
+const INITIAL_FLAGS: u64 = 2;
 
 /// Base (linear address) and limit (last valid byte) of a descriptor table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,7 +42,7 @@ impl EntryState {
         registers[RSI] = argument;
         registers[RSP] = rsp;
         registers[RIP] = rip;
-        registers[FLAGS] = RFLAGS;
+        registers[RFLAGS] = INITIAL_FLAGS;
         EntryState {
             registers,
             cr0: CR0,
@@ -57,18 +52,5 @@ impl EntryState {
             gdt,
             idt: DescriptorTable::default(),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use ftvm_schema::entry::REGISTER_NAMES;
-
-    use super::*;
-
-    #[test]
-    fn indices_are_the_schemas() {
-        let names = [RSI, RSP, RIP, FLAGS].map(|index| REGISTER_NAMES[index]);
-        assert_eq!(names, ["rsi", "rsp", "rip", "rflags"]);
     }
 }

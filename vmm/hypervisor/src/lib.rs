@@ -1,21 +1,39 @@
-//! The only code that knows KVM, and the seam in front of it.
+//! The seam between the machine and whatever executes a guest's instructions.
 //!
-//! [`Cpu`] is one virtual CPU together with what its virtual machine does for it (dirty log, memory slots). `kvm`
-//! implements it on /dev/kvm; `scripted` on a small program, for the simulator. Everything above counts exits and never
-//! sees an ioctl. What may be numbered, when an exit must be completed, and why, is said in KVM-FACTS and at the methods.
+//! [`Cpu`] is one virtual CPU together with what its virtual machine does for it (dirty log, memory slots). The crate
+//! `ftvm-kvm` implements it on /dev/kvm; [`scripted`] implements it on a small program, for tests and the simulator.
+//! Everything above counts exits and never sees an ioctl. Which exits have a number, and when an exit must be completed,
+//! is said at the methods; why it is so, in KVM-FACTS.
 
 #![deny(unsafe_code)]
 
 pub mod entry;
+#[cfg(test)]
+mod golden_errors;
 pub mod profile;
 pub mod scripted;
 pub mod sequence;
 
+use std::error::Error;
 use std::fmt::Debug;
 use std::sync::Arc;
 
 use ftvm_schema::entry::RegisterFile;
 use serde::{Serialize, de::DeserializeOwned};
+
+/// Bytes of a guest page, and the same as a power of two.
+pub const PAGE_SIZE: u64 = 1 << PAGE_SHIFT;
+pub const PAGE_SHIFT: u32 = 12;
+
+/// RFLAGS.IF: the guest takes interrupts.
+pub const INTERRUPT_FLAG: u64 = 1 << 9;
+
+/// What [`INTERRUPT_FLAG`] is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interrupts {
+    Off,
+    On,
+}
 
 /// Guest RAM with a dirty bitmap for what the host writes; what the vCPU writes is in KVM's dirty log.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<vm_memory::bitmap::AtomicBitmap>;
@@ -101,15 +119,26 @@ impl DeliveryMode {
     }
 }
 
-/// What a hypervisor call can answer. Text is for the user.
+/// Why the hypervisor cannot do what it is told. The texts are for the user.
 #[derive(Debug, thiserror::Error)]
 pub enum CpuError {
-    /// A KVM ioctl failed.
-    #[error("{what}: {source}")]
-    Kvm { what: &'static str, source: std::io::Error },
-    /// The hypervisor cannot do what the configuration asks for.
-    #[error("{0}")]
-    Unsupported(String),
+    /// A system call of the hypervisor failed.
+    #[error("{call}: {source}")]
+    Call {
+        /// What was tried, with the call's name.
+        call: &'static str,
+        source: std::io::Error,
+    },
+    /// This host, or this implementation of [`Cpu`], cannot do what is asked of it; the error inside is its own.
+    #[error(transparent)]
+    Unsupported(Box<dyn Error + Send + Sync>),
+}
+
+impl CpuError {
+    /// Wraps the error of an implementation.
+    pub fn unsupported(error: impl Error + Send + Sync + 'static) -> Self {
+        CpuError::Unsupported(Box::new(error))
+    }
 }
 
 /// What an interrupt or exception pushed when it came from user mode, and IRET takes back (SDM volume 3, 6.14.2).

@@ -177,8 +177,9 @@ pub enum ProfileMismatch {
     TooLong { count: usize },
     #[error("the profile lacks CPUID leaf {leaf:#x}: it is damaged")]
     LeafMissing { leaf: u32 },
+    /// This host's own profile cannot be had.
     #[error(transparent)]
-    Kvm(#[from] CpuError),
+    Host(#[from] CpuError),
 }
 
 impl CpuProfile {

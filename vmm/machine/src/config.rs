@@ -1,5 +1,6 @@
 //! What a guest is made of: everything a replay or a backup must know to build the same machine.
 
+use ftvm_schema::record::{self, CodecError};
 use serde::{Deserialize, Serialize};
 
 use ftvm_devices::PlatformConfig;
@@ -8,13 +9,16 @@ use ftvm_hypervisor::profile::CpuProfile;
 /// Version of [`MachineConfig`] and of the state records; a log or peer with another one is refused by name.
 pub const MACHINE_VERSION: u32 = 3;
 
-/// RAM begins at 0 and must end below the hole for PCI memory at 3 GiB.
+/// Most bytes of an encoded [`MachineConfig`]: names, command line and CPUID table need a few kilobytes.
+pub const MAX_CONFIG: usize = 1 << 20;
+
+/// Most bytes of RAM. RAM begins at 0 and must end below the hole for PCI memory at 3 GiB.
 pub const MAX_MEMORY: u64 = 3 << 30;
 
-/// Longest kernel command line, as Linux has it (COMMAND_LINE_SIZE, less the final zero).
+/// Longest kernel command line in bytes, as Linux has it (COMMAND_LINE_SIZE, less the final zero).
 pub const MAX_CMDLINE: usize = 2047;
 
-/// Room for page tables, boot information and the smallest guest.
+/// Fewest bytes of RAM: room for page tables, boot information and the smallest guest.
 pub const MIN_MEMORY: u64 = 16 << 20;
 
 /// A kernel or initrd by name and content. The image itself does not travel: its bytes are in the guest's RAM.
@@ -52,32 +56,58 @@ pub struct MachineConfig {
     pub profile: CpuProfile,
 }
 
+/// What is wrong with a configuration.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MachineConfigError {
+    /// Written by another version of this program.
+    #[error("machine configuration version {MACHINE_VERSION} expected, {found} found")]
+    Version { found: u32 },
+    /// RAM that this platform cannot have.
+    #[error(
+        "memory must be a multiple of 2 MiB from {} MiB to {} MiB, found {found} bytes",
+        MIN_MEMORY >> 20,
+        MAX_MEMORY >> 20
+    )]
+    Memory {
+        /// In bytes.
+        found: u64,
+    },
+    /// A command line that the kernel would cut off.
+    #[error("the kernel command line has {found} bytes, at most {MAX_CMDLINE} fit")]
+    Cmdline {
+        /// In bytes.
+        found: usize,
+    },
+    /// The bytes are no configuration.
+    #[error(transparent)]
+    Record(#[from] CodecError),
+}
+
 impl MachineConfig {
+    /// Decodes and checks what a log's header or a peer says.
+    ///
+    /// # Errors
+    /// If the bytes are no configuration, or one that cannot be built.
+    pub fn from_record(bytes: &[u8]) -> Result<Self, MachineConfigError> {
+        let config: MachineConfig = record::from_bytes(bytes, MAX_CONFIG)?;
+        config.validate()?;
+        Ok(config)
+    }
+
     /// Checks what a hostile header or peer could have put in.
     ///
     /// # Errors
-    /// A sentence naming the field, what was expected and what was found.
-    pub fn validate(&self) -> Result<(), String> {
+    /// The first field that is wrong.
+    pub fn validate(&self) -> Result<(), MachineConfigError> {
         if self.version != MACHINE_VERSION {
-            return Err(format!(
-                "machine configuration version {MACHINE_VERSION} expected, {} found",
-                self.version
-            ));
+            return Err(MachineConfigError::Version { found: self.version });
         }
         if !(MIN_MEMORY..=MAX_MEMORY).contains(&self.memory) || !self.memory.is_multiple_of(2 << 20) {
-            return Err(format!(
-                "memory must be a multiple of 2 MiB from {} MiB to {} MiB, found {} bytes",
-                MIN_MEMORY >> 20,
-                MAX_MEMORY >> 20,
-                self.memory
-            ));
+            return Err(MachineConfigError::Memory { found: self.memory });
         }
-        if self.cmdline.len() > MAX_CMDLINE {
-            return Err(format!(
-                "the kernel command line has {} bytes, at most {} fit",
-                self.cmdline.len(),
-                MAX_CMDLINE
-            ));
+        let found = self.cmdline.len();
+        if found > MAX_CMDLINE {
+            return Err(MachineConfigError::Cmdline { found });
         }
         Ok(())
     }

@@ -14,6 +14,8 @@
 pub mod audit;
 pub mod boot;
 pub mod config;
+#[cfg(test)]
+mod golden_errors;
 pub mod machine;
 pub mod output;
 #[cfg(any(test, feature = "testing"))]

@@ -10,10 +10,11 @@ use ftvm_schema::entry::{
     Digest, DiskStatus, EndReason, ExitSeq, Input, LogEntry, Mark, Position, REGISTER_NAMES, RegisterFile,
 };
 use ftvm_schema::request::DiskRequest;
-use logging_channel::chunk::Assembler;
+use logging_channel::chunk::{Assembler, ChunkError};
 use serde::Serialize;
 
 use super::copies::{Copies, NoCopies};
+use super::difference::{Difference, MarkDifference, OtherContents};
 use ftvm_hypervisor::Cpu;
 use ftvm_machine::machine::state::MAX_RECORD;
 use ftvm_machine::machine::{Machine, MachineError, Step, TimeSource};
@@ -81,29 +82,54 @@ pub enum ReplayError {
     Diverged(Box<Divergence>),
     /// The machine failed.
     #[error(transparent)]
-    Machine(MachineError),
+    Machine(#[from] MachineError),
+    /// What the log leaves to a disk cannot be had there, or a private disk cannot be written.
+    #[error(transparent)]
+    Disk(DiskError),
+    /// A micro-checkpoint did not come whole.
+    #[error("state record: {0}")]
+    Checkpoint(#[from] ChunkError),
 }
+
+/// Why a disk of this host does not give or take what it must; a sentence for the user.
+pub type DiskError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Reads from the shared disks what a log leaves out (`--disk-reads=backup`).
 pub trait DiskReader {
     /// What is on the disk where `request`, a read, asks for it.
     ///
     /// # Errors
-    /// A sentence: the disk cannot be read.
-    fn read(&mut self, request: &DiskRequest) -> Result<Vec<u8>, String>;
+    /// Why the disk cannot be read.
+    fn read(&mut self, request: &DiskRequest) -> Result<Vec<u8>, DiskError>;
 }
 
 /// For a log that carries everything.
 #[derive(Clone, Copy, Debug)]
 pub struct NoDisks;
 
+#[derive(Debug, thiserror::Error)]
+#[error("the log leaves out what was read from disk {disk}, and no disk is at hand")]
+struct NoDiskAtHand {
+    disk: u8,
+}
+
 impl DiskReader for NoDisks {
-    fn read(&mut self, request: &DiskRequest) -> Result<Vec<u8>, String> {
-        Err(format!(
-            "the log leaves out what was read from disk {}, and no disk is at hand",
-            request.disk
-        ))
+    fn read(&mut self, request: &DiskRequest) -> Result<Vec<u8>, DiskError> {
+        Err(Box::new(NoDiskAtHand { disk: request.disk }))
     }
+}
+
+/// Why a replayer stops, before it is known whether that is a [`Divergence`].
+#[derive(Debug, thiserror::Error)]
+enum Stop {
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    #[error(transparent)]
+    Differs(#[from] Difference),
+    #[error(transparent)]
+    Disk(DiskError),
+    #[error("state record: {0}")]
+    Checkpoint(#[from] ChunkError),
 }
 
 /// A machine that follows a log.
@@ -131,7 +157,9 @@ struct FromLog<'a> {
 }
 
 impl TimeSource for FromLog<'_> {
-    fn read(&mut self, at: Position, _floor: u64) -> Result<u64, MachineError> {
+    type Error = Stop;
+
+    fn read(&mut self, at: Position, _floor: u64) -> Result<u64, Stop> {
         match self.pending.front() {
             Some(LogEntry::Input {
                 at: exit,
@@ -142,11 +170,11 @@ impl TimeSource for FromLog<'_> {
                 *self.inputs += 1;
                 Ok(time)
             }
-            other => Err(MachineError::Divergence(format!(
-                "exit {} reads the clock, but the log's next entry is {}",
-                at.exit.0,
-                other.map_or_else(|| "not there".to_owned(), describe)
-            ))),
+            other => Err(Difference::ClockNotNext {
+                exit: at.exit,
+                next: other.map_or_else(|| "not there".to_owned(), describe),
+            }
+            .into()),
         }
     }
 }
@@ -225,8 +253,7 @@ impl<C: Cpu> Replayer<C> {
     pub fn load(&mut self, record: &[u8]) -> Result<(), ReplayError> {
         self.machine.load(record).map_err(ReplayError::Machine)?;
         self.last_good = self.machine.at().exit;
-        self.level_copies()
-            .map_err(|what| ReplayError::Machine(MachineError::Disk(what)))
+        self.level_copies().map_err(|what| ReplayError::Disk(what.into()))
     }
 
     /// The copies have what had landed before the state was saved; what the guest had asked for and had not been told of
@@ -282,7 +309,7 @@ impl<C: Cpu> Replayer<C> {
         }
     }
 
-    fn replay_input(&mut self, at: ExitSeq, disks: &mut dyn DiskReader) -> Result<(), MachineError> {
+    fn replay_input(&mut self, at: ExitSeq, disks: &mut dyn DiskReader) -> Result<(), Stop> {
         let before = self.inputs;
         self.run_to(at)?;
         if self.inputs > before {
@@ -307,33 +334,20 @@ impl<C: Cpu> Replayer<C> {
 
     /// The completion of a read whose data the log leaves to the shared disk. No write to these blocks starts before this
     /// side has said that it is past here (PROTOCOL 8, `Primary::executed`).
-    fn read_disk(
-        &mut self,
-        disk: u8,
-        id: u64,
-        digest: Digest,
-        disks: &mut dyn DiskReader,
-    ) -> Result<Input, MachineError> {
+    fn read_disk(&mut self, disk: u8, id: u64, digest: Digest, disks: &mut dyn DiskReader) -> Result<Input, Stop> {
         let outstanding = self.machine.chipset().outstanding_requests();
         let request = outstanding
             .into_iter()
             .find(|request| (request.disk, request.id) == (disk, id));
-        let request = request.ok_or_else(|| {
-            MachineError::Divergence(format!(
-                "the log ends request {id} of disk {disk}, which this guest has not made"
-            ))
-        })?;
+        let request = request.ok_or(Difference::RequestNotMade { disk, id })?;
         let data = match self.copies.brought(disk, id) {
             Some(data) => data,
-            None => disks.read(&request).map_err(MachineError::Disk)?,
+            None => disks.read(&request).map_err(Stop::Disk)?,
         };
         let found = Digest::of(&data);
         if found != digest {
-            return Err(MachineError::Disk(format!(
-                "disk {disk} has other contents here than on the primary: {:?} gives digest {:016x}, there {:016x}; is it \
-                 the same disk, opened with direct=on on both hosts?",
-                request.op, found.0, digest.0
-            )));
+            let (op, there) = (request.op, digest);
+            return Err(Stop::Disk(Box::new(OtherContents { disk, op, found, there })));
         }
         Ok(Input::DiskDone {
             disk,
@@ -343,26 +357,21 @@ impl<C: Cpu> Replayer<C> {
         })
     }
 
-    fn settle_at(&mut self, at: ExitSeq, input: &Input) -> Result<(), MachineError> {
+    fn settle_at(&mut self, at: ExitSeq, input: &Input) -> Result<(), Stop> {
         let mut time = FromLog {
             pending: &mut self.pending,
             inputs: &mut self.inputs,
         };
         self.machine.settle(&mut time)?;
         if self.machine.at().exit != at {
-            return Err(MachineError::Divergence(format!(
-                "the log applies {} at exit {}, which here is followed by a further exit of the same instruction",
-                describe(&LogEntry::Input {
-                    at,
-                    input: input.clone()
-                }),
-                at.0
-            )));
+            let input = input.clone();
+            let entry = describe(&LogEntry::Input { at, input });
+            return Err(Difference::FurtherExit { exit: at, entry }.into());
         }
         Ok(())
     }
 
-    fn replay_entry(&mut self, entry: LogEntry) -> Result<(), MachineError> {
+    fn replay_entry(&mut self, entry: LogEntry) -> Result<(), Stop> {
         match entry {
             LogEntry::Input { .. } => unreachable!("inputs are taken from the head of the queue"),
             LogEntry::Mark(mark) => self.compare_mark(&mark),
@@ -371,11 +380,7 @@ impl<C: Cpu> Replayer<C> {
                 Ok(())
             }
             LogEntry::Checkpoint { at, chunk } => {
-                if let Some(record) = self
-                    .checkpoint
-                    .add(chunk)
-                    .map_err(|e| MachineError::State(e.to_string()))?
-                {
+                if let Some(record) = self.checkpoint.add(chunk)? {
                     self.run_to(at.exit)?;
                     self.machine.apply_checkpoint(&record)?;
                     self.checkpoints += 1;
@@ -389,7 +394,7 @@ impl<C: Cpu> Replayer<C> {
             LogEntry::End { at, reason } => {
                 self.run_to(at.exit)?;
                 self.compare_end(at, &reason)?;
-                self.copies.ended().map_err(MachineError::Disk)?;
+                self.copies.ended().map_err(|what| Stop::Disk(what.into()))?;
                 self.ended = Some(reason);
                 Ok(())
             }
@@ -397,13 +402,10 @@ impl<C: Cpu> Replayer<C> {
     }
 
     /// Runs to exit `exit`, where the log has its next entry.
-    fn run_to(&mut self, exit: ExitSeq) -> Result<(), MachineError> {
+    fn run_to(&mut self, exit: ExitSeq) -> Result<(), Stop> {
         let here = self.machine.at().exit;
         if here > exit {
-            return Err(MachineError::Divergence(format!(
-                "the log's next entry is at exit {}, but the guest is already at exit {}",
-                exit.0, here.0
-            )));
+            return Err(Difference::AlreadyBehind { exit, here }.into());
         }
         self.last_exit = (self.now)();
         while self.machine.at().exit < exit {
@@ -424,21 +426,18 @@ impl<C: Cpu> Replayer<C> {
                         Step::Ended(reason) => format!("ended ({})", describe_end(&reason)),
                         Step::Exit => unreachable!("handled above"),
                     };
-                    return Err(MachineError::Divergence(format!(
-                        "the log goes on to exit {}, but the guest {found} after exit {}",
-                        exit.0,
-                        self.machine.at().exit.0
-                    )));
+                    let here = self.machine.at().exit;
+                    return Err(Difference::StopsShort { exit, here, found }.into());
                 }
             }
         }
         Ok(())
     }
 
-    fn collect(&mut self) -> Result<(), MachineError> {
+    fn collect(&mut self) -> Result<(), Stop> {
         for output in self.machine.drain_outputs() {
             if let Emission::PrivateDisk(request) = &output.emission {
-                self.copies.request(request).map_err(MachineError::Disk)?;
+                self.copies.request(request).map_err(|what| Stop::Disk(what.into()))?;
             } else if output.emission.is_output() {
                 self.unreleased.push(output);
             }
@@ -446,34 +445,34 @@ impl<C: Cpu> Replayer<C> {
         Ok(())
     }
 
-    fn compare_mark(&mut self, mark: &Mark) -> Result<(), MachineError> {
+    fn compare_mark(&mut self, mark: &Mark) -> Result<(), Stop> {
         self.run_to(mark.at.exit)?;
         let found = (self.machine.at(), self.machine.digest(), self.machine.outputs());
         if found != (mark.at, mark.digest, mark.outputs) {
             let recorded = mark.registers.as_deref().copied();
-            return Err(MachineError::MarkDiffers(Box::new(
-                ftvm_machine::machine::MarkDifference {
-                    expected: (mark.at, mark.digest, mark.outputs),
-                    found,
-                    recorded,
-                },
-            )));
+            return Err(Difference::Mark(Box::new(MarkDifference {
+                expected: (mark.at, mark.digest, mark.outputs),
+                found,
+                recorded,
+            }))
+            .into());
         }
         self.last_good = mark.at.exit;
         Ok(())
     }
 
-    fn compare_checks(&mut self, from: ExitSeq, checks: &[u8]) -> Result<(), MachineError> {
+    fn compare_checks(&mut self, from: ExitSeq, checks: &[u8]) -> Result<(), Stop> {
         let Some(trail) = self.machine.trail() else {
             return Ok(());
         };
-        trail.compare(from, checks).map_err(|found| MachineError::CheckDiffers {
-            exit: found.0,
-            registers: Box::new(found.1),
+        trail.compare(from, checks).map_err(|found| {
+            let (exit, registers) = *found;
+            let registers = Box::new(registers);
+            Difference::Check { exit, registers }.into()
         })
     }
 
-    fn compare_end(&mut self, at: Position, reason: &EndReason) -> Result<(), MachineError> {
+    fn compare_end(&mut self, at: Position, reason: &EndReason) -> Result<(), Stop> {
         if matches!(reason, EndReason::Stopped | EndReason::Limit) {
             return Ok(());
         }
@@ -485,34 +484,37 @@ impl<C: Cpu> Replayer<C> {
         self.collect()?;
         match step {
             Step::Ended(found) if found == *reason => Ok(()),
-            other => Err(MachineError::Divergence(format!(
-                "the log ends at exit {} ({}), but the guest goes on: {other:?}",
-                at.exit.0,
-                describe_end(reason)
-            ))),
+            other => Err(Difference::EndsLater {
+                exit: at.exit,
+                reason: describe_end(reason),
+                found: format!("{other:?}"),
+            }
+            .into()),
         }
     }
 
-    fn diagnose(&mut self, error: MachineError) -> ReplayError {
+    fn diagnose(&mut self, stop: Stop) -> ReplayError {
         let at = self.machine.at();
         let mut divergence = Divergence {
             at_exit: at.exit.0,
             inputs: at.k,
             exact: false,
             last_good_exit: self.last_good.0,
-            what: error.to_string(),
+            what: stop.to_string(),
             registers: self.machine.cpu().registers(),
             recorded: None,
         };
-        match error {
-            MachineError::Divergence(_) | MachineError::Apply { .. } => {}
-            MachineError::MarkDiffers(difference) => divergence.recorded = difference.recorded,
-            MachineError::CheckDiffers { exit, registers } => {
+        match stop {
+            Stop::Differs(Difference::Mark(difference)) => divergence.recorded = difference.recorded,
+            Stop::Differs(Difference::Check { exit, registers }) => {
                 divergence.at_exit = exit.0;
                 divergence.exact = true;
                 divergence.registers = *registers;
             }
-            other => return ReplayError::Machine(other),
+            Stop::Differs(_) | Stop::Machine(MachineError::History(_) | MachineError::Apply { .. }) => {}
+            Stop::Machine(error) => return ReplayError::Machine(error),
+            Stop::Disk(error) => return ReplayError::Disk(error),
+            Stop::Checkpoint(error) => return ReplayError::Checkpoint(error),
         }
         ReplayError::Diverged(Box::new(divergence))
     }

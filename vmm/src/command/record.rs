@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use ftvm_schema::entry::{EndReason, LogEntry, Mark, Position};
 use ftvm_schema::record;
-use logging_channel::file::{Ending, Existing, FileHeader, LogWriter, Verify};
+use logging_channel::file::{Existing, FileHeader, LogWriter, RecordingEnd, Verify};
 use logging_channel::message::PROTOCOL_VERSION;
 use shared_disk::plan::Gate;
 
@@ -20,13 +20,13 @@ use ftvm_host::queue::event_queue;
 use ftvm_host::stdio::{StdoutError, answer, tell};
 use ftvm_kvm::KvmCpu;
 use ftvm_machine::config::MachineConfig;
-use ftvm_machine::machine::{Machine, MachineError};
+use ftvm_machine::machine::Machine;
 use ftvm_machine::output::{Emission, Output};
 use ftvm_roles::clock::LiveClock;
 use ftvm_roles::disks::Disks;
 use ftvm_roles::event::clean_end;
 use ftvm_roles::exit_code::ExitCode;
-use ftvm_roles::live::{Live, LiveConfig, Marks, Sink, Totals};
+use ftvm_roles::live::{Live, LiveConfig, Marks, Sink, SinkError, Totals};
 use ftvm_roles::primary::Writes;
 use ftvm_roles::replay::describe_end;
 
@@ -43,35 +43,31 @@ struct FileSink {
     disks: Disks<DiskThreads>,
 }
 
-fn log_error(error: impl std::fmt::Display) -> MachineError {
-    MachineError::Log(error.to_string())
-}
-
 impl Sink for FileSink {
     fn logging(&self) -> bool {
         true
     }
 
-    fn log(&mut self, entry: LogEntry) -> Result<(), MachineError> {
+    fn log(&mut self, entry: LogEntry) -> Result<(), SinkError> {
         if let LogEntry::Checkpoint { chunk, .. } = &entry {
             self.checkpoint_bytes += chunk.bytes.len() as u64;
         }
-        self.log.append(&[entry]).map_err(log_error)
+        self.log.append(&[entry]).map_err(SinkError::from)
     }
 
-    fn output(&mut self, output: Output) -> Result<(), MachineError> {
+    fn output(&mut self, output: Output) -> Result<(), SinkError> {
         match &output.emission {
             // Open: its turn in the plan is all it waits for.
             Emission::Disk(request) | Emission::PrivateDisk(request) => {
-                self.disks.accept(request, Gate::Open).map_err(log_error)
+                self.disks.accept(request, Gate::Open).map_err(SinkError::from)
             }
-            Emission::WantEntropy { len } => self.outside.want_entropy(*len).map_err(log_error),
-            said => self.outside.emit(said).map(|_| ()).map_err(log_error),
+            Emission::WantEntropy { len } => self.outside.want_entropy(*len).map_err(SinkError::from),
+            said => self.outside.emit(said).map(|_| ()).map_err(SinkError::from),
         }
     }
 
-    fn flush(&mut self) -> Result<(), MachineError> {
-        self.disks.start_ready(|| Writes::Freely).map_err(log_error)
+    fn flush(&mut self) -> Result<(), SinkError> {
+        self.disks.start_ready(|| Writes::Freely).map_err(SinkError::from)
     }
 
     fn disk_done(&mut self, disk: u8, id: u64, _at: Position) {
@@ -81,11 +77,11 @@ impl Sink for FileSink {
         }
     }
 
-    fn dirty(&mut self, _pages: Vec<u64>) -> Result<(), MachineError> {
+    fn dirty(&mut self, _pages: Vec<u64>) -> Result<(), SinkError> {
         Ok(())
     }
 
-    fn state(&mut self, _record: Vec<u8>, _at: Mark, _stopped: Duration) -> Result<(), MachineError> {
+    fn state(&mut self, _record: Vec<u8>, _at: Mark, _stopped: Duration) -> Result<(), SinkError> {
         Ok(()) // nobody joins a recording
     }
 }
@@ -147,7 +143,7 @@ fn finish(
     drop((disks, outside));
     let (code, text) = clean_end(reason);
     let memory_hash = machine.memory_hash()?;
-    let trailer = log.finish(Ending {
+    let trailer = log.finish(RecordingEnd {
         exits: machine.at().exit.0,
         outputs: machine.outputs(),
         digest: machine.digest(),

@@ -5,12 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ftvm_schema::entry::{ConsolePort, LogEntry};
-use ftvm_schema::record;
 use logging_channel::file::{LogError, LogReader, Verify};
 
 use crate::cli::ReplayArgs;
 use crate::failure::Failure;
-use crate::guest::{self, GuestError};
+use crate::guest::{self};
 use ftvm_host::stdio::{answer, tell};
 use ftvm_hypervisor::{Cpu, DeliveryMode, Kick};
 use ftvm_kvm::KvmCpu;
@@ -20,9 +19,6 @@ use ftvm_machine::config::MachineConfig;
 use ftvm_machine::output::Emission;
 use ftvm_roles::exit_code::ExitCode;
 use ftvm_roles::replay::{Divergence, NoDisks, ReplayError, Replayer, describe_end};
-
-/// Most bytes of a machine configuration in a log's header.
-const MAX_CONFIG: usize = 1 << 20;
 
 /// How often the replayed guest is interrupted, to see whether it still makes exits.
 const KICK_EVERY: Duration = Duration::from_secs(1);
@@ -54,8 +50,7 @@ struct Findings {
 
 pub(super) fn run(args: &ReplayArgs) -> Result<ExitCode, Failure> {
     let mut log = LogReader::open(&args.log)?;
-    let config: MachineConfig = record::from_bytes(&log.header().config, MAX_CONFIG)?;
-    config.validate().map_err(|why| GuestError::Config(why.into()))?;
+    let config = MachineConfig::from_record(&log.header().config)?;
     ftvm_kvm::profile::check_supported(&config.profile)?;
     let capabilities = guest::capabilities()?;
     check_delivery(&config, &capabilities)?;
@@ -125,7 +120,7 @@ fn follow(args: &ReplayArgs, log: &mut LogReader, replayer: &mut Replayer<KvmCpu
                 outcome.divergence = Some(*divergence);
                 break;
             }
-            Err(ReplayError::Machine(error)) => return Err(error.into()),
+            Err(error) => return Err(error.into()),
         }
         print_outputs(args, replayer);
         if show && shown.elapsed() > PROGRESS {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use ftvm_schema::entry::{Generation, Incarnation};
-use ftvm_schema::request::{DiskOp, DiskRequest};
+use ftvm_schema::request::{DiskOp, DiskRequest, SECTOR};
 use logging_channel::message::{DiskReads, MAX_BLOCKS};
 use lz4_flex::block::DecompressError;
 use shared_disk::image::{DiskImage, ImageAccess, ImageError};
@@ -12,7 +12,7 @@ use shared_disk::mark::CopyState;
 use shared_disk::mirror::{EXTENT, extent_len};
 
 use super::marks::{Marks, MarksError};
-use ftvm_devices::{DiskSharing, PlatformConfig, SECTOR};
+use ftvm_devices::{DiskSharing, PlatformConfig};
 use ftvm_host::option::DiskOption;
 use ftvm_host::reads::{ReadsError, insist};
 use ftvm_roles::copies::Copies;

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ftvm_schema::entry::Incarnation;
-use ftvm_schema::record::{self, CodecError};
 use logging_channel::message::{Join, PROTOCOL_VERSION, Standby, Welcome};
 use logging_channel::session::{HANDSHAKE_TIMEOUT, JoinClient, join};
 use logging_channel::transport::{Backoff, TcpFrames, connect};
@@ -17,17 +16,14 @@ use super::control::Desk;
 use super::copies::{CopiesError, agree};
 use super::pair::arbiter;
 use crate::cli::RunArgs;
-use crate::failure::{Cause, Failure};
+use crate::failure::Failure;
 use crate::guest::{self, GuestError};
 use ftvm_hypervisor::DeliveryMode;
 use ftvm_hypervisor::profile::ProfileMismatch;
 
 use ftvm_kvm::selftest::Capabilities;
-use ftvm_machine::config::MachineConfig;
+use ftvm_machine::config::{MachineConfig, MachineConfigError};
 use ftvm_roles::exit_code::ExitCode;
-
-/// Most bytes of a machine configuration from a peer.
-const MAX_CONFIG: usize = 1 << 20;
 
 /// A backup may be started before its primary: it tries for about half a minute.
 pub(super) const PATIENT: Backoff = Backoff {
@@ -48,12 +44,9 @@ pub(super) const ONCE: Backoff = Backoff {
 /// Why this host cannot carry the guest on, in words that the primary reports too.
 #[derive(Debug, thiserror::Error)]
 enum Unacceptable {
-    /// The guest's configuration cannot be read.
+    /// The guest's configuration cannot be read, or is none that can be built.
     #[error(transparent)]
-    Encoding(#[from] CodecError),
-    /// It is none that can be built.
-    #[error("{0}")]
-    Config(#[source] Cause),
+    Config(#[from] MachineConfigError),
     /// This host's processor lacks something that the guest was promised.
     #[error("the backup's CPU: {0}")]
     Cpu(#[source] ProfileMismatch),
@@ -130,7 +123,7 @@ impl<'a> Joiner<'a> {
         };
         let welcome = join(&mut frames, client, HANDSHAKE_TIMEOUT, prove).await;
         let welcome = welcome.map_err(|error| Failure::with(ExitCode::NotEntitled, error))?;
-        let config = record::from_bytes(&welcome.config, MAX_CONFIG)?;
+        let config = MachineConfig::from_record(&welcome.config)?;
         Ok((frames, welcome, config))
     }
 }
@@ -145,8 +138,7 @@ fn modes(host: &Capabilities) -> Vec<String> {
 
 /// Whether this host, with the devices it was given, can carry the guest on.
 fn acceptable(args: &RunArgs, host: &Capabilities, welcome: &Welcome) -> Result<(), Unacceptable> {
-    let config: MachineConfig = record::from_bytes(&welcome.config, MAX_CONFIG)?;
-    config.validate().map_err(|why| Unacceptable::Config(why.into()))?;
+    let config = MachineConfig::from_record(&welcome.config)?;
     ftvm_kvm::profile::check_supported(&config.profile).map_err(Unacceptable::Cpu)?;
     guest::check_host(&config, host).map_err(Unacceptable::Kvm)?;
     let counts = [

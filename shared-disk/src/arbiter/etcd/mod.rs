@@ -11,6 +11,9 @@
 mod endpoint;
 mod wire;
 
+#[cfg(feature = "fuzzing")]
+pub use self::wire::fuzz;
+
 use std::fmt;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -144,6 +144,15 @@ fn base64(bytes: &[u8]) -> String {
     STANDARD.encode(bytes)
 }
 
+/// For `tests/fuzz`: an answer to any request is understood or an error, and what is shown of a refusal is bounded.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz(answer: &[u8]) {
+    let _ = (parse_range("foo", answer), parse_done(answer));
+    if let Some(refusal) = parse_refusal(answer) {
+        assert!(refusal.chars().count() <= 200 && !refusal.contains(char::is_control));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

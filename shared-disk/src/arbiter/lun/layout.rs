@@ -126,6 +126,17 @@ pub(super) fn register_block(slot: u64) -> u64 {
     1 + 2 * slot
 }
 
+/// For `tests/fuzz`: a block of any kind is empty, damaged, or a cell that is written again in the same way.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz(block: &[u8]) {
+    for kind in [CellKind::Header, CellKind::Register, CellKind::Nonce] {
+        if let Ok(Some(cell)) = decode(kind, block) {
+            let again = encode(kind, &cell.name, &cell.content, block.len());
+            assert_eq!(decode(kind, &again), Ok(Some(cell)));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

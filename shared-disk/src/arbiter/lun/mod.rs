@@ -13,6 +13,9 @@ mod error;
 mod layout;
 mod table;
 
+#[cfg(feature = "fuzzing")]
+pub use self::layout::fuzz;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::thread;

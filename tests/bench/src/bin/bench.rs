@@ -1,5 +1,7 @@
 //! What recording, the log and the output rule cost on this host; without a KVM, in a nested host.
 
+#![forbid(unsafe_code)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -1,5 +1,7 @@
 //! Random faults on a pool of three under load, and whether the guest's clients could tell; without a KVM, in a nested host.
 
+#![forbid(unsafe_code)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -1,5 +1,7 @@
 //! Builds the Linux guest: kernel, initial RAM file system, disk. See `guest-images/linux/README.md`.
 
+#![forbid(unsafe_code)]
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 

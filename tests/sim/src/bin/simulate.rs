@@ -1,60 +1,96 @@
 //! Runs the seeded simulation of the protocol: many seeds, one seed with its timeline, or a planted bug.
 
+#![forbid(unsafe_code)]
+
 use std::collections::BTreeMap;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use clap::Parser;
 use ftvm_sim::plants::Plant;
 use ftvm_sim::{Options, Run, run};
 
-/// Runs the protocol's two roles in a simulated world, one history per seed.
-#[derive(Debug, Parser)]
+const HELP: &str = "\
+Runs the protocol's two roles in a simulated world, one history per seed
+
+Usage: simulate [OPTIONS]
+
+Options:
+  --seeds N        How many seeds to run, from --first on [default: 10000]
+  --first SEED     The first seed [default: 0]
+  --seed SEED      Run only this seed, and print its timeline
+  --plant NAME     Plant a bug; succeeds when it is caught
+  --list-plants    Name the bugs that can be planted
+  --json           One JSON object instead of text
+  --threads N      Threads [default: as many as there are CPUs]
+  -h, --help       Print this";
+
+/// How often progress is told where nobody watches a terminal.
+const PROGRESS_IN_A_FILE: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
 struct Args {
-    /// How many seeds to run, from --first on.
-    #[arg(long, default_value_t = 10_000)]
     seeds: u64,
-    /// The first seed.
-    #[arg(long, default_value_t = 0)]
     first: u64,
-    /// Run only this seed, and print its timeline.
-    #[arg(long, conflicts_with_all = ["seeds", "first"])]
     seed: Option<u64>,
-    /// Plant a bug; succeeds when it is caught.
-    #[arg(long, value_name = "NAME")]
-    plant: Option<String>,
-    /// Name the bugs that can be planted.
-    #[arg(long)]
-    list_plants: bool,
-    /// One JSON object instead of text.
-    #[arg(long)]
+    plant: Option<Plant>,
     json: bool,
-    /// Threads; by default as many as there are CPUs.
-    #[arg(long)]
     threads: Option<usize>,
 }
 
-fn main() -> ExitCode {
-    let args = Args::parse();
-    if args.list_plants {
-        for (_, name, what) in Plant::ALL {
-            println!("{name:<28} {what}");
-        }
-        return ExitCode::SUCCESS;
-    }
-    let plant = match args.plant.as_deref().map(|name| (name, Plant::named(name))) {
-        Some((name, None)) => {
-            eprintln!("simulate: no bug is called `{name}`; --list-plants names them");
-            return ExitCode::from(2);
-        }
-        Some((_, plant)) => plant,
-        None => None,
+/// What the command line asks for; nothing if that has been answered already.
+fn parse() -> Result<Option<Args>, lexopt::Error> {
+    use lexopt::prelude::*;
+    let mut args = Args {
+        seeds: 10_000,
+        first: 0,
+        seed: None,
+        plant: None,
+        json: false,
+        threads: None,
     };
-    match args.seed {
-        Some(seed) => one(seed, plant),
-        None => many(&args, plant),
+    let mut parser = lexopt::Parser::from_env();
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Long("seeds") => args.seeds = parser.value()?.parse()?,
+            Long("first") => args.first = parser.value()?.parse()?,
+            Long("seed") => args.seed = Some(parser.value()?.parse()?),
+            Long("plant") => {
+                let name = parser.value()?.string()?;
+                let unknown = || format!("no bug is called `{name}`; --list-plants names them");
+                args.plant = Some(Plant::named(&name).ok_or_else(unknown)?);
+            }
+            Long("json") => args.json = true,
+            Long("threads") => args.threads = Some(parser.value()?.parse()?),
+            Long("list-plants") => {
+                for (_, name, what) in Plant::ALL {
+                    println!("{name:<28} {what}");
+                }
+                return Ok(None);
+            }
+            Short('h') | Long("help") => {
+                println!("{HELP}");
+                return Ok(None);
+            }
+            other => return Err(other.unexpected()),
+        }
+    }
+    Ok(Some(args))
+}
+
+fn main() -> ExitCode {
+    match parse() {
+        Ok(Some(args)) => match args.seed {
+            Some(seed) => one(seed, args.plant),
+            None => many(&args, args.plant),
+        },
+        Ok(None) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("simulate: {error}; see --help");
+            ExitCode::from(2)
+        }
     }
 }
 
@@ -151,12 +187,23 @@ impl Sum {
     }
 }
 
+/// Tells how far it is: on a terminal twice a second in one line, elsewhere a line now and then.
 fn progress(next: &AtomicU64, first: u64, end: u64, began: Instant) {
+    let watched = std::io::stderr().is_terminal();
+    let mut told = Instant::now();
     loop {
         let done = next.load(Ordering::Relaxed).min(end) - first;
-        eprint!("\r{done} of {} seeds, {} s ", end - first, began.elapsed().as_secs());
+        let line = format!("{done} of {} seeds, {} s", end - first, began.elapsed().as_secs());
         if done == end - first {
-            return eprintln!();
+            return if watched {
+                eprintln!("\r{line} ")
+            };
+        }
+        if watched {
+            eprint!("\r{line} ");
+        } else if told.elapsed() >= PROGRESS_IN_A_FILE {
+            eprintln!("{line}");
+            told = Instant::now();
         }
         std::thread::sleep(Duration::from_millis(500));
     }

@@ -8,10 +8,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ftvm_hypervisor::scripted::{ScriptedCpu, ScriptedKick};
-use ftvm_machine::machine::MachineError;
 use ftvm_roles::host_event::HostEvent;
 use ftvm_roles::link::guest::{FromGuest, PairSink, Reins, ToLink, take_together};
-use ftvm_roles::live::{Events, Live, Next, pause};
+use ftvm_roles::live::{Events, Live, LiveError, Next, pause};
 
 use super::super::checks::NO_FAILURE;
 use super::super::common::Common;
@@ -104,7 +103,7 @@ impl Vcpu {
         }
     }
 
-    fn run(&mut self, env: &mut Env, common: &mut Common, token: u64) -> Result<(), MachineError> {
+    fn run(&mut self, env: &mut Env, common: &mut Common, token: u64) -> Result<(), LiveError> {
         if token != self.token || matches!(self.next, Some(Next::Ended(_))) {
             return Ok(());
         }
@@ -139,7 +138,7 @@ impl Vcpu {
         Ok(())
     }
 
-    fn slice(&mut self, env: &mut Env, time: &Cell<u64>, now: &dyn Fn() -> Instant) -> Result<Next, MachineError> {
+    fn slice(&mut self, env: &mut Env, time: &Cell<u64>, now: &dyn Fn() -> Instant) -> Result<Next, LiveError> {
         let end = time.get() + env.rng.between(SLICE / 10, SLICE);
         let vcpu = &mut *self;
         let mut next = match vcpu.next.take() {

@@ -1,8 +1,8 @@
 //! Exits, what they tell, and interrupts at them.
 
 use ftvm_hypervisor::{Cpu, DeliveryMode, Exit, Terminal};
-use ftvm_kvm::selftest::guest::{Arguments, Interrupts, MMIO, Privilege, TABLE, VECTOR};
-use ftvm_kvm::selftest::programs::{Label, Program};
+use ftvm_kvm::selftest::guest::{ArgumentRegisters, Interrupts, MMIO, Privilege, TABLE, VECTOR};
+use ftvm_kvm::selftest::programs::{Label, TinyProgram};
 
 use super::{BOTH, RAX, RBX, RDX, RIP, bench, profile};
 
@@ -12,11 +12,11 @@ pub fn port_reads_tell_size_and_count() {
     for privilege in BOTH {
         bench
             .start(
-                Program::PortReads,
+                TinyProgram::PortReads,
                 privilege,
-                Arguments {
+                ArgumentRegisters {
                     rdi: TABLE,
-                    ..Arguments::default()
+                    ..ArgumentRegisters::default()
                 },
             )
             .unwrap();
@@ -51,7 +51,7 @@ pub fn hlt_waits_for_an_interrupt_that_the_caller_brings() {
     let profile = profile();
     let mut bench = bench(&profile);
     bench
-        .start(Program::Halt, Privilege::Kernel, Arguments::default())
+        .start(TinyProgram::Halt, Privilege::Kernel, ArgumentRegisters::default())
         .unwrap();
     for round in 1..=3 {
         assert_eq!(bench.next_exit().unwrap(), Exit::Hlt);
@@ -77,7 +77,7 @@ pub fn an_interrupt_waits_for_the_window_where_if_is_off() {
     let mut bench = bench(&profile);
     bench.cpu.set_delivery_mode(DeliveryMode::WindowStiStep);
     bench
-        .start(Program::WindowPopf, Privilege::Kernel, Arguments::default())
+        .start(TinyProgram::WindowPopf, Privilege::Kernel, ArgumentRegisters::default())
         .unwrap();
     bench.expect_out(0x10).unwrap();
     bench.cpu.complete().unwrap();
@@ -97,7 +97,7 @@ pub fn without_windows_none_is_requested() {
     let mut bench = bench(&profile);
     bench.cpu.set_delivery_mode(DeliveryMode::None);
     bench
-        .start(Program::WindowPopf, Privilege::Kernel, Arguments::default())
+        .start(TinyProgram::WindowPopf, Privilege::Kernel, ArgumentRegisters::default())
         .unwrap();
     bench.expect_out(0x10).unwrap();
     bench.cpu.complete().unwrap();
@@ -112,11 +112,11 @@ pub fn msr_accesses_leave_and_can_be_refused() {
     for index in [0x10, 0xe8, 0x1234] {
         bench
             .start(
-                Program::Msr,
+                TinyProgram::Msr,
                 Privilege::Kernel,
-                Arguments {
+                ArgumentRegisters {
                     rcx: index.into(),
-                    ..Arguments::default()
+                    ..ArgumentRegisters::default()
                 },
             )
             .unwrap();
@@ -148,12 +148,12 @@ pub fn msr_accesses_leave_and_can_be_refused() {
 pub fn an_interrupt_at_a_refused_msr_comes_behind_the_fault() {
     let profile = profile();
     let mut bench = bench(&profile);
-    let arguments = Arguments {
+    let arguments = ArgumentRegisters {
         rcx: 0x10,
-        ..Arguments::default()
+        ..ArgumentRegisters::default()
     };
     bench
-        .start_with(Program::Msr, Privilege::Kernel, Interrupts::On, arguments)
+        .start_with(TinyProgram::Msr, Privilege::Kernel, Interrupts::On, arguments)
         .unwrap();
     assert_eq!(bench.next_exit().unwrap(), Exit::ReadMsr { index: 0x10 });
     assert!(bench.cpu.interrupt_flag());
@@ -173,7 +173,11 @@ pub fn a_triple_fault_ends_the_guest() {
     let profile = profile();
     let mut bench = bench(&profile);
     bench
-        .start(Program::TripleFault, Privilege::Kernel, Arguments::default())
+        .start(
+            TinyProgram::TripleFault,
+            Privilege::Kernel,
+            ArgumentRegisters::default(),
+        )
         .unwrap();
     assert_eq!(bench.next_exit().unwrap(), Exit::Terminal(Terminal::Shutdown));
 }
@@ -183,11 +187,11 @@ pub fn what_kvm_cannot_emulate_is_reported_with_its_bytes() {
     let mut bench = bench(&profile);
     bench
         .start(
-            Program::Unemulable,
+            TinyProgram::Unemulable,
             Privilege::Kernel,
-            Arguments {
+            ArgumentRegisters {
                 rdi: MMIO,
-                ..Arguments::default()
+                ..ArgumentRegisters::default()
             },
         )
         .unwrap();
@@ -200,7 +204,7 @@ pub fn what_kvm_cannot_emulate_is_reported_with_its_bytes() {
     else {
         panic!("{exit:x?}")
     };
-    assert_eq!(bench.cpu.registers()[RIP], Program::Unemulable.address());
+    assert_eq!(bench.cpu.registers()[RIP], TinyProgram::Unemulable.address());
     assert!(len == 0 || bytes[..2] == [0xd9, 0x07], "{len} {bytes:x?}");
     println!("{len} bytes told: {bytes:x?}");
 }

@@ -9,8 +9,8 @@ use ftvm_hypervisor::sequence::Sequence;
 use ftvm_hypervisor::{Cpu, Exit};
 use ftvm_kvm::KvmCpu;
 use ftvm_kvm::selftest::checks::RAM;
-use ftvm_kvm::selftest::guest::{Arguments, Interrupts, Privilege, TinyGuest};
-use ftvm_kvm::selftest::programs::Program;
+use ftvm_kvm::selftest::guest::{ArgumentRegisters, Interrupts, Privilege, TinyGuest};
+use ftvm_kvm::selftest::programs::TinyProgram;
 
 use super::{RBX, profile};
 
@@ -19,10 +19,10 @@ pub fn a_kick_between_two_runs_interrupts_the_next_one_only() {
     let guest = TinyGuest::new(RAM);
     let mut cpu = KvmCpu::new(&guest.memory, &profile).unwrap();
     let entry = TinyGuest::entry(
-        Program::WindowPopf,
+        TinyProgram::WindowPopf,
         Privilege::Kernel,
         Interrupts::Off,
-        Arguments::default(),
+        ArgumentRegisters::default(),
     );
     cpu.set_entry(&entry).unwrap();
     let kicker = cpu.kicker();
@@ -47,7 +47,12 @@ pub fn kicks_reach_the_right_one_of_several_vcpus() {
     for _ in 0..3 {
         let guest = TinyGuest::new(RAM);
         let mut cpu = KvmCpu::new(&guest.memory, &profile).unwrap();
-        let entry = TinyGuest::entry(Program::Spin, Privilege::Kernel, Interrupts::Off, Arguments::default());
+        let entry = TinyGuest::entry(
+            TinyProgram::Spin,
+            Privilege::Kernel,
+            Interrupts::Off,
+            ArgumentRegisters::default(),
+        );
         cpu.set_entry(&entry).unwrap();
         let (kicker, interrupted, stopped) = (cpu.kicker(), Arc::new(AtomicU32::new(0)), stop.clone());
         let count = interrupted.clone();

@@ -8,7 +8,7 @@ mod states;
 
 use ftvm_hypervisor::DeliveryMode;
 use ftvm_hypervisor::profile::CpuProfile;
-use ftvm_kvm::selftest::bench::Bench;
+use ftvm_kvm::selftest::bench::VcpuBench;
 use ftvm_kvm::selftest::checks::RAM;
 use ftvm_kvm::selftest::guest::Privilege;
 use ftvm_lab::kvm_test;
@@ -85,6 +85,6 @@ fn profile() -> CpuProfile {
     ftvm_kvm::profile::of_this_host(DeliveryMode::None).unwrap()
 }
 
-fn bench(profile: &CpuProfile) -> Bench {
-    Bench::new(RAM, profile).unwrap()
+fn bench(profile: &CpuProfile) -> VcpuBench {
+    VcpuBench::new(RAM, profile).unwrap()
 }

@@ -6,7 +6,7 @@ use ftvm_hypervisor::{CpuError, DeliveryMode};
 use ftvm_kvm::PageTableRefresh;
 use ftvm_kvm::selftest::checks;
 use ftvm_kvm::selftest::guest::Privilege;
-use ftvm_kvm::selftest::{Capabilities, CheckName, Verdict};
+use ftvm_kvm::selftest::{Capabilities, CheckName, CheckVerdict};
 
 use super::{bench, profile};
 use crate::soak_exits;
@@ -87,7 +87,7 @@ pub fn the_self_test_finds_this_host_usable() {
             .find(|check| check.name == name)
             .map(|check| check.verdict)
     };
-    assert_eq!(verdict(CheckName::ExitReplay), Some(Verdict::Ok));
+    assert_eq!(verdict(CheckName::ExitReplay), Some(CheckVerdict::Ok));
 }
 
 /// QEMU's TCG loses the shadow of `sti` when the guest is left inside it. Without the step the self-test must notice.

@@ -4,8 +4,8 @@ use ftvm_hypervisor::{Cpu, Exit};
 use ftvm_kvm::KvmState;
 use ftvm_kvm::PageTableRefresh;
 use ftvm_kvm::selftest::Capabilities;
-use ftvm_kvm::selftest::guest::{Arguments, Interrupts, Privilege, TABLE, TinyGuest, VECTOR};
-use ftvm_kvm::selftest::programs::{Label, Program};
+use ftvm_kvm::selftest::guest::{ArgumentRegisters, Interrupts, Privilege, TABLE, TinyGuest, VECTOR};
+use ftvm_kvm::selftest::programs::{Label, TinyProgram};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{BOTH, RAX, RBX, RCX, RDX, bench, profile};
@@ -14,11 +14,11 @@ use super::{BOTH, RAX, RBX, RCX, RDX, bench, profile};
 pub fn a_pending_exception_is_saved() {
     let profile = profile();
     let (mut here, mut there) = (bench(&profile), bench(&profile));
-    let arguments = Arguments {
+    let arguments = ArgumentRegisters {
         rcx: 0x10,
-        ..Arguments::default()
+        ..ArgumentRegisters::default()
     };
-    here.start_with(Program::Msr, Privilege::Kernel, Interrupts::On, arguments)
+    here.start_with(TinyProgram::Msr, Privilege::Kernel, Interrupts::On, arguments)
         .unwrap();
     assert_eq!(here.next_exit().unwrap(), Exit::ReadMsr { index: 0x10 });
     here.cpu.refuse_msr();
@@ -39,11 +39,11 @@ pub fn a_restored_program_keeps_the_ports_of_its_task() {
     const R10: usize = 10;
     let profile = profile();
     let (mut here, mut there) = (bench(&profile), bench(&profile));
-    let arguments = Arguments {
+    let arguments = ArgumentRegisters {
         rdi: TABLE,
-        ..Arguments::default()
+        ..ArgumentRegisters::default()
     };
-    here.start(Program::PortReads, Privilege::User, arguments).unwrap();
+    here.start(TinyProgram::PortReads, Privilege::User, arguments).unwrap();
     let mut registers = here.cpu.registers();
     registers[R10] &= !0x3000;
     here.cpu.set_registers(&registers).unwrap();
@@ -68,12 +68,12 @@ pub fn a_checkpoint_truncates_no_sysenter_msr() {
     let profile = profile();
     let (mut here, mut there) = (bench(&profile), bench(&profile));
     for index in [0x175, 0x176] {
-        let arguments = Arguments {
+        let arguments = ArgumentRegisters {
             rcx: index,
-            ..Arguments::default()
+            ..ArgumentRegisters::default()
         };
         for bench in [&mut here, &mut there] {
-            bench.start(Program::Msr, Privilege::Kernel, arguments).unwrap();
+            bench.start(TinyProgram::Msr, Privilege::Kernel, arguments).unwrap();
             bench.expect_out(0x10).unwrap();
             bench.cpu.complete().unwrap();
             let mut registers = bench.cpu.registers();
@@ -85,7 +85,7 @@ pub fn a_checkpoint_truncates_no_sysenter_msr() {
         let state = here.cpu.save().unwrap();
         there.cpu.restore(&state).unwrap();
         let [ours, theirs] = [&mut here, &mut there].map(|bench| {
-            bench.start(Program::Msr, Privilege::Kernel, arguments).unwrap();
+            bench.start(TinyProgram::Msr, Privilege::Kernel, arguments).unwrap();
             bench.expect_out(0x10).unwrap();
             (bench.cpu.registers()[RAX], bench.cpu.registers()[RDX])
         });
@@ -99,11 +99,11 @@ pub fn a_state_saved_at_a_read_holds_the_answer() {
     let profile = profile();
     let (mut here, mut there) = (bench(&profile), bench(&profile));
     here.start(
-        Program::PortReads,
+        TinyProgram::PortReads,
         Privilege::User,
-        Arguments {
+        ArgumentRegisters {
             rdi: TABLE,
-            ..Arguments::default()
+            ..ArgumentRegisters::default()
         },
     )
     .unwrap();
@@ -134,7 +134,7 @@ pub fn a_state_saved_at_a_read_holds_the_answer() {
 pub fn an_injected_interrupt_is_saved() {
     let profile = profile();
     let (mut here, mut there) = (bench(&profile), bench(&profile));
-    here.start(Program::Halt, Privilege::Kernel, Arguments::default())
+    here.start(TinyProgram::Halt, Privilege::Kernel, ArgumentRegisters::default())
         .unwrap();
     assert_eq!(here.next_exit().unwrap(), Exit::Hlt);
     here.cpu.interrupt(VECTOR).unwrap();
@@ -150,12 +150,12 @@ pub fn a_state_is_the_same_bytes_each_time_and_survives_serde() {
     let mut bench = bench(&profile);
     bench
         .start(
-            Program::MixSse,
+            TinyProgram::MixSse,
             Privilege::User,
-            Arguments {
+            ArgumentRegisters {
                 rcx: 50,
                 rdi: TABLE,
-                ..Arguments::default()
+                ..ArgumentRegisters::default()
             },
         )
         .unwrap();
@@ -175,12 +175,12 @@ pub fn a_remap_between_exit_and_kick_is_seen_after_a_checkpoint() {
     const NEW: u64 = 0x60_0000;
     let profile = profile();
     let (entry_address, entry) = TinyGuest::large_page_entry(OLD, NEW);
-    let arguments = Arguments {
+    let arguments = ArgumentRegisters {
         rcx: 1 << 26,
         rdi: OLD,
         rsi: entry_address,
         rdx: entry,
-        ..Arguments::default()
+        ..ArgumentRegisters::default()
     };
     // An MMU reset is enough where the self-test says so; replacing the slots is everywhere.
     for refresh in [
@@ -194,7 +194,7 @@ pub fn a_remap_between_exit_and_kick_is_seen_after_a_checkpoint() {
                 side.guest.write(NEW, 0x2222);
                 side.guest.set_handler(6, Label::RemapTrap.address());
                 side.cpu.set_page_table_refresh(refresh);
-                side.start(Program::Remap, privilege, arguments).unwrap();
+                side.start(TinyProgram::Remap, privilege, arguments).unwrap();
                 side.expect_out(0x10).unwrap();
                 assert_eq!(side.cpu.registers()[RAX], 0x1111);
                 side.cpu.complete().unwrap();
@@ -235,12 +235,12 @@ pub fn pages_dirty_before_a_restore_are_still_harvested() {
     bench.cpu.set_page_table_refresh(PageTableRefresh::ReplaceSlots);
     bench
         .start(
-            Program::Mix,
+            TinyProgram::Mix,
             Privilege::Kernel,
-            Arguments {
+            ArgumentRegisters {
                 rcx: 2000,
                 rdi: TABLE,
-                ..Arguments::default()
+                ..ArgumentRegisters::default()
             },
         )
         .unwrap();

@@ -46,7 +46,7 @@ pub(super) fn config() -> PlatformConfig {
 
 /// The guest's memory of what it has set up: rings by slot.
 #[derive(Clone, Default)]
-pub(super) struct Guest {
+pub(super) struct GuestModel {
     rings: Vec<Vec<Ring>>,
 }
 
@@ -69,7 +69,7 @@ impl Bar for Reach<'_> {
     }
 }
 
-fn start(chipset: &mut Chipset, guest: &mut Guest, around: &mut Surroundings) {
+fn start(chipset: &mut Chipset, guest: &mut GuestModel, around: &mut Surroundings) {
     for (command, data, icws) in [(0x20, 0x21, [0x20, 4, 1]), (0xA0, 0xA1, [0x28, 2, 1])] {
         chipset.port_write(command, &[0x11], &mut around.env());
         for icw in icws {
@@ -90,7 +90,7 @@ fn start(chipset: &mut Chipset, guest: &mut Guest, around: &mut Surroundings) {
     }
 }
 
-fn offer(chipset: &mut Chipset, guest: &mut Guest, around: &mut Surroundings, random: &mut Seeded) {
+fn offer(chipset: &mut Chipset, guest: &mut GuestModel, around: &mut Surroundings, random: &mut Seeded) {
     let slot = random.below(6);
     let rings = &mut guest.rings[usize::try_from(slot).expect("small")];
     let queue = usize::try_from(random.below(rings.len() as u64)).expect("small");
@@ -151,7 +151,7 @@ fn input(chipset: &Chipset, random: &mut Seeded) -> Input {
 /// A port access as the machine performs it: a fresh clock first, if the access asks for one.
 fn port_access(chipset: &mut Chipset, around: &mut Surroundings, random: &mut Seeded) -> Vec<u8> {
     let port = random.pick(PORTS);
-    let dir = random.pick(&[Direction::Read, Direction::Write]);
+    let dir = random.pick(&[AccessDirection::Read, AccessDirection::Write]);
     if chipset.access_needs_clock(Access::Port { port, dir }) {
         around.now += random.below(100_000);
         chipset
@@ -159,7 +159,7 @@ fn port_access(chipset: &mut Chipset, around: &mut Surroundings, random: &mut Se
             .expect("time runs forward");
     }
     let mut data = vec![0; random.pick(&[1, 1, 1, 2, 4])];
-    if dir == Direction::Read {
+    if dir == AccessDirection::Read {
         chipset.port_read(port, &mut data, &mut around.env());
     } else {
         data.fill_with(|| random.byte());
@@ -191,7 +191,7 @@ pub(super) struct ChipsetSubject;
 
 impl Subject for ChipsetSubject {
     type Device = Chipset;
-    type Guest = Guest;
+    type Guest = GuestModel;
 
     fn build() -> Chipset {
         Chipset::new(&config()).expect("a valid configuration")
@@ -205,7 +205,7 @@ impl Subject for ChipsetSubject {
         restored(&contract::decode(state))
     }
 
-    fn step(chipset: &mut Chipset, guest: &mut Guest, around: &mut Surroundings, random: &mut Seeded) -> Vec<u8> {
+    fn step(chipset: &mut Chipset, guest: &mut GuestModel, around: &mut Surroundings, random: &mut Seeded) -> Vec<u8> {
         let mut answer = Vec::new();
         if guest.rings.is_empty() || random.once_in(100) {
             start(chipset, guest, around);
@@ -235,7 +235,8 @@ impl Subject for ChipsetSubject {
 
     fn observe(chipset: &Chipset) -> String {
         let clocked = PORTS.iter().flat_map(|&port| {
-            [Direction::Read, Direction::Write].map(|dir| chipset.access_needs_clock(Access::Port { port, dir }))
+            [AccessDirection::Read, AccessDirection::Write]
+                .map(|dir| chipset.access_needs_clock(Access::Port { port, dir }))
         });
         format!(
             "{} {:?} {:?} {:?} {:?} {:?} {:?} {:?}",
@@ -265,19 +266,19 @@ fn at_time(state: &ChipsetState, around: &Surroundings, now: u64, access: Access
     match access {
         Access::Port {
             port,
-            dir: Direction::Read,
+            dir: AccessDirection::Read,
         } => chipset.port_read(port, &mut data, &mut around.env()),
         Access::Port {
             port,
-            dir: Direction::Write,
+            dir: AccessDirection::Write,
         } => chipset.port_write(port, &data, &mut around.env()),
         Access::Mmio {
             addr,
-            dir: Direction::Read,
+            dir: AccessDirection::Read,
         } => chipset.mmio_read(addr, &mut data, &mut around.env()),
         Access::Mmio {
             addr,
-            dir: Direction::Write,
+            dir: AccessDirection::Write,
         } => chipset.mmio_write(addr, &data, &mut around.env()),
     }
     format!("{data:?} {:?} {:?}", around.effects, chipset.save())
@@ -287,7 +288,7 @@ fn at_time(state: &ChipsetState, around: &Surroundings, now: u64, access: Access
 fn what_asks_for_no_clock_depends_on_none() {
     for seed in 0..12 {
         let mut random = Seeded::new(seed);
-        let (mut chipset, mut guest) = (ChipsetSubject::build(), Guest::default());
+        let (mut chipset, mut guest) = (ChipsetSubject::build(), GuestModel::default());
         let mut around = Surroundings::new();
         for _ in 0..random.below(200) {
             ChipsetSubject::step(&mut chipset, &mut guest, &mut around, &mut random);
@@ -296,9 +297,9 @@ fn what_asks_for_no_clock_depends_on_none() {
         let state = chipset.save();
         let ports = PORTS
             .iter()
-            .flat_map(|&port| [Direction::Read, Direction::Write].map(|dir| Access::Port { port, dir }));
+            .flat_map(|&port| [AccessDirection::Read, AccessDirection::Write].map(|dir| Access::Port { port, dir }));
         let mmio = [0x14, 0x1000, 0x2000, 0x3000].into_iter().flat_map(|offset| {
-            [Direction::Read, Direction::Write].map(|dir| Access::Mmio {
+            [AccessDirection::Read, AccessDirection::Write].map(|dir| Access::Mmio {
                 addr: 0xE000_0000 + 0x4000 * random.below(6) + offset,
                 dir,
             })

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::contract::{ChipsetSubject, Guest, config};
+use super::contract::{ChipsetSubject, GuestModel, config};
 use super::*;
 use crate::testing::contract::Subject;
 use crate::testing::{Seeded, Surroundings};
@@ -51,7 +51,7 @@ fn a_damaged_state_is_refused_or_harmless() {
     let mut refused = 0;
     for seed in 0..600 {
         let mut random = Seeded::new(seed);
-        let (mut chipset, mut guest) = (ChipsetSubject::build(), Guest::default());
+        let (mut chipset, mut guest) = (ChipsetSubject::build(), GuestModel::default());
         let mut around = Surroundings::new();
         for _ in 0..40 + random.below(40) {
             ChipsetSubject::step(&mut chipset, &mut guest, &mut around, &mut random);

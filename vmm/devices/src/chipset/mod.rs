@@ -16,16 +16,18 @@ use ftvm_schema::entry::{ConsolePort, Input};
 use ftvm_schema::request::DiskRequest;
 
 use super::config::{ConfigError, PlatformConfig};
+use super::env::DeviceEnv;
+use super::error::ApplyError;
 use super::i8042::I8042;
 use super::pci::{self, Pci};
 use super::pic::Pic;
 use super::pit::Pit;
 use super::rtc::Rtc;
 use super::uart::Uart;
-use super::virtio::Fault;
-use super::{Env, pm_timer, power};
+use super::virtio::QueueFault;
+use super::{pm_timer, power};
 
-pub use state::{BadState, ChipsetState, RestoreError};
+pub use state::{ChipsetState, RestoreError};
 
 /// IRQ of PIT channel 0.
 const IRQ_TIMER: u8 = 0;
@@ -38,7 +40,7 @@ const SERIAL: u16 = 0x3F8;
 
 /// Which way an access goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
+pub enum AccessDirection {
     Read,
     Write,
 }
@@ -46,36 +48,8 @@ pub enum Direction {
 /// Where an access goes, before it is performed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    Port { port: u16, dir: Direction },
-    Mmio { addr: u64, dir: Direction },
-}
-
-/// Why an input cannot be applied: the log, or who feeds it, is wrong. Nothing has changed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ApplyError {
-    /// The environment's time is not the input's.
-    #[error("clock input says {input} ns but the environment says {now} ns; they must be the same")]
-    ClockDiffers { input: u64, now: u64 },
-    /// Time runs forward only (PROTOCOL 20).
-    #[error("clock input says {input} ns, earlier than {last} ns handed out before; the log is damaged or misplaced")]
-    ClockWentBack { input: u64, last: u64 },
-    /// The platform has no such device.
-    #[error("the input is for {device} {index}, which this machine does not have; was it started with other devices?")]
-    NoSuchDevice { device: &'static str, index: u8 },
-    /// The disk has made no such request, or it was completed before.
-    #[error("request {id} of disk {disk} is not outstanding, so it cannot complete")]
-    NoSuchRequest { disk: u8, id: u64 },
-    /// The log leaves the data to whoever has the disk.
-    #[error("what request {id} read from disk {disk} is not in the log")]
-    WithoutData { disk: u8, id: u64 },
-    /// A completion brings other data than the request asked for.
-    #[error("request {id} of disk {disk} must bring {expected} bytes, not {found}")]
-    DataLength {
-        disk: u8,
-        id: u64,
-        expected: usize,
-        found: usize,
-    },
+    Port { port: u16, dir: AccessDirection },
+    Mmio { addr: u64, dir: AccessDirection },
 }
 
 /// All devices of one machine.
@@ -130,7 +104,7 @@ impl Chipset {
         match access {
             Access::Port {
                 port,
-                dir: Direction::Read,
+                dir: AccessDirection::Read,
             } => {
                 pm_timer::claims(port)
                     || (Pit::claims(port) && self.pit.read_needs_clock(port))
@@ -138,14 +112,14 @@ impl Chipset {
             }
             Access::Port {
                 port,
-                dir: Direction::Write,
+                dir: AccessDirection::Write,
             } => Pit::write_needs_clock(port) || self.rtc.write_needs_clock(port),
             Access::Mmio { .. } => false,
         }
     }
 
     /// The guest reads 1, 2 or 4 bytes from a port.
-    pub fn port_read(&mut self, port: u16, data: &mut [u8], env: &mut Env<'_>) {
+    pub fn port_read(&mut self, port: u16, data: &mut [u8], env: &mut DeviceEnv<'_>) {
         if pm_timer::claims(port) {
             return pm_timer::read(port, data, env.now);
         }
@@ -162,7 +136,7 @@ impl Chipset {
     }
 
     /// The guest writes 1, 2 or 4 bytes to a port.
-    pub fn port_write(&mut self, port: u16, data: &[u8], env: &mut Env<'_>) {
+    pub fn port_write(&mut self, port: u16, data: &[u8], env: &mut DeviceEnv<'_>) {
         if power::claims(port) {
             return power::write(port, data, env);
         }
@@ -179,7 +153,7 @@ impl Chipset {
     }
 
     /// The guest reads 1 to 8 bytes from an address without RAM.
-    pub fn mmio_read(&mut self, addr: u64, data: &mut [u8], env: &mut Env<'_>) {
+    pub fn mmio_read(&mut self, addr: u64, data: &mut [u8], env: &mut DeviceEnv<'_>) {
         if self.pci.mmio_read(addr, data, env) {
             self.settle_pci();
         } else {
@@ -188,7 +162,7 @@ impl Chipset {
     }
 
     /// The guest writes 1 to 8 bytes to an address without RAM.
-    pub fn mmio_write(&mut self, addr: u64, data: &[u8], env: &mut Env<'_>) {
+    pub fn mmio_write(&mut self, addr: u64, data: &[u8], env: &mut DeviceEnv<'_>) {
         if self.pci.mmio_write(addr, data, env) {
             self.settle_pci();
         }
@@ -199,7 +173,7 @@ impl Chipset {
     ///
     /// # Errors
     /// The input does not fit the devices' state; see [`ApplyError`]. Nothing has changed then.
-    pub fn apply(&mut self, input: &Input, env: &mut Env<'_>) -> Result<(), ApplyError> {
+    pub fn apply(&mut self, input: &Input, env: &mut DeviceEnv<'_>) -> Result<(), ApplyError> {
         match input {
             Input::Clock(now) => self.advance_clock(*now, env)?,
             Input::ConsoleRx {
@@ -304,11 +278,11 @@ impl Chipset {
     }
 
     /// Virtio devices whose driver has broken its rings, by PCI slot, and what it did first. They wait for a reset.
-    pub fn faults(&self) -> impl Iterator<Item = (u8, Fault)> {
+    pub fn faults(&self) -> impl Iterator<Item = (u8, QueueFault)> {
         self.pci.faults()
     }
 
-    fn advance_clock(&mut self, input: u64, env: &Env<'_>) -> Result<(), ApplyError> {
+    fn advance_clock(&mut self, input: u64, env: &DeviceEnv<'_>) -> Result<(), ApplyError> {
         if input != env.now {
             return Err(ApplyError::ClockDiffers { input, now: env.now });
         }
@@ -326,7 +300,7 @@ impl Chipset {
         Ok(())
     }
 
-    fn read_byte(&mut self, port: u16, env: &mut Env<'_>) -> u8 {
+    fn read_byte(&mut self, port: u16, env: &mut DeviceEnv<'_>) -> u8 {
         match port {
             SERIAL..=0x3FF => self.uart.read(port - SERIAL),
             _ if Pic::claims(port) => self.pic.read(port),
@@ -337,7 +311,7 @@ impl Chipset {
         }
     }
 
-    fn write_byte(&mut self, port: u16, value: u8, env: &mut Env<'_>) {
+    fn write_byte(&mut self, port: u16, value: u8, env: &mut DeviceEnv<'_>) {
         match port {
             SERIAL..=0x3FF => self.write_serial(port - SERIAL, value, env),
             _ if Pic::claims(port) => self.pic.write(port, value),
@@ -348,7 +322,7 @@ impl Chipset {
         }
     }
 
-    fn write_serial(&mut self, offset: u16, value: u8, env: &mut Env<'_>) {
+    fn write_serial(&mut self, offset: u16, value: u8, env: &mut DeviceEnv<'_>) {
         self.uart.withdraw_before_write(offset);
         self.pic.set_line(IRQ_SERIAL, self.uart.interrupt());
         self.uart.write(offset, value, env);

@@ -1,13 +1,12 @@
-//! The chipset's state as it travels in checkpoints and snapshots.
+//! The chipset's state as it travels in checkpoints and state records.
 //!
 //! The devices' own structs are the state, so a new field cannot be forgotten; what arithmetic relies on is checked
 //! when a state comes in. There are no maps with a random order in it: equal states are equal bytes.
 
-use std::fmt::Display;
-
 use serde::{Deserialize, Serialize};
 
 use super::super::config::PlatformConfig;
+use super::super::error::BadState;
 use super::super::i8042::I8042;
 use super::super::pci::Pci;
 use super::super::pic::Pic;
@@ -31,25 +30,6 @@ pub struct ChipsetState {
     rtc: Rtc,
     i8042: I8042,
     pci: Pci,
-}
-
-/// A value that no history of the devices leads to.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{what} must be {expected}, found {found}")]
-pub struct BadState {
-    what: &'static str,
-    expected: &'static str,
-    found: String,
-}
-
-impl BadState {
-    pub(crate) fn new(what: &'static str, expected: &'static str, found: impl Display) -> Self {
-        BadState {
-            what,
-            expected,
-            found: found.to_string(),
-        }
-    }
 }
 
 /// Why a state was not restored. The chipset is unchanged.

@@ -24,8 +24,8 @@ impl Bench {
         }
     }
 
-    fn with<T>(&mut self, access: impl FnOnce(&mut Chipset, &mut Env<'_>) -> T) -> T {
-        let mut env = Env {
+    fn with<T>(&mut self, access: impl FnOnce(&mut Chipset, &mut DeviceEnv<'_>) -> T) -> T {
+        let mut env = DeviceEnv {
             memory: &self.memory,
             now: self.now,
             effects: &mut self.effects,
@@ -112,13 +112,13 @@ fn only_what_shows_time_asks_for_a_clock() {
     let chipset = Bench::new().chipset;
     let needs = |port, dir| chipset.access_needs_clock(Access::Port { port, dir });
     for port in [0x40, 0x42, 0x61, 0x608] {
-        assert!(needs(port, Direction::Read), "{port:#x}");
+        assert!(needs(port, AccessDirection::Read), "{port:#x}");
     }
     for port in [0x20, 0x21, 0x3F8, 0x3FD, 0x607, 0x60C, 0x80] {
-        assert!(!needs(port, Direction::Read), "{port:#x}");
-        assert!(!needs(port, Direction::Write), "{port:#x}");
+        assert!(!needs(port, AccessDirection::Read), "{port:#x}");
+        assert!(!needs(port, AccessDirection::Write), "{port:#x}");
     }
-    assert!(needs(0x43, Direction::Write));
+    assert!(needs(0x43, AccessDirection::Write));
 }
 
 #[test]

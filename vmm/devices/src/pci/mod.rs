@@ -9,14 +9,14 @@ mod tests;
 
 use serde::{Deserialize, Serialize};
 
-use super::Env;
-use super::chipset::BadState;
 use super::config::PlatformConfig;
-use super::virtio::block::Block;
-use super::virtio::console::Console;
-use super::virtio::net::Net;
-use super::virtio::rng::Rng;
-use super::virtio::{BAR_SIZE, Fault, PciFunction, VirtioPci};
+use super::env::DeviceEnv;
+use super::error::BadState;
+use super::virtio::block::VirtioBlock;
+use super::virtio::console::VirtioConsole;
+use super::virtio::net::VirtioNet;
+use super::virtio::rng::VirtioRng;
+use super::virtio::{BAR_SIZE, PciFunction, QueueFault, VirtioPci};
 
 /// Where the functions' BARs begin: in a hole that the memory map leaves free.
 const BAR_BASE: u32 = 0xE000_0000;
@@ -40,10 +40,10 @@ const HOST_BRIDGE_CLASS: u32 = 0x0600_0000;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Pci {
     address: u32,
-    pub(super) nics: Vec<VirtioPci<Net>>,
-    pub(super) disks: Vec<VirtioPci<Block>>,
-    pub(super) console: Option<VirtioPci<Console>>,
-    pub(super) rng: Option<VirtioPci<Rng>>,
+    pub(super) nics: Vec<VirtioPci<VirtioNet>>,
+    pub(super) disks: Vec<VirtioPci<VirtioBlock>>,
+    pub(super) console: Option<VirtioPci<VirtioConsole>>,
+    pub(super) rng: Option<VirtioPci<VirtioRng>>,
 }
 
 /// What an address on the bus names.
@@ -64,21 +64,21 @@ impl Pci {
         };
         let nics = config.nics.iter().zip(0..).map(|(nic, number)| {
             let (bar, irq) = place();
-            VirtioPci::new(Net::new(number, nic.mac), bar, irq)
+            VirtioPci::new(VirtioNet::new(number, nic.mac), bar, irq)
         });
         let nics = nics.collect();
         let disks = config.disks.iter().zip(0..).map(|(disk, number)| {
             let (bar, irq) = place();
-            VirtioPci::new(Block::new(number, disk.clone()), bar, irq)
+            VirtioPci::new(VirtioBlock::new(number, disk.clone()), bar, irq)
         });
         let disks = disks.collect();
         let console = config.virtio_console.then(|| {
             let (bar, irq) = place();
-            VirtioPci::new(Console::default(), bar, irq)
+            VirtioPci::new(VirtioConsole::default(), bar, irq)
         });
         let rng = config.rng.then(|| {
             let (bar, irq) = place();
-            VirtioPci::new(Rng::default(), bar, irq)
+            VirtioPci::new(VirtioRng::default(), bar, irq)
         });
         Pci {
             address: 0,
@@ -102,7 +102,7 @@ impl Pci {
     }
 
     /// The guest reads a port from 0xCF8 to 0xCFF.
-    pub(super) fn port_read(&mut self, port: u16, data: &mut [u8], env: &mut Env<'_>) {
+    pub(super) fn port_read(&mut self, port: u16, data: &mut [u8], env: &mut DeviceEnv<'_>) {
         data.fill(0xFF);
         if port == ADDRESS && data.len() == 4 {
             data.copy_from_slice(&self.address.to_le_bytes());
@@ -119,7 +119,7 @@ impl Pci {
     }
 
     /// The guest writes a port from 0xCF8 to 0xCFF.
-    pub(super) fn port_write(&mut self, port: u16, data: &[u8], env: &mut Env<'_>) {
+    pub(super) fn port_write(&mut self, port: u16, data: &[u8], env: &mut DeviceEnv<'_>) {
         if port == ADDRESS {
             if let Ok(address) = data.try_into() {
                 self.address = u32::from_le_bytes(address) & ADDRESS_WRITABLE;
@@ -133,7 +133,7 @@ impl Pci {
     }
 
     /// Reads from the function whose BAR claims the address; whether there is one.
-    pub(super) fn mmio_read(&mut self, addr: u64, data: &mut [u8], env: &mut Env<'_>) -> bool {
+    pub(super) fn mmio_read(&mut self, addr: u64, data: &mut [u8], env: &mut DeviceEnv<'_>) -> bool {
         let Some((function, offset)) = self.decode(addr, data.len()) else {
             return false;
         };
@@ -142,7 +142,7 @@ impl Pci {
     }
 
     /// Writes to the function whose BAR claims the address; whether there is one.
-    pub(super) fn mmio_write(&mut self, addr: u64, data: &[u8], env: &mut Env<'_>) -> bool {
+    pub(super) fn mmio_write(&mut self, addr: u64, data: &[u8], env: &mut DeviceEnv<'_>) -> bool {
         let Some((function, offset)) = self.decode(addr, data.len()) else {
             return false;
         };
@@ -160,7 +160,7 @@ impl Pci {
     }
 
     /// Functions that wait for a reset, by slot, and why.
-    pub(super) fn faults(&self) -> impl Iterator<Item = (u8, Fault)> {
+    pub(super) fn faults(&self) -> impl Iterator<Item = (u8, QueueFault)> {
         self.functions()
             .zip(1..)
             .filter_map(|(function, slot)| Some((slot, function.fault()?)))

@@ -10,17 +10,17 @@ const SPURIOUS: u8 = 7;
 
 /// Which of the two chips this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Role {
+pub(super) enum ChipRole {
     Master,
     Slave,
 }
 
-impl Role {
+impl ChipRole {
     /// Inputs that may be level-triggered: not the timer, keyboard and cascade, not the RTC and the FPU.
     fn level_capable(self) -> u8 {
         match self {
-            Role::Master => 0xF8,
-            Role::Slave => 0xDE,
+            ChipRole::Master => 0xF8,
+            ChipRole::Slave => 0xDE,
         }
     }
 }
@@ -63,7 +63,7 @@ enum EndOfInterrupt {
 /// One 8259A. Bit n of a byte is input n.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Chip {
-    role: Role,
+    role: ChipRole,
     /// Levels at the inputs.
     lines: u8,
     /// Rising edges not yet acknowledged.
@@ -85,7 +85,7 @@ pub(super) struct Chip {
 }
 
 impl Chip {
-    pub(super) fn new(role: Role) -> Self {
+    pub(super) fn new(role: ChipRole) -> Self {
         Chip {
             role,
             lines: 0,
@@ -133,7 +133,7 @@ impl Chip {
         if self.special_mask {
             blocking &= !self.mask;
         }
-        if self.special_fully_nested && self.role == Role::Master {
+        if self.special_fully_nested && self.role == ChipRole::Master {
             blocking &= !(1 << CASCADE);
         }
         match self.first(blocking) {

@@ -11,7 +11,7 @@ mod tests;
 
 use serde::{Deserialize, Serialize};
 
-use chip::{CASCADE, Chip, Role};
+use chip::{CASCADE, Chip, ChipRole};
 
 /// Interrupt inputs of the pair.
 pub(super) const IRQS: u8 = 16;
@@ -26,20 +26,20 @@ pub(super) struct Pic {
 /// A register of the pair, by its port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Register {
-    Command(Role),
-    Data(Role),
-    EdgeLevel(Role),
+    Command(ChipRole),
+    Data(ChipRole),
+    EdgeLevel(ChipRole),
 }
 
 impl Register {
     fn at(port: u16) -> Option<Self> {
         Some(match port {
-            0x20 => Register::Command(Role::Master),
-            0x21 => Register::Data(Role::Master),
-            0xA0 => Register::Command(Role::Slave),
-            0xA1 => Register::Data(Role::Slave),
-            0x4D0 => Register::EdgeLevel(Role::Master),
-            0x4D1 => Register::EdgeLevel(Role::Slave),
+            0x20 => Register::Command(ChipRole::Master),
+            0x21 => Register::Data(ChipRole::Master),
+            0xA0 => Register::Command(ChipRole::Slave),
+            0xA1 => Register::Data(ChipRole::Slave),
+            0x4D0 => Register::EdgeLevel(ChipRole::Master),
+            0x4D1 => Register::EdgeLevel(ChipRole::Slave),
             _ => return None,
         })
     }
@@ -50,8 +50,8 @@ impl Pic {
     pub(super) fn new(level: u16) -> Self {
         let [low, high] = level.to_le_bytes();
         let mut pic = Pic {
-            master: Chip::new(Role::Master),
-            slave: Chip::new(Role::Slave),
+            master: Chip::new(ChipRole::Master),
+            slave: Chip::new(ChipRole::Slave),
         };
         pic.master.set_edge_level(low);
         pic.slave.set_edge_level(high);
@@ -126,18 +126,18 @@ impl Pic {
         self.drive_cascade();
     }
 
-    fn chip(&mut self, role: Role) -> &mut Chip {
+    fn chip(&mut self, role: ChipRole) -> &mut Chip {
         match role {
-            Role::Master => &mut self.master,
-            Role::Slave => &mut self.slave,
+            ChipRole::Master => &mut self.master,
+            ChipRole::Slave => &mut self.slave,
         }
     }
 
-    fn poll(&mut self, role: Role) -> Option<u8> {
+    fn poll(&mut self, role: ChipRole) -> Option<u8> {
         let answer = self.chip(role).poll()?;
         match role {
-            Role::Master => self.drive_cascade(),
-            Role::Slave => self.reassert_cascade(),
+            ChipRole::Master => self.drive_cascade(),
+            ChipRole::Slave => self.reassert_cascade(),
         }
         Some(answer)
     }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::chipset::BadState;
+use crate::error::BadState;
 
 /// The six modes (82C54 data sheet, "Mode Definitions").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,7 +107,7 @@ enum Counting {
 
 /// One channel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Channel {
+pub(super) struct PitChannel {
     mode: Mode,
     bytes: Bytes,
     radix: Radix,
@@ -125,10 +125,10 @@ pub(super) struct Channel {
     latched_status: Option<u8>,
 }
 
-impl Channel {
+impl PitChannel {
     /// As firmware leaves it: a count was loaded once. Linux waits for that before it looks at a count for the first time.
     pub(super) fn new(gate: bool) -> Self {
-        Channel {
+        PitChannel {
             mode: Mode::TerminalCount,
             bytes: Bytes::LowThenHigh,
             radix: Radix::Binary,

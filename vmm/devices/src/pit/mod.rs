@@ -12,9 +12,9 @@ mod tests;
 
 use serde::{Deserialize, Serialize};
 
-use super::chipset::BadState;
+use super::error::BadState;
 use super::timebase::Oscillator;
-use channel::Channel;
+use channel::PitChannel;
 
 /// Frequency of all three channels: 105/88 MHz.
 const CLOCK: Oscillator = Oscillator::new(1_193_182);
@@ -34,7 +34,7 @@ const OUT_2: u8 = 1 << 5;
 /// The three channels and port 0x61.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Pit {
-    channels: [Channel; 3],
+    channels: [PitChannel; 3],
     system_control: u8,
     /// Channel 0's edges up to this tick have been delivered.
     delivered: u64,
@@ -43,7 +43,7 @@ pub(super) struct Pit {
 impl Pit {
     pub(super) fn new() -> Self {
         Pit {
-            channels: [Channel::new(true), Channel::new(true), Channel::new(false)],
+            channels: [PitChannel::new(true), PitChannel::new(true), PitChannel::new(false)],
             system_control: 0,
             delivered: 0,
         }
@@ -111,7 +111,7 @@ impl Pit {
 
     /// Refuses a state that no sequence of accesses leads to and that arithmetic relies on.
     pub(super) fn check(&self) -> Result<(), BadState> {
-        self.channels.iter().try_for_each(Channel::check)
+        self.channels.iter().try_for_each(PitChannel::check)
     }
 
     fn read_system_control(&self, tick: u64) -> u8 {

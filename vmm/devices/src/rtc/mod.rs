@@ -11,7 +11,7 @@ mod tests;
 
 use serde::{Deserialize, Serialize};
 
-use super::chipset::BadState;
+use super::error::BadState;
 use super::timebase::Oscillator;
 use calendar::{DAY, DateTime};
 

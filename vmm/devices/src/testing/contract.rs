@@ -47,16 +47,16 @@ pub(crate) trait Subject {
 }
 
 /// One device with its guest and surroundings, somewhere in its history.
-pub(super) struct Run<S: Subject> {
+pub(super) struct ContractRun<S: Subject> {
     pub device: S::Device,
     guest: S::Guest,
     around: Surroundings,
     random: Seeded,
 }
 
-impl<S: Subject> Run<S> {
+impl<S: Subject> ContractRun<S> {
     pub(super) fn new(seed: u64) -> Self {
-        Run {
+        ContractRun {
             device: S::build(),
             guest: S::Guest::default(),
             around: Surroundings::new(),
@@ -71,7 +71,7 @@ impl<S: Subject> Run<S> {
 
     /// The same run with another device.
     pub(super) fn with(&self, device: S::Device) -> Self {
-        Run {
+        ContractRun {
             device,
             guest: self.guest.clone(),
             around: self.around.copy(),
@@ -105,8 +105,8 @@ pub(super) fn saved_at(seed: u64) -> u64 {
 
 fn check_one<S: Subject>(seed: u64) {
     let saved_at = saved_at(seed);
-    let mut run = Run::<S>::new(seed);
-    let mut twin = Run::<S>::new(seed);
+    let mut run = ContractRun::<S>::new(seed);
+    let mut twin = ContractRun::<S>::new(seed);
     for step in 0..saved_at {
         assert_eq!(run.step(), twin.step(), "seed {seed}: twins part at step {step}");
     }

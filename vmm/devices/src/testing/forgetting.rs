@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::contract::{Run, SEEDS, STEPS, Subject, saved_at};
+use super::contract::{ContractRun, SEEDS, STEPS, Subject, saved_at};
 
 /// Checks that forgetting any field but `constants` shows in what the device does afterwards.
 pub(crate) fn check<S: Subject>(constants: &[&str])
@@ -18,7 +18,7 @@ where
     let mut unnoticed = Vec::new();
     fields(&fresh, &mut String::new(), &mut unnoticed);
     for seed in 0..SEEDS {
-        let mut run = Run::<S>::new(seed);
+        let mut run = ContractRun::<S>::new(seed);
         for _ in 0..saved_at(seed) {
             run.step();
         }
@@ -29,7 +29,7 @@ where
             .collect::<Vec<_>>();
         let history: Vec<String> = (saved_at(seed)..STEPS).map(|_| run.step()).collect();
         let memory = run.memory();
-        let noticed = |forgetful: Option<Run<S>>| {
+        let noticed = |forgetful: Option<ContractRun<S>>| {
             forgetful.is_some_and(|mut run| history.iter().any(|step| *step != run.step()) || memory != run.memory())
         };
         let mut noticed = forgetful.into_iter().map(noticed);
@@ -59,7 +59,7 @@ fn fields(value: &Value, path: &mut String, found: &mut Vec<String>) {
 }
 
 /// The run with `field` as in a fresh device; none if it is so anyway.
-fn forget<S: Subject>(run: &Run<S>, state: &Value, fresh: &Value, field: &str) -> Option<Run<S>>
+fn forget<S: Subject>(run: &ContractRun<S>, state: &Value, fresh: &Value, field: &str) -> Option<ContractRun<S>>
 where
     S::Device: DeserializeOwned,
 {

@@ -7,7 +7,7 @@ pub(super) mod forgetting;
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Effect, Env};
+use super::env::{DeviceEnv, Effect};
 use ftvm_hypervisor::GuestMemory;
 
 /// Bytes of RAM in a test.
@@ -71,8 +71,8 @@ impl Surroundings {
         }
     }
 
-    pub(super) fn env(&mut self) -> Env<'_> {
-        Env {
+    pub(super) fn env(&mut self) -> DeviceEnv<'_> {
+        DeviceEnv {
             memory: &self.memory,
             now: self.now,
             effects: &mut self.effects,

@@ -16,8 +16,8 @@ use std::collections::VecDeque;
 use ftvm_schema::entry::ConsolePort;
 use serde::{Deserialize, Serialize};
 
-use super::chipset::BadState;
-use super::{Effect, Env};
+use super::env::{DeviceEnv, Effect};
+use super::error::BadState;
 
 /// Bytes the receive FIFO holds, as on the 16550A.
 pub(super) const FIFO_SIZE: usize = 16;
@@ -135,7 +135,7 @@ impl Uart {
     }
 
     /// Writes register `offset`, 0 to 7, after [`Self::withdraw_before_write`].
-    pub(super) fn write(&mut self, offset: u16, value: u8, env: &mut Env<'_>) {
+    pub(super) fn write(&mut self, offset: u16, value: u8, env: &mut DeviceEnv<'_>) {
         match offset {
             0 if self.divisor_latched() => self.divisor[0] = value,
             0 => self.transmit(value, env),
@@ -195,7 +195,7 @@ impl Uart {
         }
     }
 
-    fn transmit(&mut self, byte: u8, env: &mut Env<'_>) {
+    fn transmit(&mut self, byte: u8, env: &mut DeviceEnv<'_>) {
         if self.modem_control & MCR_LOOPBACK != 0 {
             self.receive_byte(byte);
         } else {

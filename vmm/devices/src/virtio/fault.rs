@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// The first thing found wrong; the same on every replay, because it depends on guest memory and accesses alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-pub enum Fault {
+pub enum QueueFault {
     /// Size, alignment or place of a queue that the driver enabled.
     #[error("the queue at {desc:#x}, {avail:#x}, {used:#x} with {size} entries is misplaced or of a wrong size")]
     Queue {

@@ -6,10 +6,12 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::fault::QueueFault;
+use super::model::{CONFIG_SIZE, Model, Served};
+use super::queue::VirtQueue;
 use super::transport::Transport;
-use super::{CONFIG_SIZE, Fault, Model, Served, VirtQueue};
-use crate::Env;
-use crate::chipset::BadState;
+use crate::env::DeviceEnv;
+use crate::error::BadState;
 
 /// Size of a function's one BAR, 32-bit memory.
 pub(crate) const BAR_SIZE: u32 = 0x4000;
@@ -126,19 +128,19 @@ pub(crate) struct VirtioPci<M> {
 /// What the bus needs of a function.
 pub(crate) trait PciFunction {
     /// The aligned configuration dword at `register`.
-    fn read_register(&mut self, register: u8, env: &mut Env<'_>) -> u32;
+    fn read_register(&mut self, register: u8, env: &mut DeviceEnv<'_>) -> u32;
     /// Writes `data` (1, 2 or 4 bytes) at `lane` of the aligned configuration dword at `register`.
-    fn write_register(&mut self, register: u8, lane: usize, data: &[u8], env: &mut Env<'_>);
+    fn write_register(&mut self, register: u8, lane: usize, data: &[u8], env: &mut DeviceEnv<'_>);
     /// The offset into the BAR if it claims all `len` bytes at `addr`.
     fn decode(&self, addr: u64, len: usize) -> Option<u32>;
     /// Reads from the BAR.
-    fn read_bar(&mut self, offset: u32, data: &mut [u8], env: &mut Env<'_>);
+    fn read_bar(&mut self, offset: u32, data: &mut [u8], env: &mut DeviceEnv<'_>);
     /// Writes to the BAR.
-    fn write_bar(&mut self, offset: u32, data: &[u8], env: &mut Env<'_>);
+    fn write_bar(&mut self, offset: u32, data: &[u8], env: &mut DeviceEnv<'_>);
     /// The level of INTA.
     fn interrupt(&self) -> bool;
     /// Why the device waits for a reset, if it does.
-    fn fault(&self) -> Option<Fault>;
+    fn fault(&self) -> Option<QueueFault>;
 }
 
 impl<M: Model> VirtioPci<M> {
@@ -172,8 +174,8 @@ impl<M: Model> VirtioPci<M> {
     /// Lets the model work on its queues if the device is running.
     pub(crate) fn serve(
         &mut self,
-        env: &mut Env<'_>,
-        work: impl FnOnce(&mut M, &mut [VirtQueue], &mut Env<'_>) -> Served,
+        env: &mut DeviceEnv<'_>,
+        work: impl FnOnce(&mut M, &mut [VirtQueue], &mut DeviceEnv<'_>) -> Served,
     ) {
         self.transport.serve(env, work);
     }
@@ -182,7 +184,7 @@ impl<M: Model> VirtioPci<M> {
         self.transport.check(&built.transport)
     }
 
-    fn read_window(&mut self, env: &mut Env<'_>) -> u32 {
+    fn read_window(&mut self, env: &mut DeviceEnv<'_>) -> u32 {
         let mut data = [0; 4];
         if let Some((offset, length)) = self.window_target() {
             self.read_bar(offset, &mut data[..length], env);
@@ -190,7 +192,7 @@ impl<M: Model> VirtioPci<M> {
         u32::from_le_bytes(data)
     }
 
-    fn write_window(&mut self, data: &[u8], env: &mut Env<'_>) {
+    fn write_window(&mut self, data: &[u8], env: &mut DeviceEnv<'_>) {
         if let Some((offset, length)) = self.window_target()
             && let Some(data) = data.get(..length)
         {
@@ -213,7 +215,7 @@ impl<M: Model> VirtioPci<M> {
 }
 
 impl<M: Model> PciFunction for VirtioPci<M> {
-    fn read_register(&mut self, register: u8, env: &mut Env<'_>) -> u32 {
+    fn read_register(&mut self, register: u8, env: &mut DeviceEnv<'_>) -> u32 {
         match register {
             register::ID => u32::from(Self::DEVICE_ID) << 16 | VENDOR_VIRTIO,
             register::COMMAND => {
@@ -238,7 +240,7 @@ impl<M: Model> PciFunction for VirtioPci<M> {
         }
     }
 
-    fn write_register(&mut self, register: u8, lane: usize, data: &[u8], env: &mut Env<'_>) {
+    fn write_register(&mut self, register: u8, lane: usize, data: &[u8], env: &mut DeviceEnv<'_>) {
         if register == register::WINDOW_DATA && lane == 0 {
             return self.write_window(data, env);
         }
@@ -280,7 +282,7 @@ impl<M: Model> PciFunction for VirtioPci<M> {
         }
     }
 
-    fn read_bar(&mut self, offset: u32, data: &mut [u8], _env: &mut Env<'_>) {
+    fn read_bar(&mut self, offset: u32, data: &mut [u8], _env: &mut DeviceEnv<'_>) {
         data.fill(0);
         let (area, inside) = area_of(offset);
         match area {
@@ -299,7 +301,7 @@ impl<M: Model> PciFunction for VirtioPci<M> {
         }
     }
 
-    fn write_bar(&mut self, offset: u32, data: &[u8], env: &mut Env<'_>) {
+    fn write_bar(&mut self, offset: u32, data: &[u8], env: &mut DeviceEnv<'_>) {
         let (area, inside) = area_of(offset);
         match area {
             area::COMMON => {
@@ -318,7 +320,7 @@ impl<M: Model> PciFunction for VirtioPci<M> {
         self.transport.interrupt() && self.command & COMMAND_INTX_DISABLE == 0
     }
 
-    fn fault(&self) -> Option<Fault> {
+    fn fault(&self) -> Option<QueueFault> {
         self.transport.fault()
     }
 }

@@ -10,14 +10,14 @@ use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::chain::Chain;
-use super::fault::Fault;
-use crate::chipset::BadState;
+use super::chain::DescriptorChain;
+use super::fault::QueueFault;
+use crate::error::BadState;
 use ftvm_hypervisor::GuestMemory;
 
 /// Whether the driver has enabled the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Phase {
+pub(super) enum QueueStage {
     /// Addresses and size may be written.
     Setup,
     Enabled,
@@ -31,7 +31,7 @@ pub(crate) struct VirtQueue {
     pub(super) desc: u64,
     pub(super) avail: u64,
     pub(super) used: u64,
-    pub(super) phase: Phase,
+    pub(super) phase: QueueStage,
     next_avail: u16,
     next_used: u16,
 }
@@ -45,7 +45,7 @@ impl VirtQueue {
             desc: 0,
             avail: 0,
             used: 0,
-            phase: Phase::Setup,
+            phase: QueueStage::Setup,
             next_avail: 0,
             next_used: 0,
         }
@@ -57,31 +57,31 @@ impl VirtQueue {
 
     /// Whether the device may use the queue.
     pub(crate) fn is_enabled(&self) -> bool {
-        self.phase == Phase::Enabled
+        self.phase == QueueStage::Enabled
     }
 
     /// The driver has described the queue and wants it used.
-    pub(super) fn enable(&mut self, memory: &GuestMemory) -> Result<(), Fault> {
+    pub(super) fn enable(&mut self, memory: &GuestMemory) -> Result<(), QueueFault> {
         let valid = self.open().is_ok_and(|ring| ring.is_valid(memory)) && self.avail != 0;
         if !valid {
             return Err(self.misplaced());
         }
-        self.phase = Phase::Enabled;
+        self.phase = QueueStage::Enabled;
         Ok(())
     }
 
     /// How many chains the driver has made available and [`Self::pop`] has not taken.
-    pub(crate) fn available(&self, memory: &GuestMemory) -> Result<u16, Fault> {
+    pub(crate) fn available(&self, memory: &GuestMemory) -> Result<u16, QueueFault> {
         if !self.is_enabled() {
             return Ok(0);
         }
         let index = self
             .open()?
             .avail_idx(memory, Ordering::Acquire)
-            .map_err(|_| Fault::Rings)?;
+            .map_err(|_| QueueFault::Rings)?;
         let available = index.0.wrapping_sub(self.next_avail);
         if available > self.size {
-            return Err(Fault::AvailableIndex { size: self.size });
+            return Err(QueueFault::AvailableIndex { size: self.size });
         }
         Ok(available)
     }
@@ -90,18 +90,18 @@ impl VirtQueue {
     ///
     /// A caller that empties the queue first asks [`Self::available`] and takes that many: what the device writes may
     /// lie over the available ring, so asking again and again need not end.
-    pub(crate) fn pop(&mut self, memory: &GuestMemory) -> Result<Option<Chain>, Fault> {
+    pub(crate) fn pop(&mut self, memory: &GuestMemory) -> Result<Option<DescriptorChain>, QueueFault> {
         if self.available(memory)? == 0 {
             return Ok(None);
         }
         let mut ring = self.open()?;
         let head = ring
             .iter(memory)
-            .map_err(|_| Fault::Rings)?
+            .map_err(|_| QueueFault::Rings)?
             .next()
-            .ok_or(Fault::Rings)?
+            .ok_or(QueueFault::Rings)?
             .head_index();
-        let chain = Chain::parse(memory, self.desc, self.size, head)?;
+        let chain = DescriptorChain::parse(memory, self.desc, self.size, head)?;
         self.next_avail = ring.next_avail();
         Ok(Some(chain))
     }
@@ -112,18 +112,18 @@ impl VirtQueue {
     }
 
     /// Gives the chain that began at `head` back to the driver, with `len` bytes written.
-    pub(crate) fn push(&mut self, memory: &GuestMemory, head: u16, len: u32) -> Result<(), Fault> {
+    pub(crate) fn push(&mut self, memory: &GuestMemory, head: u16, len: u32) -> Result<(), QueueFault> {
         let mut ring = self.open()?;
-        ring.add_used(memory, head, len).map_err(|_| Fault::Rings)?;
+        ring.add_used(memory, head, len).map_err(|_| QueueFault::Rings)?;
         self.next_used = ring.next_used();
         Ok(())
     }
 
     /// Whether the driver wants to hear of used chains (virtio 1.2, 2.7.7).
-    pub(super) fn wants_interrupt(&self, memory: &GuestMemory) -> Result<bool, Fault> {
+    pub(super) fn wants_interrupt(&self, memory: &GuestMemory) -> Result<bool, QueueFault> {
         let flags: u16 = memory
             .load(GuestAddress(self.avail), Ordering::Acquire)
-            .map_err(|_| Fault::Rings)?;
+            .map_err(|_| QueueFault::Rings)?;
         Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
     }
 
@@ -139,7 +139,7 @@ impl VirtQueue {
         }
     }
 
-    fn open(&self) -> Result<Queue, Fault> {
+    fn open(&self) -> Result<Queue, QueueFault> {
         Queue::try_from(QueueState {
             max_size: self.max_size,
             next_avail: self.next_avail,
@@ -154,8 +154,8 @@ impl VirtQueue {
         .map_err(|_| self.misplaced())
     }
 
-    fn misplaced(&self) -> Fault {
-        Fault::Queue {
+    fn misplaced(&self) -> QueueFault {
+        QueueFault::Queue {
             size: self.size,
             desc: self.desc,
             avail: self.avail,

@@ -1,11 +1,12 @@
 //! The transport, and what broken rings do to every kind of device.
 
-use super::block::Block;
-use super::console::Console;
-use super::net::Net;
-use super::rng::Rng;
+use super::block::VirtioBlock;
+use super::chain::DescriptorChain;
+use super::console::VirtioConsole;
+use super::net::VirtioNet;
+use super::rng::VirtioRng;
 use super::testing::contract::Kind;
-use super::testing::{Bench, RING, RINGS};
+use super::testing::{FunctionBench, RING, RINGS};
 use super::*;
 use crate::Effect;
 use crate::testing::driver::{Bar, DRIVER_OK, FEATURES_OK, NEEDS_RESET, Piece, Ring};
@@ -19,8 +20,8 @@ const INDIRECT: u16 = 4;
 /// Entries of the rings here.
 const SIZE: u16 = 8;
 
-fn bench() -> Bench<Rng> {
-    Bench::running(Rng::default(), SIZE)
+fn bench() -> FunctionBench<VirtioRng> {
+    FunctionBench::running(VirtioRng::default(), SIZE)
 }
 
 #[test]
@@ -59,7 +60,7 @@ fn a_reset_returns_every_register() {
         (0, 0),
         "other widths read nothing"
     );
-    let registers = |bench: &mut Bench<Rng>| {
+    let registers = |bench: &mut FunctionBench<VirtioRng>| {
         [0x00, 0x04, 0x08, 0x0C, 0x20, 0x24, 0x28, 0x2C, 0x30, 0x34].map(|register| bench.read_u32(register))
     };
     assert_ne!(registers(&mut bench), [0; 10]);
@@ -123,7 +124,7 @@ fn misplaced_queues_are_faults() {
         bench.write_bar(register, &value.to_le_bytes()[..width]);
         bench.write_bar(0x1C, &[1, 0]);
         assert!(
-            matches!(bench.function.fault(), Some(Fault::Queue { .. })),
+            matches!(bench.function.fault(), Some(QueueFault::Queue { .. })),
             "{register:#x} = {value:#x}"
         );
         assert_eq!(bench.status() & NEEDS_RESET, NEEDS_RESET);
@@ -150,7 +151,7 @@ fn notifications_before_the_driver_is_up_count_when_it_is() {
     bench.negotiate();
     let rings = bench.rings.clone();
     bench.enable_queue(0, &rings[0]);
-    let Bench { around, rings, .. } = &mut bench;
+    let FunctionBench { around, rings, .. } = &mut bench;
     rings[0].chain(around, &[Piece::In(0x1000, 8)]);
     bench.notify(0);
     assert_eq!(bench.effects(), []);
@@ -161,10 +162,10 @@ fn notifications_before_the_driver_is_up_count_when_it_is() {
 #[test]
 fn interrupts_show_in_the_status_register_and_can_be_disabled() {
     let mut bench = bench();
-    let Bench { around, rings, .. } = &mut bench;
+    let FunctionBench { around, rings, .. } = &mut bench;
     rings[0].chain(around, &[Piece::In(0x1000, 8)]);
     bench.notify(0);
-    let Bench { function, around, .. } = &mut bench;
+    let FunctionBench { function, around, .. } = &mut bench;
     assert_eq!(function.read_register(4, &mut around.env()) >> 16 & 8, 0);
     function.serve(&mut around.env(), |rng, queues, env| rng.answer(&[1], queues, env));
     assert!(function.interrupt());
@@ -181,58 +182,58 @@ fn interrupts_show_in_the_status_register_and_can_be_disabled() {
 struct Break {
     /// Descriptors: address, length, flags, next.
     table: &'static [(u64, u32, u16, u16)],
-    fault: Fault,
+    fault: QueueFault,
 }
 
 const BREAKS: &[Break] = &[
     Break {
         table: &[(0x1000, 64, INDIRECT, 0)],
-        fault: Fault::Indirect,
+        fault: QueueFault::Indirect,
     },
     Break {
         table: &[(0x1000, 0, 0, 0)],
-        fault: Fault::Empty { index: 0 },
+        fault: QueueFault::Empty { index: 0 },
     },
     Break {
         table: &[(0x1000, 64, NEXT, 0)],
-        fault: Fault::Loop { size: SIZE },
+        fault: QueueFault::Loop { size: SIZE },
     },
     Break {
         table: &[(0x1000, 64, NEXT, 1), (0x1000, 64, NEXT, 0)],
-        fault: Fault::Loop { size: SIZE },
+        fault: QueueFault::Loop { size: SIZE },
     },
     Break {
         table: &[(0x1000, 64, NEXT, SIZE)],
-        fault: Fault::DescriptorIndex {
+        fault: QueueFault::DescriptorIndex {
             index: SIZE,
             size: SIZE,
         },
     },
     Break {
         table: &[(RAM, 1, 0, 0)],
-        fault: Fault::OutsideMemory { addr: RAM, len: 1 },
+        fault: QueueFault::OutsideMemory { addr: RAM, len: 1 },
     },
     Break {
         table: &[(RAM - 1, 2, 0, 0)],
-        fault: Fault::OutsideMemory { addr: RAM - 1, len: 2 },
+        fault: QueueFault::OutsideMemory { addr: RAM - 1, len: 2 },
     },
     Break {
         table: &[(u64::MAX, 2, WRITE, 0)],
-        fault: Fault::OutsideMemory { addr: u64::MAX, len: 2 },
+        fault: QueueFault::OutsideMemory { addr: u64::MAX, len: 2 },
     },
     Break {
         table: &[(0, u32::MAX, WRITE, 0)],
-        fault: Fault::OutsideMemory { addr: 0, len: u32::MAX },
+        fault: QueueFault::OutsideMemory { addr: 0, len: u32::MAX },
     },
     Break {
         table: &[(0x1000, 64, WRITE | NEXT, 1), (0x1000, 64, 0, 0)],
-        fault: Fault::Order { index: 1 },
+        fault: QueueFault::Order { index: 1 },
     },
 ];
 
 /// A console, whose queue 0 takes chains only when there is something to deliver, is given something.
-fn stimulate<K: Kind>(bench: &mut Bench<K>) {
-    let Bench { function, around, .. } = bench;
+fn stimulate<K: Kind>(bench: &mut FunctionBench<K>) {
+    let FunctionBench { function, around, .. } = bench;
     for seed in 0..4 {
         K::input(function, around, &mut Seeded::new(seed));
     }
@@ -240,8 +241,8 @@ fn stimulate<K: Kind>(bench: &mut Bench<K>) {
 
 fn broken_chains_stop<K: Kind>(queue: usize) {
     for Break { table, fault } in BREAKS {
-        let mut bench = Bench::running(K::fresh(), SIZE);
-        let Bench { around, rings, .. } = &mut bench;
+        let mut bench = FunctionBench::running(K::fresh(), SIZE);
+        let FunctionBench { around, rings, .. } = &mut bench;
         for (index, &(addr, len, flags, next)) in (0..).zip(*table) {
             rings[queue].describe(around, index, addr, len, flags, next);
         }
@@ -263,12 +264,12 @@ fn broken_chains_stop<K: Kind>(queue: usize) {
 
 #[test]
 fn broken_chains_stop_every_device() {
-    broken_chains_stop::<Net>(0);
-    broken_chains_stop::<Net>(1);
-    broken_chains_stop::<Block>(0);
-    broken_chains_stop::<Console>(0);
-    broken_chains_stop::<Console>(1);
-    broken_chains_stop::<Rng>(0);
+    broken_chains_stop::<VirtioNet>(0);
+    broken_chains_stop::<VirtioNet>(1);
+    broken_chains_stop::<VirtioBlock>(0);
+    broken_chains_stop::<VirtioConsole>(0);
+    broken_chains_stop::<VirtioConsole>(1);
+    broken_chains_stop::<VirtioRng>(0);
 }
 
 #[test]
@@ -286,20 +287,20 @@ fn a_chain_of_4_gib_is_a_fault_even_where_every_buffer_is_in_ram() {
         ring.describe(&around, index, 0, len, WRITE | next, index + 1);
     }
     assert_eq!(
-        Chain::parse(&around.memory, RINGS, 64, 0),
-        Err(Fault::TooLong { max: u32::MAX })
+        DescriptorChain::parse(&around.memory, RINGS, 64, 0),
+        Err(QueueFault::TooLong { max: u32::MAX })
     );
     ring.describe(&around, 63, 0, len - 1, WRITE, 0);
     assert_eq!(
-        Chain::parse(&around.memory, RINGS, 64, 0).map(|chain| chain.writable.len()),
+        DescriptorChain::parse(&around.memory, RINGS, 64, 0).map(|chain| chain.writable.len()),
         Ok(u32::MAX)
     );
     ring.describe(&around, 0, 0, len, NEXT, 1);
     ring.describe(&around, 63, 0, len, WRITE, 0);
-    let both = Chain::parse(&around.memory, RINGS, 64, 0);
+    let both = DescriptorChain::parse(&around.memory, RINGS, 64, 0);
     assert_eq!(
         both,
-        Err(Fault::TooLong { max: u32::MAX }),
+        Err(QueueFault::TooLong { max: u32::MAX }),
         "readable and writable count together"
     );
 }
@@ -311,7 +312,7 @@ fn an_available_index_that_runs_away_is_a_fault() {
         bench.rings[0].describe(&bench.around, 0, 0x1000, 8, WRITE, 0);
         let index = bench.rings[0].avail() + 2;
         bench.around.write(index, &ahead.to_le_bytes());
-        let expected = faulty.then_some(Fault::AvailableIndex { size: SIZE });
+        let expected = faulty.then_some(QueueFault::AvailableIndex { size: SIZE });
         assert_eq!(bench.fault_of(), expected, "{ahead} ahead");
     }
 }
@@ -322,11 +323,11 @@ fn a_device_that_writes_over_its_own_rings_comes_to_an_end() {
     let mut bench = bench();
     let index = bench.rings[0].avail() + 2;
     for round in 0..1000u64 {
-        let Bench { around, rings, .. } = &mut bench;
+        let FunctionBench { around, rings, .. } = &mut bench;
         rings[0].chain(around, &[Piece::In(index, 2), Piece::In(RINGS, 64)]);
         bench.notify(0);
         let bytes = Seeded::new(round).bytes(66);
-        let Bench { function, around, .. } = &mut bench;
+        let FunctionBench { function, around, .. } = &mut bench;
         function.serve(&mut around.env(), |rng, queues, env| rng.answer(&bytes, queues, env));
         if bench.function.fault().is_some() {
             bench.restart();
@@ -338,7 +339,7 @@ fn a_device_that_writes_over_its_own_rings_comes_to_an_end() {
 fn garbage<K: Kind>() {
     for seed in 0..400 {
         let mut random = Seeded::new(seed);
-        let mut bench = Bench::running(K::fresh(), SIZE);
+        let mut bench = FunctionBench::running(K::fresh(), SIZE);
         // Half of the bytes are zero or small, so that some of it passes for descriptors.
         let mut rings: Vec<u8> = (0..RING * 2).map(|_| random.byte()).collect();
         for byte in &mut rings {
@@ -368,8 +369,8 @@ fn garbage<K: Kind>() {
 
 #[test]
 fn garbage_in_the_rings_neither_panics_nor_multiplies() {
-    garbage::<Net>();
-    garbage::<Block>();
-    garbage::<Console>();
-    garbage::<Rng>();
+    garbage::<VirtioNet>();
+    garbage::<VirtioBlock>();
+    garbage::<VirtioConsole>();
+    garbage::<VirtioRng>();
 }

@@ -5,10 +5,12 @@ use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
 };
 
-use super::queue::Phase;
-use super::{Fault, Model, Served, VirtQueue};
-use crate::Env;
-use crate::chipset::BadState;
+use super::fault::QueueFault;
+use super::model::{Model, Served};
+use super::queue::QueueStage;
+use super::queue::VirtQueue;
+use crate::env::DeviceEnv;
+use crate::error::BadState;
 
 #[allow(clippy::cast_possible_truncation, reason = "the status register is a byte")]
 mod status {
@@ -57,7 +59,7 @@ pub(super) struct Transport<M> {
     status: u8,
     isr: u8,
     queue_select: u16,
-    fault: Option<Fault>,
+    fault: Option<QueueFault>,
 }
 
 impl<M: Model> Transport<M> {
@@ -86,7 +88,7 @@ impl<M: Model> Transport<M> {
     }
 
     /// Why the device waits for a reset, if it does.
-    pub(super) fn fault(&self) -> Option<Fault> {
+    pub(super) fn fault(&self) -> Option<QueueFault> {
         self.fault
     }
 
@@ -98,8 +100,8 @@ impl<M: Model> Transport<M> {
     /// Lets the model work on its queues, if the device is running, and settles interrupt and fault afterwards.
     pub(super) fn serve(
         &mut self,
-        env: &mut Env<'_>,
-        work: impl FnOnce(&mut M, &mut [VirtQueue], &mut Env<'_>) -> Served,
+        env: &mut DeviceEnv<'_>,
+        work: impl FnOnce(&mut M, &mut [VirtQueue], &mut DeviceEnv<'_>) -> Served,
     ) {
         if !self.is_running() {
             return;
@@ -116,7 +118,7 @@ impl<M: Model> Transport<M> {
     }
 
     /// The driver notifies queue `index`.
-    pub(super) fn notify(&mut self, index: usize, env: &mut Env<'_>) {
+    pub(super) fn notify(&mut self, index: usize, env: &mut DeviceEnv<'_>) {
         if self.queues.get(index).is_some_and(VirtQueue::is_enabled) {
             self.serve(env, |model, queues, env| model.notify(index, queues, env));
         }
@@ -156,7 +158,7 @@ impl<M: Model> Transport<M> {
     }
 
     /// Writes a register of the common configuration; other widths than its own are ignored.
-    pub(super) fn write_common(&mut self, offset: u64, len: usize, value: u64, env: &mut Env<'_>) {
+    pub(super) fn write_common(&mut self, offset: u64, len: usize, value: u64, env: &mut DeviceEnv<'_>) {
         let [low_byte, high_byte, ..] = value.to_le_bytes();
         let word = u16::from_le_bytes([low_byte, high_byte]);
         let dword = low_half(value);
@@ -213,7 +215,7 @@ impl<M: Model> Transport<M> {
     }
 
     /// Writing 0 resets; otherwise bits are only ever added, and only those whose condition holds (virtio 1.2, 3.1.1).
-    fn write_status(&mut self, value: u8, env: &mut Env<'_>) {
+    fn write_status(&mut self, value: u8, env: &mut DeviceEnv<'_>) {
         if value == 0 {
             return self.reset();
         }
@@ -249,14 +251,14 @@ impl<M: Model> Transport<M> {
 
     fn set_up_queue(&mut self, change: impl FnOnce(&mut VirtQueue)) {
         let selected = self.queues.get_mut(usize::from(self.queue_select));
-        if let Some(queue) = selected.filter(|queue| queue.phase == Phase::Setup) {
+        if let Some(queue) = selected.filter(|queue| queue.phase == QueueStage::Setup) {
             change(queue);
         }
     }
 
-    fn enable_queue(&mut self, env: &Env<'_>) {
+    fn enable_queue(&mut self, env: &DeviceEnv<'_>) {
         let selected = self.queues.get_mut(usize::from(self.queue_select));
-        if let Some(queue) = selected.filter(|queue| queue.phase == Phase::Setup)
+        if let Some(queue) = selected.filter(|queue| queue.phase == QueueStage::Setup)
             && let Err(fault) = queue.enable(env.memory)
         {
             self.stop(fault);
@@ -264,7 +266,7 @@ impl<M: Model> Transport<M> {
     }
 
     /// The driver broke its side: the device stops until it is reset, and says so (virtio 1.2, 2.1.2).
-    fn stop(&mut self, fault: Fault) {
+    fn stop(&mut self, fault: QueueFault) {
         self.status |= status::NEEDS_RESET;
         if self.status & status::DRIVER_OK != 0 {
             self.isr |= ISR_CONFIG;

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ftvm_hypervisor::Cpu;
-use ftvm_machine::machine::{Machine, MachineError};
-use ftvm_roles::live::{Brake, Live, Next, Sink, Totals};
+use ftvm_machine::machine::Machine;
+use ftvm_roles::live::{Brake, Live, LiveError, Next, Sink, Totals};
 use ftvm_schema::entry::EndReason;
 use nix::time::{ClockId, clock_gettime};
 
@@ -22,7 +22,7 @@ use monitor::Monitor;
 pub fn run<C: Cpu, S: Sink>(
     mut live: Live<C, S, EventQueue>,
     observed: EventSender,
-) -> Result<(Machine<C>, S, EndReason, Totals), MachineError> {
+) -> Result<(Machine<C>, S, EndReason, Totals), LiveError> {
     let kick = live.machine().cpu().kicker();
     let _monitor = Monitor::start(Arc::clone(live.watched()), observed, kick, live.config().patience);
     let mut next = live.begin(&Instant::now)?;

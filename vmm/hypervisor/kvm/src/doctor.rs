@@ -6,8 +6,8 @@ use std::fs;
 use ftvm_schema::entry::Digest;
 use serde::{Deserialize, Serialize};
 
-use super::DeliveryMode;
-use super::selftest::{Capabilities, Verdict};
+use super::selftest::{Capabilities, CheckVerdict};
+use ftvm_hypervisor::DeliveryMode;
 use ftvm_hypervisor::profile::CpuProfile;
 
 /// Columns of the rendered table, and where its lines are broken.
@@ -79,7 +79,7 @@ impl DoctorReport {
             .capabilities
             .checks
             .iter()
-            .any(|check| check.verdict == Verdict::Limited);
+            .any(|check| check.verdict == CheckVerdict::Limited);
         match (self.capabilities.is_usable(), limited) {
             (true, false) => "Guests can be protected on this host.",
             (true, true) => "Guests can be protected on this host, with the limits above.",
@@ -150,7 +150,7 @@ mod tests {
         }
     }
 
-    fn check(name: CheckName, verdict: Verdict, reason: &str, remedy: &str) -> Check {
+    fn check(name: CheckName, verdict: CheckVerdict, reason: &str, remedy: &str) -> Check {
         Check {
             name,
             verdict,
@@ -162,8 +162,13 @@ mod tests {
     #[test]
     fn the_table_shows_reason_and_remedy() {
         let report = report_with(vec![
-            check(CheckName::Kvm, Verdict::Ok, "fine", ""),
-            check(CheckName::KernelSpeed, Verdict::Limited, "slow", "buy a faster one"),
+            check(CheckName::Kvm, CheckVerdict::Ok, "fine", ""),
+            check(
+                CheckName::KernelSpeed,
+                CheckVerdict::Limited,
+                "slow",
+                "buy a faster one",
+            ),
         ]);
         let expected = "kernel 6.1.0, A CPU\n\
             CPU profile 0123456789abcdef (a backup's host must show the same)\n\n\
@@ -179,7 +184,7 @@ mod tests {
     fn a_failed_check_fails_the_host() {
         let report = report_with(vec![check(
             CheckName::DirtyLog,
-            Verdict::Failed,
+            CheckVerdict::Failed,
             "missed page 0x7",
             "report it",
         )]);

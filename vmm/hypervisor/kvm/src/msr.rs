@@ -6,7 +6,7 @@
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 
-use super::kvm_error;
+use super::ioctl::kvm_error;
 use super::system::System;
 use ftvm_hypervisor::CpuError;
 
@@ -26,10 +26,23 @@ const MTRRS: [std::ops::RangeInclusive<u32>; 6] = [
 /// IA32_SYSENTER_ESP and IA32_SYSENTER_EIP. On AMD KVM keeps only the low half of what is written from outside (SYSENTER
 /// does not exist in AMD's 64-bit mode), so a saved value would come back truncated.
 const SYSENTER: [u32; 2] = [0x175, 0x176];
-/// A kernel address: its upper half is lost where only 32 bits are kept.
+/// A value for trying out SYSENTER's MSRs: a kernel address, whose upper half is lost where KVM keeps only 32 bits.
 const WIDE: u64 = 0xffff_8000_1234_5678;
-/// More MSRs than any KVM has; bounds what a damaged state record can make us do.
+/// Most MSRs of a state: more than any KVM has, and the bound on what a damaged state record can make us do.
 pub(super) const MAX_MSRS: usize = 256;
+
+/// Why the MSRs of a state cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MsrError {
+    #[error("a vCPU state with {count} MSRs, at most {MAX_MSRS}: it is damaged")]
+    TooMany { count: usize },
+    #[error(
+        "this host's KVM does not take {value:#x} for MSR {index:#x}: use hosts with the same CPU model and kernel"
+    )]
+    Refused { index: u32, value: u64 },
+    #[error("KVM no longer reads MSR {index:#x}, which it read at the start")]
+    Lost { index: u32 },
+}
 
 /// Index of every MSR to be saved and restored, ascending.
 pub(super) fn saved_msrs(system: &System, vcpu: &VcpuFd) -> Result<Vec<u32>, CpuError> {
@@ -93,16 +106,15 @@ fn writable(vcpu: &VcpuFd, values: &[(u32, u64)]) -> Result<Vec<(u32, u64)>, Cpu
 pub(super) fn write(vcpu: &VcpuFd, values: &[(u32, u64)]) -> Result<(), CpuError> {
     if values.len() > MAX_MSRS {
         let count = values.len();
-        return Err(CpuError::Unsupported(format!(
-            "a vCPU state with {count} MSRs, at most {MAX_MSRS}: it is damaged"
-        )));
+        return Err(CpuError::unsupported(MsrError::TooMany { count }));
     }
     let count = write_some(vcpu, values)?;
     match values.get(count) {
         None => Ok(()),
-        Some((index, value)) => Err(CpuError::Unsupported(format!(
-            "this host's KVM does not take {value:#x} for MSR {index:#x}: use hosts with the same CPU model and kernel"
-        ))),
+        Some((index, value)) => Err(CpuError::unsupported(MsrError::Refused {
+            index: *index,
+            value: *value,
+        })),
     }
 }
 

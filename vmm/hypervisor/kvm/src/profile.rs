@@ -4,7 +4,15 @@ use ftvm_hypervisor::profile::{CpuProfile, CpuidEntry, MAX_CPUID_ENTRIES, Profil
 use ftvm_hypervisor::{CpuError, DeliveryMode};
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 
+use crate::ioctl::kvm_error;
 use crate::system::System;
+
+/// The table has more entries than KVM takes.
+#[derive(Debug, thiserror::Error)]
+#[error("a CPU profile of {count} CPUID entries is too long")]
+pub(crate) struct TableTooLong {
+    pub(crate) count: usize,
+}
 
 const _: () = assert!(MAX_CPUID_ENTRIES == KVM_MAX_CPUID_ENTRIES);
 
@@ -28,10 +36,7 @@ pub(crate) fn of_system(system: &System, delivery: DeliveryMode) -> Result<CpuPr
     let offered = system
         .kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-        .map_err(|error| CpuError::Kvm {
-            what: "KVM_GET_SUPPORTED_CPUID",
-            source: error.into(),
-        })?;
+        .map_err(kvm_error("KVM_GET_SUPPORTED_CPUID"))?;
     let offered = offered.as_slice().iter().map(from_kvm);
     Ok(CpuProfile::of_offered(offered, delivery))
 }
@@ -39,8 +44,8 @@ pub(crate) fn of_system(system: &System, delivery: DeliveryMode) -> Result<CpuPr
 /// The table in KVM's form.
 pub(crate) fn to_kvm(profile: &CpuProfile) -> Result<CpuId, CpuError> {
     let entries: Vec<kvm_cpuid_entry2> = profile.cpuid.iter().map(entry_to_kvm).collect();
-    CpuId::from_entries(&entries)
-        .map_err(|_| CpuError::Unsupported(format!("a CPU profile of {} CPUID entries is too long", entries.len())))
+    let count = entries.len();
+    CpuId::from_entries(&entries).map_err(|_| CpuError::unsupported(TableTooLong { count }))
 }
 
 fn from_kvm(entry: &kvm_cpuid_entry2) -> CpuidEntry {

@@ -19,9 +19,9 @@ use kvm_ioctls::VcpuFd;
 
 use ftvm_hypervisor::{CpuError, Exit, Terminal};
 
-/// Where the bytes of the current access are.
+/// Where the page has the bytes of the access that caused an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Access {
+pub(super) enum ExitData {
     /// The exit carries no data.
     None,
     /// `len` bytes at `offset` from the start of the page.
@@ -36,7 +36,7 @@ pub(super) enum Access {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Decoded {
     /// An exit as the seam knows it.
-    Exit(Exit, Access),
+    Exit(Exit, ExitData),
     /// The single step that this layer asked for is done.
     SingleStep,
 }
@@ -62,8 +62,8 @@ impl fmt::Debug for RunPage {
 impl RunPage {
     /// Maps `len` bytes (KVM_GET_VCPU_MMAP_SIZE) of `vcpu` and asks for general registers at every exit.
     pub(super) fn map(vcpu: &VcpuFd, len: usize) -> Result<Self, CpuError> {
-        let failed = |source| CpuError::Kvm {
-            what: "mapping kvm_run",
+        let failed = |source| CpuError::Call {
+            call: "mapping kvm_run",
             source,
         };
         if len < size_of::<kvm_run>() {
@@ -137,17 +137,17 @@ impl RunPage {
     }
 
     /// The bytes of the access that [`RunPage::decode`] described.
-    pub(super) fn data(&mut self, access: Access) -> &mut [u8] {
+    pub(super) fn data(&mut self, access: ExitData) -> &mut [u8] {
         match access {
-            Access::None => &mut [],
-            Access::Port { offset, len } => {
+            ExitData::None => &mut [],
+            ExitData::Port { offset, len } => {
                 assert!(offset + len <= self.len, "port data outside of kvm_run");
                 // SAFETY: checked above to lie inside the mapping, which `&mut self` borrows alone.
                 unsafe { std::slice::from_raw_parts_mut(self.page.as_ptr().cast::<u8>().add(offset), len) }
             }
             // SAFETY: any bytes are a valid [u8; 8]; `len` is at most 8 by `decode`.
-            Access::Mmio { len } => unsafe { &mut self.run_mut().__bindgen_anon_1.mmio.data[..len] },
-            Access::Msr => {
+            ExitData::Mmio { len } => unsafe { &mut self.run_mut().__bindgen_anon_1.mmio.data[..len] },
+            ExitData::Msr => {
                 // SAFETY: a u64 is 8 bytes without padding, borrowed through `&mut self`.
                 unsafe { &mut *(&raw mut self.run_mut().__bindgen_anon_1.msr.data).cast::<[u8; 8]>() }
             }
@@ -163,7 +163,7 @@ impl RunPage {
             KVM_EXIT_X86_RDMSR => {
                 // SAFETY: exit_reason says that `msr` is the valid member; its fields are plain integers.
                 let index = unsafe { run.__bindgen_anon_1.msr.index };
-                return Decoded::Exit(Exit::ReadMsr { index }, Access::Msr);
+                return Decoded::Exit(Exit::ReadMsr { index }, ExitData::Msr);
             }
             KVM_EXIT_X86_WRMSR => {
                 // SAFETY: as above.
@@ -173,7 +173,7 @@ impl RunPage {
                         index: msr.index,
                         value: msr.data,
                     },
-                    Access::Msr,
+                    ExitData::Msr,
                 );
             }
             KVM_EXIT_DEBUG => return Decoded::SingleStep,
@@ -196,7 +196,7 @@ impl RunPage {
             KVM_EXIT_INTERNAL_ERROR => Exit::Terminal(self.internal_error()),
             reason => Exit::Terminal(Terminal::Unknown { reason }),
         };
-        Decoded::Exit(exit, Access::None)
+        Decoded::Exit(exit, ExitData::None)
     }
 
     fn decode_port(&self) -> Decoded {
@@ -212,7 +212,7 @@ impl RunPage {
             .unwrap_or(usize::MAX)
             .saturating_mul(usize::from(size));
         let offset = usize::try_from(io.data_offset).unwrap_or(usize::MAX);
-        Decoded::Exit(exit, Access::Port { offset, len })
+        Decoded::Exit(exit, ExitData::Port { offset, len })
     }
 
     fn decode_mmio(&self) -> Decoded {
@@ -230,7 +230,7 @@ impl RunPage {
                 len,
             }
         };
-        Decoded::Exit(exit, Access::Mmio { len: usize::from(len) })
+        Decoded::Exit(exit, ExitData::Mmio { len: usize::from(len) })
     }
 
     fn internal_error(&self) -> Terminal {

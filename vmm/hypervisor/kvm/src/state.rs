@@ -10,11 +10,11 @@ use kvm_bindings::{
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 
-use super::{kvm_error, msr};
-use ftvm_hypervisor::CpuError;
+use super::ioctl::kvm_error;
+use super::msr;
+use super::msr::MsrError;
+use ftvm_hypervisor::{CpuError, INTERRUPT_FLAG};
 
-/// RFLAGS.IF.
-pub(super) const INTERRUPT_FLAG: u64 = 1 << 9;
 /// CR4.PGE: flipping it makes KVM rebuild its translations.
 const PGE: u64 = 1 << 7;
 /// 32-bit words of the legacy XSAVE area: control words, 8 x87 registers, 16 SSE registers; then XSTATE_BV.
@@ -152,13 +152,9 @@ impl KvmState {
         task_register: TaskRegister,
     ) -> Result<Self, CpuError> {
         let msrs = msr::read(vcpu, msr_indices)?;
-        if msrs.len() != msr_indices.len() {
-            let lost = msr_indices
-                .iter()
-                .find(|index| msrs.iter().all(|(read, _)| read != *index));
-            return Err(CpuError::Unsupported(format!(
-                "KVM no longer reads MSR {lost:#x?}, which it read at the start"
-            )));
+        let unread = |index: &&u32| msrs.iter().all(|(read, _)| read != *index);
+        if let Some(lost) = msr_indices.iter().find(unread) {
+            return Err(CpuError::unsupported(MsrError::Lost { index: *lost }));
         }
         Ok(KvmState {
             registers: *registers,

@@ -58,13 +58,11 @@ impl System {
         let kvm = Kvm::new().map_err(|error| open_error(error.into()))?;
         let version = u32::try_from(kvm.get_api_version()).unwrap_or(0);
         if version != KVM_API_VERSION {
-            return Err(CpuError::Unsupported(format!(
-                "/dev/kvm speaks API version {version}, expected {KVM_API_VERSION}: use a mainline Linux kernel"
-            )));
+            return Err(CpuError::unsupported(SystemError::ApiVersion { version }));
         }
-        for (cap, name, what_for) in REQUIRED {
+        for (cap, name, purpose) in REQUIRED {
             if !kvm.check_extension(cap) {
-                return Err(lacking(name, what_for));
+                return Err(lacking(name, purpose));
             }
         }
         let sync_regs = u32::try_from(kvm.check_extension_int(Cap::SyncRegs)).unwrap_or(0);
@@ -80,46 +78,63 @@ impl System {
     }
 }
 
-fn lacking(name: &str, what_for: &str) -> CpuError {
-    CpuError::Unsupported(format!(
-        "this host's KVM lacks {name}, needed for {what_for}: use Linux 5.10 or newer on the host"
-    ))
+fn lacking(capability: &'static str, purpose: &'static str) -> CpuError {
+    CpuError::unsupported(SystemError::Capability { capability, purpose })
 }
 
-/// Why /dev/kvm could not be opened, and what to do.
-fn open_error(error: io::Error) -> CpuError {
-    let advice = match error.raw_os_error() {
-        Some(libc::ENOENT) => {
-            "there is no /dev/kvm: enable virtualization (VT-x or AMD-V) in the firmware, or nested virtualization if this \
-             host is itself a virtual machine, then `modprobe kvm_intel` or `modprobe kvm_amd`; in a container, pass \
-             the device in"
-        }
-        Some(libc::EACCES | libc::EPERM) => {
-            "no permission to open /dev/kvm: add your user to the group kvm (`sudo usermod -aG kvm $USER`) and log in again"
-        }
-        Some(libc::ENODEV | libc::ENXIO) => {
-            "/dev/kvm exists but no KVM driver stands behind it: load one (`modprobe kvm_intel` or `modprobe kvm_amd`) \
-             and see `dmesg` for why it would not start"
-        }
+/// Why KVM cannot be used on this host, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SystemError {
+    #[error(
+        "there is no /dev/kvm: enable virtualization (VT-x or AMD-V) in the firmware, or nested virtualization if this host \
+         is itself a virtual machine, then `modprobe kvm_intel` or `modprobe kvm_amd`; in a container, pass the device in \
+         ({source})"
+    )]
+    Missing { source: io::Error },
+    #[error(
+        "no permission to open /dev/kvm: add your user to the group kvm (`sudo usermod -aG kvm $USER`) and log in again \
+         ({source})"
+    )]
+    Forbidden { source: io::Error },
+    #[error(
+        "/dev/kvm exists but no KVM driver stands behind it: load one (`modprobe kvm_intel` or `modprobe kvm_amd`) and see \
+         `dmesg` for why it would not start ({source})"
+    )]
+    NoDriver { source: io::Error },
+    #[error("/dev/kvm speaks API version {version}, expected {KVM_API_VERSION}: use a mainline Linux kernel")]
+    ApiVersion { version: u32 },
+    #[error("this host's KVM lacks {capability}, needed for {purpose}: use Linux 5.10 or newer on the host")]
+    Capability {
+        /// The name of the KVM_CAP_ constant.
+        capability: &'static str,
+        purpose: &'static str,
+    },
+    #[error(
+        "KVM is in use by another hypervisor (VirtualBox, VMware, ...): stop its machines or unload its module ({source})"
+    )]
+    Busy { source: io::Error },
+}
+
+/// Why /dev/kvm could not be opened.
+fn open_error(source: io::Error) -> CpuError {
+    CpuError::unsupported(match source.raw_os_error() {
+        Some(libc::ENOENT) => SystemError::Missing { source },
+        Some(libc::EACCES | libc::EPERM) => SystemError::Forbidden { source },
+        Some(libc::ENODEV | libc::ENXIO) => SystemError::NoDriver { source },
         _ => {
-            return CpuError::Kvm {
-                what: "opening /dev/kvm",
-                source: error,
-            };
+            let call = "opening /dev/kvm";
+            return CpuError::Call { call, source };
         }
-    };
-    CpuError::Unsupported(format!("{advice} ({error})"))
+    })
 }
 
-/// Why KVM_CREATE_VM failed, and what to do.
-fn create_error(error: io::Error) -> CpuError {
-    match error.raw_os_error() {
-        Some(libc::EBUSY) => CpuError::Unsupported(format!(
-            "KVM is in use by another hypervisor (VirtualBox, VMware, ...): stop its machines or unload its module ({error})"
-        )),
-        _ => CpuError::Kvm {
-            what: "creating a virtual machine (KVM_CREATE_VM)",
-            source: error,
+/// Why KVM_CREATE_VM failed.
+fn create_error(source: io::Error) -> CpuError {
+    match source.raw_os_error() {
+        Some(libc::EBUSY) => CpuError::unsupported(SystemError::Busy { source }),
+        _ => CpuError::Call {
+            call: "creating a virtual machine (KVM_CREATE_VM)",
+            source,
         },
     }
 }

@@ -3,8 +3,6 @@
 //! No in-kernel interrupt controller, timer or clock: whatever the guest sees of time and interrupts comes through the
 //! exits above. RDMSR and WRMSR of MSRs that leak host state leave to user space (KVM API, KVM_X86_SET_MSR_FILTER).
 
-use std::io;
-
 use kvm_bindings::{
     KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CAP_PMU_CAPABILITY, KVM_CAP_X86_USER_SPACE_MSR,
     KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, KVM_MEM_LOG_DIRTY_PAGES, KVM_MSR_EXIT_REASON_FILTER,
@@ -13,12 +11,13 @@ use kvm_bindings::{
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd, VmFd};
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::{ioctl_iow_nr, ioctl_iowr_nr};
 
+use super::ioctl::{checked, kvm_error};
 use super::system::System;
-use ftvm_hypervisor::{CpuError, GuestMemory};
+use ftvm_hypervisor::{CpuError, GuestMemory, PAGE_SHIFT, PAGE_SIZE};
 
 ioctl_iow_nr!(KVM_GET_DIRTY_LOG, KVMIO, 0x42, kvm_dirty_log);
 ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
@@ -30,9 +29,6 @@ pub const TSS_ADDRESS: u64 = 0xfffb_d000;
 /// MSRs whose reads and writes leave to user space though KVM knows them: they show the host's time.
 /// IA32_TIME_STAMP_COUNTER, then IA32_MPERF and IA32_APERF.
 const FILTERED_MSRS: [(u32, u32); 2] = [(0x10, 1), (0xe7, 2)];
-
-const PAGE_SHIFT: u32 = 12;
-const PAGE_SIZE: u64 = 1 << PAGE_SHIFT;
 
 /// One contiguous piece of guest RAM as KVM knows it.
 #[derive(Debug)]
@@ -56,22 +52,16 @@ pub(super) struct Vm {
     _memory: GuestMemory,
 }
 
-fn kvm_error(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> CpuError {
-    move |error| CpuError::Kvm {
-        what,
-        source: error.into(),
-    }
-}
-
-/// What an ioctl has returned; its error is the thread's last.
-fn checked(result: i32, what: &'static str) -> Result<(), CpuError> {
-    match result {
-        0.. => Ok(()),
-        _ => Err(CpuError::Kvm {
-            what,
-            source: io::Error::last_os_error(),
-        }),
-    }
+/// Why a piece of guest RAM cannot be given to KVM.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RegionError {
+    #[error("guest memory at {guest_address:#x}, {size:#x} bytes: regions must be whole pages of {PAGE_SIZE} bytes")]
+    NotWholePages { guest_address: u64, size: u64 },
+    #[error("guest memory at {guest_address:#x}: {source}")]
+    NoHostAddress {
+        guest_address: u64,
+        source: GuestMemoryError,
+    },
 }
 
 impl Vm {
@@ -211,13 +201,15 @@ impl Slot {
     fn new(number: u32, region: &impl GuestMemoryRegion) -> Result<Self, CpuError> {
         let (guest_address, size) = (region.start_addr().raw_value(), region.len());
         if guest_address % PAGE_SIZE != 0 || size % PAGE_SIZE != 0 || size == 0 {
-            return Err(CpuError::Unsupported(format!(
-                "guest memory at {guest_address:#x}, {size:#x} bytes: regions must be whole pages of {PAGE_SIZE} bytes"
-            )));
+            return Err(CpuError::unsupported(RegionError::NotWholePages {
+                guest_address,
+                size,
+            }));
         }
         let host_address = region
             .get_host_address(vm_memory::MemoryRegionAddress(0))
-            .map_err(|error| CpuError::Unsupported(format!("guest memory at {guest_address:#x}: {error}")))?;
+            .map_err(|source| RegionError::NoHostAddress { guest_address, source })
+            .map_err(CpuError::unsupported)?;
         let words = usize::try_from((size / PAGE_SIZE).div_ceil(64)).expect("usize has 64 bits");
         Ok(Slot {
             number,

@@ -1,4 +1,4 @@
-//! A CPU without KVM, for the simulator: it does what a [`Program`] says.
+//! A CPU without KVM, for the simulator: it does what a [`Script`] says.
 //!
 //! It keeps the rules that the seam states, down to a second exit from `complete` and dirty pages that no exit
 //! announces. Whatever reaches it (answers, interrupt vectors, loads from RAM) is folded into an accumulator *together with the
@@ -7,43 +7,54 @@
 //!
 //! Time passes only while it computes without exits: a kick may be set to arrive after so many units.
 
-mod program;
+mod execute;
+mod kick;
+mod script;
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
+use ftvm_schema::entry::register::{RAX, RBX, RCX, RDX, RFLAGS, RIP};
 use ftvm_schema::entry::{Digest, RegisterFile};
 use serde::{Deserialize, Serialize};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
+use vm_memory::GuestMemoryError;
 
-pub use program::{Fill, Interrupts, Program, Scratch, Step, Value};
+pub use crate::Interrupts;
+pub use kick::ScriptedKick;
+pub use script::{Fill, Operand, Scratch, Script, ScriptStep};
 
-use super::{Cpu, CpuError, DeliveryMode, Exit, GuestMemory, Kick, Terminal, UserFrame};
+use super::{Cpu, CpuError, DeliveryMode, Exit, GuestMemory, INTERRUPT_FLAG, Kick, UserFrame};
 
-const PAGE_SHIFT: u32 = 12;
-const PAGE_SIZE: u64 = 1 << PAGE_SHIFT;
-const INTERRUPT_FLAG: u64 = 1 << 9;
 /// The always-set bit of RFLAGS.
 const FLAGS: u64 = 2;
 /// What stands in RIP for the first step; the handler's steps follow from `HANDLER_RIP`.
 const FIRST_RIP: u64 = 0x1000;
 const HANDLER_RIP: u64 = 0x8000_0000;
-/// An answer that says #GP.
-const REFUSED: u64 = 0x0067_7066_6175_6c74;
-/// No kick is on its way.
-const NO_KICK: u64 = u64::MAX;
-/// After so many steps without an exit or a kick, `run` comes back by itself (an interruption may come at any time), so that a
-/// program without exits cannot hang a simulation.
+/// After so many steps without an exit or a kick, `run` returns as if it had been kicked, which any caller must expect at
+/// any time: a program without exits cannot hang a simulation.
 const QUIET_STEPS: u64 = 100_000;
 
-const RAX: usize = 0;
-const RBX: usize = 1;
-const RCX: usize = 2;
-const RDX: usize = 3;
-const RIP: usize = 16;
-const RFLAGS: usize = 17;
+/// What a script, or a state for it, can be wrong about.
+#[derive(Debug, thiserror::Error)]
+pub enum ScriptError {
+    /// A step accesses memory that the guest does not have.
+    #[error("the script accesses {addr:#x}, where no RAM is: {source}")]
+    NoRam {
+        /// Guest address of the access.
+        addr: u64,
+        source: GuestMemoryError,
+    },
+    /// There are no privilege levels here.
+    #[error("the scripted CPU has no user mode")]
+    NoUserMode,
+    /// A saved state names a step that this script does not have.
+    #[error("a state of another script: {place}")]
+    ForeignState {
+        /// The place that it names.
+        place: String,
+    },
+}
 
 /// Where the CPU is in its program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,45 +90,9 @@ pub struct ScriptedState {
     queued: Option<u8>,
 }
 
-/// Kicks a scripted CPU, now or after it has computed for a while.
-#[derive(Debug)]
-pub struct ScriptedKick {
-    /// Units until the kick arrives, or [`NO_KICK`].
-    due: AtomicU64,
-}
-
-impl ScriptedKick {
-    /// The kick arrives when the CPU has computed so many further units; earlier ones are forgotten.
-    pub fn kick_after(&self, units: u64) {
-        self.due.store(units, Ordering::SeqCst);
-    }
-
-    /// Units until the kick arrives; none when none is on its way.
-    #[must_use]
-    pub fn left(&self) -> Option<u64> {
-        let due = self.due.load(Ordering::SeqCst);
-        (due != NO_KICK).then_some(due)
-    }
-
-    /// Lets a unit pass; whether the kick has arrived, which answers it.
-    fn arrives(&self, passed: u64) -> bool {
-        let due = self.due.load(Ordering::SeqCst);
-        let left = due.saturating_sub(passed);
-        let next = if due == NO_KICK || left == 0 { NO_KICK } else { left };
-        self.due.store(next, Ordering::SeqCst);
-        due != NO_KICK && left == 0
-    }
-}
-
-impl Kick for ScriptedKick {
-    fn kick(&self) {
-        self.kick_after(0);
-    }
-}
-
 /// A CPU that follows a script.
 pub struct ScriptedCpu {
-    program: Arc<Program>,
+    program: Arc<Script>,
     memory: GuestMemory,
     delivery: DeliveryMode,
     state: ScriptedState,
@@ -145,7 +120,7 @@ impl ScriptedCpu {
     /// # Panics
     /// If the program has no step to repeat.
     #[must_use]
-    pub fn new(memory: &GuestMemory, program: Arc<Program>, delivery: DeliveryMode) -> Self {
+    pub fn new(memory: &GuestMemory, program: Arc<Script>, delivery: DeliveryMode) -> Self {
         assert!(
             program.repeat_from < program.steps.len(),
             "a program without a step to repeat"
@@ -169,9 +144,7 @@ impl ScriptedCpu {
             refused: false,
             window_wanted: false,
             dirty: BTreeSet::new(),
-            kick: Arc::new(ScriptedKick {
-                due: AtomicU64::new(NO_KICK),
-            }),
+            kick: Arc::default(),
         }
     }
 
@@ -180,198 +153,6 @@ impl ScriptedCpu {
     pub fn scripted_kick(&self) -> Arc<ScriptedKick> {
         self.kick.clone()
     }
-
-    /// Folds something that reached the CPU, with its position.
-    fn take_in(&mut self, what: u64) {
-        self.state.accumulator.fold(self.state.exits);
-        self.state.accumulator.fold(what);
-    }
-
-    fn value(&self, value: Value) -> u64 {
-        match value {
-            Value::Const(number) => number,
-            Value::Accumulator => self.state.accumulator.0,
-        }
-    }
-
-    /// Leaves with a numbered exit.
-    fn leave(&mut self, exit: Exit, pending: Pending, value: u64, len: u8) -> Exit {
-        self.state.exits += 1;
-        (self.pending, self.data, self.data_len) = (pending, value.to_le_bytes(), usize::from(len));
-        exit
-    }
-
-    /// Finishes the access that is under way; `Some` is the exit that this produces.
-    fn finish(&mut self) -> Option<Exit> {
-        let answer = if std::mem::take(&mut self.refused) {
-            // KVM drops what was queued before the access ended in #GP.
-            self.state.queued = None;
-            REFUSED
-        } else {
-            u64::from_le_bytes(self.data)
-        };
-        let (pending, len) = (self.pending, self.data_len);
-        (self.pending, self.data_len) = (Pending::Nothing, 0);
-        match pending {
-            Pending::Nothing | Pending::Write => None,
-            Pending::Read => {
-                self.take_in(answer);
-                None
-            }
-            Pending::Update { addr } => {
-                self.take_in(answer);
-                let len = u8::try_from(len).expect("at most 8");
-                Some(self.leave(Exit::MmioWrite { addr, len }, Pending::Write, answer | 1, len))
-            }
-        }
-    }
-
-    fn step(&self) -> Step {
-        match self.state.place {
-            Place::Program(step) => self.program.steps[step],
-            Place::Handler { step, .. } => self.program.handler[step],
-        }
-    }
-
-    /// Goes on to the next step; the handler's last one returns, with interrupts on.
-    fn advance(&mut self) {
-        self.state.units = 0;
-        self.state.place = match self.state.place {
-            Place::Program(step) if step + 1 < self.program.steps.len() => Place::Program(step + 1),
-            Place::Program(_) => Place::Program(self.program.repeat_from),
-            Place::Handler { step, back, units } if step + 1 < self.program.handler.len() => Place::Handler {
-                step: step + 1,
-                back,
-                units,
-            },
-            Place::Handler { back, units, .. } => {
-                (self.state.units, self.state.interrupt_flag) = (units, true);
-                Place::Program(back)
-            }
-        };
-    }
-
-    /// Takes the queued interrupt: the handler starts, interrupts are off.
-    fn take_interrupt(&mut self) {
-        let (Some(vector), Place::Program(back)) = (self.state.queued, self.state.place) else {
-            return;
-        };
-        self.state.queued = None;
-        self.take_in(u64::from(vector));
-        self.take_in(self.state.units);
-        if !self.program.handler.is_empty() {
-            self.state.interrupt_flag = false;
-            self.state.place = Place::Handler {
-                step: 0,
-                back,
-                units: std::mem::take(&mut self.state.units),
-            };
-        }
-    }
-
-    /// Does one step, or one unit of it.
-    fn execute(&mut self) -> Result<Option<Exit>, CpuError> {
-        let step = self.step();
-        if let Step::Spin { units } = step
-            && self.state.units < units
-        {
-            self.spin()?;
-            return Ok(None);
-        }
-        self.advance();
-        Ok(match step {
-            Step::PortRead { port, size } => {
-                Some(self.leave(Exit::PortRead { port, size, count: 1 }, Pending::Read, 0, size))
-            }
-            Step::PortWrite { port, size, value } => Some(self.leave(
-                Exit::PortWrite { port, size, count: 1 },
-                Pending::Write,
-                self.value(value),
-                size,
-            )),
-            Step::MmioRead { addr, len } => Some(self.leave(Exit::MmioRead { addr, len }, Pending::Read, 0, len)),
-            Step::MmioWrite { addr, len, value } => {
-                Some(self.leave(Exit::MmioWrite { addr, len }, Pending::Write, self.value(value), len))
-            }
-            Step::MmioUpdate { addr, len } => {
-                Some(self.leave(Exit::MmioRead { addr, len }, Pending::Update { addr }, 0, len))
-            }
-            Step::ReadMsr { index } => Some(self.leave(Exit::ReadMsr { index }, Pending::Read, 0, 8)),
-            Step::Halt => Some(self.leave(Exit::Hlt, Pending::Nothing, 0, 0)),
-            Step::Fail => Some(Exit::Terminal(Terminal::Shutdown)),
-            Step::Load { addr, len } => {
-                let mut bytes = [0; 8];
-                let wanted = &mut bytes[..usize::from(len)];
-                self.memory
-                    .read_slice(wanted, GuestAddress(addr))
-                    .map_err(|error| outside(addr, &error))?;
-                self.take_in(u64::from_le_bytes(bytes));
-                None
-            }
-            Step::Store { addr, len, value } => {
-                self.store(addr, &self.value(value).to_le_bytes()[..usize::from(len)])?;
-                None
-            }
-            Step::SetInterrupts(interrupts) => {
-                self.state.interrupt_flag = interrupts == Interrupts::On;
-                None
-            }
-            Step::Spin { .. } => None,
-        })
-    }
-
-    /// One unit of computing.
-    fn spin(&mut self) -> Result<(), CpuError> {
-        self.state.units += 1;
-        self.state.accumulator.fold(self.state.units);
-        let Scratch { first, pages, fill } = self.program.scratch;
-        let accumulator = self.state.accumulator.0;
-        let page = first + accumulator % pages * PAGE_SIZE;
-        match fill {
-            Fill::Word => {
-                let word = (accumulator >> 32) % (PAGE_SIZE / 8);
-                self.store(page + word * 8, &accumulator.to_le_bytes())
-            }
-            Fill::Page => {
-                let words = (0..PAGE_SIZE / 8).map(|word| scrambled(accumulator.wrapping_add(word)));
-                let bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
-                self.store(page, &bytes)
-            }
-        }
-    }
-
-    /// Stores as a vCPU does: seen in this CPU's dirty log, not in the bitmap of what the host writes.
-    #[allow(
-        unsafe_code,
-        reason = "safe accessors of guest memory set the bitmap, which a vCPU's stores do not"
-    )]
-    fn store(&mut self, addr: u64, bytes: &[u8]) -> Result<(), CpuError> {
-        let slice = self
-            .memory
-            .get_slice(GuestAddress(addr), bytes.len())
-            .map_err(|error| outside(addr, &error))?;
-        let guard = slice.ptr_guard_mut();
-        // SAFETY: the guard keeps this range of guest memory mapped; it is accessed as volatile memory only.
-        unsafe { VolatileSlice::new(guard.as_ptr(), guard.len()) }.copy_from(bytes);
-        let last = addr + (bytes.len() as u64).saturating_sub(1);
-        self.dirty.extend(addr >> PAGE_SHIFT..=last >> PAGE_SHIFT);
-        Ok(())
-    }
-
-    fn window_is_open(&self) -> bool {
-        self.window_wanted && self.delivery != DeliveryMode::None && self.can_interrupt()
-    }
-}
-
-/// The output function of splitmix64: neighbours have nothing in common.
-fn scrambled(number: u64) -> u64 {
-    let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    number ^ (number >> 31)
-}
-
-fn outside(addr: u64, error: &dyn fmt::Display) -> CpuError {
-    CpuError::Unsupported(format!("the script accesses {addr:#x}, where no RAM is: {error}"))
 }
 
 impl Cpu for ScriptedCpu {
@@ -449,7 +230,7 @@ impl Cpu for ScriptedCpu {
     }
 
     fn return_to_user(&mut self, _registers: &RegisterFile, _frame: &UserFrame) -> Result<(), CpuError> {
-        Err(CpuError::Unsupported("the scripted CPU has no user mode".to_owned()))
+        Err(CpuError::unsupported(ScriptError::NoUserMode))
     }
 
     fn can_interrupt(&self) -> bool {
@@ -494,10 +275,8 @@ impl Cpu for ScriptedCpu {
             Place::Handler { step, back, .. } => step < self.program.handler.len() && back < self.program.steps.len(),
         };
         if !fits {
-            return Err(CpuError::Unsupported(format!(
-                "a state of another script: {:?}",
-                state.place
-            )));
+            let place = format!("{:?}", state.place);
+            return Err(CpuError::unsupported(ScriptError::ForeignState { place }));
         }
         self.state = state.clone();
         self.window_wanted = false;

@@ -1,21 +1,24 @@
+use vm_memory::{Bytes as _, GuestAddress};
+
 use super::*;
+use crate::{PAGE_SHIFT, Terminal};
 
 const RAM: usize = 0x4_0000;
 
-fn cpu(program: Program, delivery: DeliveryMode) -> ScriptedCpu {
+fn cpu(program: Script, delivery: DeliveryMode) -> ScriptedCpu {
     let memory = GuestMemory::from_ranges(&[(GuestAddress(0), RAM)]).unwrap();
     ScriptedCpu::new(&memory, Arc::new(program), delivery)
 }
 
-fn out(value: Value) -> Step {
-    Step::PortWrite {
+fn out(value: Operand) -> ScriptStep {
+    ScriptStep::PortWrite {
         port: 0x10,
         size: 8,
         value,
     }
 }
 
-const IN: Step = Step::PortRead { port: 0x20, size: 4 };
+const IN: ScriptStep = ScriptStep::PortRead { port: 0x20, size: 4 };
 
 /// Runs `exits` exits, answering reads with `answer(exit number)` and interrupting where told; the bytes written.
 fn history(cpu: &mut ScriptedCpu, exits: u64, answer: impl Fn(u64) -> u8, interrupt_at: &[u64]) -> Vec<u8> {
@@ -47,7 +50,7 @@ fn history(cpu: &mut ScriptedCpu, exits: u64, answer: impl Fn(u64) -> u8, interr
 #[test]
 fn the_same_inputs_at_the_same_exits_give_the_same_outputs() {
     for seed in 0..10 {
-        let program = Program::random(seed, 200);
+        let program = Script::random(seed, 200);
         let mut cpus = [(); 2].map(|()| cpu(program.clone(), DeliveryMode::None));
         // The second is kicked all the time.
         cpus[1].scripted_kick().kick_after(3);
@@ -64,11 +67,11 @@ fn the_same_inputs_at_the_same_exits_give_the_same_outputs() {
 
 #[test]
 fn an_input_one_exit_off_changes_all_later_outputs() {
-    let program = Program::repeat(vec![
+    let program = Script::repeat(vec![
         IN,
-        Step::SetInterrupts(Interrupts::On),
-        out(Value::Accumulator),
-        out(Value::Accumulator),
+        ScriptStep::SetInterrupts(Interrupts::On),
+        out(Operand::Accumulator),
+        out(Operand::Accumulator),
     ]);
     let run = |answer: fn(u64) -> u8, interrupts: &[u64]| {
         history(&mut cpu(program.clone(), DeliveryMode::None), 60, answer, interrupts)
@@ -87,12 +90,12 @@ fn an_input_one_exit_off_changes_all_later_outputs() {
 
 #[test]
 fn an_update_gives_its_write_when_it_is_finished() {
-    let update = Step::MmioUpdate {
+    let update = ScriptStep::MmioUpdate {
         addr: 0x9000_0000,
         len: 4,
     };
     for by_complete in [true, false] {
-        let mut cpu = cpu(Program::repeat(vec![update, Step::Halt]), DeliveryMode::None);
+        let mut cpu = cpu(Script::repeat(vec![update, ScriptStep::Halt]), DeliveryMode::None);
         assert_eq!(
             cpu.run().unwrap(),
             Exit::MmioRead {
@@ -122,11 +125,11 @@ fn an_update_gives_its_write_when_it_is_finished() {
 
 #[test]
 fn an_interrupt_runs_the_handler_once_and_returns() {
-    let program = Program::repeat(vec![
-        Step::SetInterrupts(Interrupts::On),
-        Step::Halt,
-        out(Value::Const(5)),
-        Step::Halt,
+    let program = Script::repeat(vec![
+        ScriptStep::SetInterrupts(Interrupts::On),
+        ScriptStep::Halt,
+        out(Operand::Const(5)),
+        ScriptStep::Halt,
     ]);
     let mut cpu = cpu(program, DeliveryMode::None);
     assert_eq!(cpu.run().unwrap(), Exit::Hlt);
@@ -158,11 +161,11 @@ fn an_interrupt_runs_the_handler_once_and_returns() {
 #[test]
 fn a_window_opens_where_interrupts_come_on() {
     let steps = vec![
-        out(Value::Const(1)),
-        Step::SetInterrupts(Interrupts::On),
-        out(Value::Const(2)),
+        out(Operand::Const(1)),
+        ScriptStep::SetInterrupts(Interrupts::On),
+        out(Operand::Const(2)),
     ];
-    let mut with_windows = cpu(Program::repeat(steps.clone()), DeliveryMode::Window);
+    let mut with_windows = cpu(Script::repeat(steps.clone()), DeliveryMode::Window);
     with_windows.run().unwrap();
     with_windows.request_window(true);
     assert!(!with_windows.can_interrupt());
@@ -172,7 +175,7 @@ fn a_window_opens_where_interrupts_come_on() {
     assert!(matches!(with_windows.run().unwrap(), Exit::PortWrite { .. }));
     assert_eq!(with_windows.registers()[RCX], 3);
 
-    let mut without = cpu(Program::repeat(steps), DeliveryMode::None);
+    let mut without = cpu(Script::repeat(steps), DeliveryMode::None);
     without.run().unwrap();
     without.request_window(true);
     assert!(matches!(without.run().unwrap(), Exit::PortWrite { .. }));
@@ -180,11 +183,11 @@ fn a_window_opens_where_interrupts_come_on() {
 
 #[test]
 fn a_stretch_without_exits_is_moved_by_state_and_pages() {
-    let program = Program::repeat(vec![
-        Step::SetInterrupts(Interrupts::On),
-        Step::Spin { units: 50_000 },
-        out(Value::Accumulator),
-        Step::Load { addr: 0x1_0000, len: 8 },
+    let program = Script::repeat(vec![
+        ScriptStep::SetInterrupts(Interrupts::On),
+        ScriptStep::Spin { units: 50_000 },
+        out(Operand::Accumulator),
+        ScriptStep::Load { addr: 0x1_0000, len: 8 },
     ]);
     let (mut primary, mut backup) = (
         cpu(program.clone(), DeliveryMode::None),
@@ -216,7 +219,7 @@ fn a_stretch_without_exits_is_moved_by_state_and_pages() {
         history(&mut primary, 20, |_| 0, &[]),
         history(&mut backup, 20, |_| 0, &[])
     );
-    let mut never_kicked = cpu(Program::clone(&primary.program), DeliveryMode::None);
+    let mut never_kicked = cpu(Script::clone(&primary.program), DeliveryMode::None);
     assert_ne!(
         history(&mut never_kicked, 20, |_| 0, &[]),
         history(&mut primary, 20, |_| 0, &[])
@@ -227,12 +230,12 @@ fn a_stretch_without_exits_is_moved_by_state_and_pages() {
 fn what_the_cpu_stores_is_in_its_dirty_log_and_not_in_the_hosts_bitmap() {
     use vm_memory::bitmap::Bitmap;
     use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
-    let store = Step::Store {
+    let store = ScriptStep::Store {
         addr: 0x2ffc,
         len: 8,
-        value: Value::Const(u64::MAX),
+        value: Operand::Const(u64::MAX),
     };
-    let mut cpu = cpu(Program::repeat(vec![store, Step::Halt]), DeliveryMode::None);
+    let mut cpu = cpu(Script::repeat(vec![store, ScriptStep::Halt]), DeliveryMode::None);
     cpu.run().unwrap();
     assert_eq!(cpu.memory.read_obj::<u64>(GuestAddress(0x2ffc)).unwrap(), u64::MAX);
     let mut pages = Vec::new();
@@ -249,7 +252,7 @@ fn what_the_cpu_stores_is_in_its_dirty_log_and_not_in_the_hosts_bitmap() {
 
 #[test]
 fn a_kick_between_two_runs_interrupts_the_next_one_only() {
-    let mut cpu = cpu(Program::repeat(vec![IN]), DeliveryMode::None);
+    let mut cpu = cpu(Script::repeat(vec![IN]), DeliveryMode::None);
     cpu.kicker().kick();
     assert_eq!(cpu.run().unwrap(), Exit::Interrupted);
     assert!(matches!(cpu.run().unwrap(), Exit::PortRead { .. }));
@@ -260,7 +263,7 @@ fn a_kick_between_two_runs_interrupts_the_next_one_only() {
 fn a_refused_msr_is_not_an_answered_one() {
     let run = |refused: bool| {
         let mut cpu = cpu(
-            Program::repeat(vec![Step::ReadMsr { index: 0x10 }, Step::Halt]),
+            Script::repeat(vec![ScriptStep::ReadMsr { index: 0x10 }, ScriptStep::Halt]),
             DeliveryMode::None,
         );
         assert_eq!(cpu.run().unwrap(), Exit::ReadMsr { index: 0x10 });
@@ -276,7 +279,7 @@ fn a_refused_msr_is_not_an_answered_one() {
 
 #[test]
 fn an_answer_in_registers_is_an_input_too() {
-    let mut cpu = cpu(Program::repeat(vec![out(Value::Accumulator)]), DeliveryMode::None);
+    let mut cpu = cpu(Script::repeat(vec![out(Operand::Accumulator)]), DeliveryMode::None);
     cpu.run().unwrap();
     cpu.complete().unwrap();
     let before = cpu.registers();
@@ -291,10 +294,10 @@ fn an_answer_in_registers_is_an_input_too() {
 #[test]
 fn damaged_states_and_scripts_are_errors() {
     let mut cpu = cpu(
-        Program::repeat(vec![Step::Store {
+        Script::repeat(vec![ScriptStep::Store {
             addr: 1 << 40,
             len: 8,
-            value: Value::Const(0),
+            value: Operand::Const(0),
         }]),
         DeliveryMode::None,
     );
@@ -322,10 +325,10 @@ fn damaged_states_and_scripts_are_errors() {
 #[test]
 fn a_script_without_exits_comes_back_and_a_failing_one_ends() {
     let mut endless = cpu(
-        Program::repeat(vec![Step::Spin { units: u64::MAX }]),
+        Script::repeat(vec![ScriptStep::Spin { units: u64::MAX }]),
         DeliveryMode::None,
     );
     assert_eq!(endless.run().unwrap(), Exit::Interrupted);
-    let mut failing = cpu(Program::repeat(vec![Step::Fail]), DeliveryMode::None);
+    let mut failing = cpu(Script::repeat(vec![ScriptStep::Fail]), DeliveryMode::None);
     assert_eq!(failing.run().unwrap(), Exit::Terminal(Terminal::Shutdown));
 }

@@ -1,7 +1,7 @@
 //! Files of an initrd: cpio archives in the "newc" form, one behind the other, plain or compressed
 //! (Documentation/driver-api/early-userspace/buffer-format.rst). The archive is hostile input.
 
-use crate::boot::linux::decompress::Compression;
+use crate::boot::linux::decompress::{Compression, DecompressError};
 
 /// Largest expansion of one archive.
 const MAX_ARCHIVE: u64 = 2 << 30;
@@ -21,11 +21,28 @@ pub(super) fn is_archive(bytes: &[u8]) -> bool {
     bytes.starts_with(b"070701") || bytes.starts_with(b"070702")
 }
 
+/// What is wrong with an initrd.
+#[derive(Debug, thiserror::Error)]
+pub enum CpioError {
+    /// An archive is cut off or nonsense.
+    #[error("the cpio archive is damaged at byte {at}")]
+    Damaged { at: usize },
+    /// Neither an archive nor a compressed one.
+    #[error("{left} bytes before its end, the initrd has neither a cpio archive nor a known compression")]
+    Unknown { left: usize },
+    /// A compressed something else.
+    #[error("the {format:?} stream in the initrd holds something else than cpio archives")]
+    OtherContent { format: Compression },
+    /// The archive does not expand.
+    #[error(transparent)]
+    Decompress(#[from] DecompressError),
+}
+
 /// Hands every regular file of all archives in `bytes` to `each`.
 ///
 /// # Errors
 /// Where the archive is damaged; the files before have been handed out.
-pub(super) fn files(bytes: &[u8], each: &mut dyn FnMut(&str, &[u8])) -> Result<(), String> {
+pub(super) fn files(bytes: &[u8], each: &mut dyn FnMut(&str, &[u8])) -> Result<(), CpioError> {
     let mut rest = bytes;
     loop {
         // Archives are separated by zeros.
@@ -38,19 +55,13 @@ pub(super) fn files(bytes: &[u8], each: &mut dyn FnMut(&str, &[u8])) -> Result<(
             rest = archive(rest, each)?;
             continue;
         }
-        let format = Compression::detect(rest).ok_or_else(|| {
-            format!(
-                "{} bytes before its end, the initrd has neither a cpio archive nor a known compression",
-                rest.len()
-            )
-        })?;
-        let expanded = format.expand(rest, MAX_ARCHIVE).map_err(|e| e.to_string())?;
+        let left = rest.len();
+        let format = Compression::detect(rest).ok_or(CpioError::Unknown { left })?;
+        let expanded = format.expand(rest, MAX_ARCHIVE)?;
         let mut inner = expanded.as_slice();
         loop {
             if !is_archive(inner) {
-                return Err(format!(
-                    "the {format:?} stream in the initrd holds something else than cpio archives"
-                ));
+                return Err(CpioError::OtherContent { format });
             }
             inner = archive(inner, each)?;
             let zeros = inner.iter().take_while(|byte| **byte == 0).count();
@@ -64,10 +75,10 @@ pub(super) fn files(bytes: &[u8], each: &mut dyn FnMut(&str, &[u8])) -> Result<(
 }
 
 /// One archive; returns what stands behind its trailer.
-fn archive<'a>(bytes: &'a [u8], each: &mut dyn FnMut(&str, &[u8])) -> Result<&'a [u8], String> {
+fn archive<'a>(bytes: &'a [u8], each: &mut dyn FnMut(&str, &[u8])) -> Result<&'a [u8], CpioError> {
     let mut at = 0;
     loop {
-        let damaged = || format!("the cpio archive is damaged at byte {at}");
+        let damaged = || CpioError::Damaged { at };
         let header = bytes
             .get(at..at + HEADER)
             .filter(|header| is_archive(header))

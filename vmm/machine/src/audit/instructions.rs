@@ -21,7 +21,7 @@ pub enum Owner {
 /// What becomes of an instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Verdict {
+pub enum Consequence {
     /// Replaced at load, or trapped and answered.
     Answered,
     /// Faults the same way every time, or is patched out by the kernel's alternatives.
@@ -34,18 +34,21 @@ pub enum Verdict {
 
 /// The kinds that are looked for, each with its verdict and why.
 #[must_use]
-pub fn judge(mnemonic: Mnemonic, owner: Owner) -> Option<(Verdict, &'static str)> {
+pub fn judge(mnemonic: Mnemonic, owner: Owner) -> Option<(Consequence, &'static str)> {
     use Mnemonic as M;
     let alternatives = "hidden in CPUID, so the kernel's alternatives and static keys leave it out";
     Some(match (mnemonic, owner) {
-        (M::Rdtsc, Owner::Kernel) => (Verdict::Answered, "rewritten at load"),
+        (M::Rdtsc, Owner::Kernel) => (Consequence::Answered, "rewritten at load"),
         (M::Rdtsc, Owner::Module) => (
-            Verdict::Uncaught,
+            Consequence::Uncaught,
             "a module's RDTSC is NOT caught: ftvm keeps it out where it is in the initrd, else do not load it",
         ),
-        (M::Rdtscp, Owner::Module) => (Verdict::Hidden, "a module's RDTSCP is NOT caught, but CPUID hides it"),
-        (M::Rdtsc | M::Rdtscp, Owner::Program) => (Verdict::Answered, "trapped by CR4.TSD and answered"),
-        (M::Rdpmc, Owner::Program) => (Verdict::Harmless, "CR4.PCE is clear, so it faults every time"),
+        (M::Rdtscp, Owner::Module) => (
+            Consequence::Hidden,
+            "a module's RDTSCP is NOT caught, but CPUID hides it",
+        ),
+        (M::Rdtsc | M::Rdtscp, Owner::Program) => (Consequence::Answered, "trapped by CR4.TSD and answered"),
+        (M::Rdpmc, Owner::Program) => (Consequence::Harmless, "CR4.PCE is clear, so it faults every time"),
         (
             M::Xgetbv
             | M::Xsave
@@ -57,16 +60,23 @@ pub fn judge(mnemonic: Mnemonic, owner: Owner) -> Option<(Verdict, &'static str)
             | M::Xsaves
             | M::Xsaves64,
             _,
-        ) => (Verdict::Harmless, "CR4.OSXSAVE stays clear, so it faults every time"),
+        ) => (
+            Consequence::Harmless,
+            "CR4.OSXSAVE stays clear, so it faults every time",
+        ),
         (M::Rdpid, _) => (
-            Verdict::Harmless,
+            Consequence::Harmless,
             "IA32_TSC_AUX is never written, so it reads 0 or faults",
         ),
-        (M::Rdtscp | M::Rdrand | M::Rdseed | M::Rdpmc | M::Rdpru, Owner::Kernel) => (Verdict::Harmless, alternatives),
-        (M::Xbegin | M::Tpause | M::Umwait | M::Mwait | M::Mwaitx, Owner::Kernel) => (Verdict::Harmless, alternatives),
+        (M::Rdtscp | M::Rdrand | M::Rdseed | M::Rdpmc | M::Rdpru, Owner::Kernel) => {
+            (Consequence::Harmless, alternatives)
+        }
+        (M::Xbegin | M::Tpause | M::Umwait | M::Mwait | M::Mwaitx, Owner::Kernel) => {
+            (Consequence::Harmless, alternatives)
+        }
         (M::Rdrand | M::Rdseed | M::Rdpru | M::Rdpmc | M::Xbegin | M::Tpause | M::Umwait | M::Mwait | M::Mwaitx, _) => {
             (
-                Verdict::Hidden,
+                Consequence::Hidden,
                 "hidden in CPUID; a replay diverges if it is executed without asking CPUID first",
             )
         }

@@ -17,10 +17,11 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::boot::linux::decompress::Compression;
+use crate::boot::linux::decompress::{Compression, DecompressError};
 use crate::boot::linux::rewrite::{Patch, kallsyms::Symbols, plan};
 use crate::boot::linux::{Linux, LinuxError, is_linux};
-use instructions::{Owner, Verdict};
+pub use cpio::CpioError;
+use instructions::{Consequence, Owner};
 use scan::Finding;
 
 /// Largest image that is read into memory.
@@ -44,8 +45,8 @@ pub enum AuditError {
     TooBig { path: String, size: u64 },
     #[error("{path}: {source}")]
     Linux { path: String, source: LinuxError },
-    #[error("{path}: {what}")]
-    Initrd { path: String, what: String },
+    #[error("{path}: {source}")]
+    Initrd { path: String, source: CpioError },
 }
 
 /// What an image turned out to be.
@@ -60,7 +61,7 @@ pub enum ImageKind {
 
 /// The result.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
+pub struct AuditReport {
     pub image: String,
     pub kind: ImageKind,
     /// The kernel's version.
@@ -78,9 +79,9 @@ pub struct Report {
     pub caveats: Vec<String>,
 }
 
-impl Report {
+impl AuditReport {
     fn new(image: &Path, kind: ImageKind) -> Self {
-        Report {
+        AuditReport {
             image: image.display().to_string(),
             kind,
             banner: None,
@@ -103,7 +104,10 @@ impl Report {
     /// Whether everything that was found is answered or harmless.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        let uncaught = self.findings.iter().any(|finding| finding.verdict == Verdict::Uncaught);
+        let uncaught = self
+            .findings
+            .iter()
+            .any(|finding| finding.verdict == Consequence::Uncaught);
         !uncaught && self.refused.is_none()
     }
 }
@@ -112,7 +116,7 @@ impl Report {
 ///
 /// # Errors
 /// If it cannot be read or taken apart.
-pub fn audit(path: &Path) -> Result<Report, AuditError> {
+pub fn audit(path: &Path) -> Result<AuditReport, AuditError> {
     let name = || path.display().to_string();
     let failed = |source| AuditError::Read { path: name(), source };
     let size = std::fs::metadata(path).map_err(failed)?.len();
@@ -124,19 +128,19 @@ pub fn audit(path: &Path) -> Result<Report, AuditError> {
         return kernel(path, &bytes).map_err(|source| AuditError::Linux { path: name(), source });
     }
     if cpio::is_archive(&bytes) || Compression::detect(&bytes).is_some() {
-        return initrd(path, &bytes).map_err(|what| AuditError::Initrd { path: name(), what });
+        return initrd(path, &bytes).map_err(|source| AuditError::Initrd { path: name(), source });
     }
     if bytes.starts_with(b"\x7fELF") {
-        let mut report = Report::new(path, ImageKind::Elf);
+        let mut report = AuditReport::new(path, ImageKind::Elf);
         report.add(&name(), &bytes, None);
         return Ok(report);
     }
     Ok(disk(path, &bytes))
 }
 
-fn kernel(path: &Path, bytes: &[u8]) -> Result<Report, LinuxError> {
+fn kernel(path: &Path, bytes: &[u8]) -> Result<AuditReport, LinuxError> {
     let linux = Linux::parse(bytes)?;
-    let mut report = Report::new(path, ImageKind::Kernel);
+    let mut report = AuditReport::new(path, ImageKind::Kernel);
     report.banner = linux.banner();
     report.add("vmlinux", linux.vmlinux(), Some(Owner::Kernel));
     let planned = match Symbols::find(linux.vmlinux(), linux.layout()) {
@@ -153,30 +157,40 @@ fn kernel(path: &Path, bytes: &[u8]) -> Result<Report, LinuxError> {
     Ok(report)
 }
 
-fn initrd(path: &Path, bytes: &[u8]) -> Result<Report, String> {
-    let mut report = Report::new(path, ImageKind::Initrd);
+fn initrd(path: &Path, bytes: &[u8]) -> Result<AuditReport, CpioError> {
+    let mut report = AuditReport::new(path, ImageKind::Initrd);
     let mut damaged = Vec::new();
     cpio::files(bytes, &mut |name, content| match expanded_module(name, content) {
         Ok(content) => report.add(name, &content, None),
-        Err(error) => damaged.push(error),
+        Err(error) => damaged.push(error.to_string()),
     })?;
     report.caveats.extend(damaged);
     Ok(report)
 }
 
-/// The content of the file `name`, expanded if it is a compressed module.
-fn expanded_module<'a>(name: &str, content: &'a [u8]) -> Result<Cow<'a, [u8]>, String> {
-    match Compression::detect(content).filter(|_| name.contains(".ko")) {
-        Some(format) => format
-            .expand(content, MAX_MODULE)
-            .map(Cow::Owned)
-            .map_err(|error| format!("{name}: {error}")),
-        None => Ok(Cow::Borrowed(content)),
-    }
+/// A compressed module does not expand.
+#[derive(Debug, thiserror::Error)]
+#[error("{name}: {source}")]
+struct ModuleError {
+    /// The file's.
+    name: String,
+    source: DecompressError,
 }
 
-fn disk(path: &Path, bytes: &[u8]) -> Report {
-    let mut report = Report::new(path, ImageKind::Disk);
+/// The content of the file `name`, expanded if it is a compressed module.
+fn expanded_module<'a>(name: &str, content: &'a [u8]) -> Result<Cow<'a, [u8]>, ModuleError> {
+    let Some(format) = Compression::detect(content).filter(|_| name.contains(".ko")) else {
+        return Ok(Cow::Borrowed(content));
+    };
+    let expanded = format.expand(content, MAX_MODULE).map_err(|source| ModuleError {
+        name: name.to_owned(),
+        source,
+    })?;
+    Ok(Cow::Owned(expanded))
+}
+
+fn disk(path: &Path, bytes: &[u8]) -> AuditReport {
+    let mut report = AuditReport::new(path, ImageKind::Disk);
     for (block, content) in bytes.chunks(BLOCK).enumerate() {
         if content.starts_with(b"\x7fELF") {
             let begin = block * BLOCK;
@@ -192,7 +206,7 @@ fn disk(path: &Path, bytes: &[u8]) -> Report {
     report
 }
 
-impl std::fmt::Display for Report {
+impl std::fmt::Display for AuditReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(f, "{}: {:?}, {} ELF files", self.image, self.kind, self.files)?;
         if let Some(banner) = &self.banner {

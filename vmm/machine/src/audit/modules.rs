@@ -9,7 +9,7 @@ use object::LittleEndian;
 use object::elf::FileHeader64;
 use object::read::elf::{FileHeader as _, SectionHeader as _};
 
-use super::instructions::{Owner, Verdict};
+use super::instructions::{Consequence, Owner};
 use super::{cpio, expanded_module, scan};
 
 /// Longest name of a module (include/linux/moduleparam.h, MODULE_NAME_LEN, less the final zero).
@@ -37,10 +37,10 @@ pub fn uncaught(initrd: &[u8]) -> Uncaught {
                     .push(format!("module {file} has a name that no module can have")),
             },
             Ok(_) => {}
-            Err(error) => found.unsearched.push(error),
+            Err(error) => found.unsearched.push(error.to_string()),
         };
     });
-    found.unsearched.extend(ended.err());
+    found.unsearched.extend(ended.err().map(|error| error.to_string()));
     found
 }
 
@@ -50,7 +50,7 @@ fn reads_tsc(file: &[u8]) -> bool {
         && file.windows(2).any(|window| window == [0x0f, 0x31])
         && scan::elf("", file, None).is_some_and(|findings| {
             let uncaught =
-                |finding: &scan::Finding| (finding.owner, finding.verdict) == (Owner::Module, Verdict::Uncaught);
+                |finding: &scan::Finding| (finding.owner, finding.verdict) == (Owner::Module, Consequence::Uncaught);
             findings.iter().any(uncaught)
         })
 }

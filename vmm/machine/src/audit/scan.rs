@@ -10,7 +10,7 @@ use object::elf::{EM_386, EM_X86_64, ET_REL, FileHeader32, FileHeader64, PF_X, S
 use object::read::elf::{FileHeader, ProgramHeader as _, SectionHeader as _};
 use serde::Serialize;
 
-use super::instructions::{Owner, Verdict, judge};
+use super::instructions::{Consequence, Owner, judge};
 
 /// One kind of instruction in one file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -21,7 +21,7 @@ pub struct Finding {
     pub count: u64,
     /// Address of the first in the file's own terms.
     pub first: u64,
-    pub verdict: Verdict,
+    pub verdict: Consequence,
     pub why: &'static str,
 }
 

@@ -2,9 +2,9 @@
 
 use std::io::Write as _;
 
-use super::instructions::{Owner, Verdict};
+use super::instructions::{Consequence, Owner};
 use super::modules::{Uncaught, uncaught};
-use super::{BLOCK, ImageKind, Report, audit, scan};
+use super::{AuditReport, BLOCK, ImageKind, audit, scan};
 
 const RDTSC: &[u8] = &[0x0f, 0x31];
 const RDTSCP: &[u8] = &[0x0f, 0x01, 0xf9];
@@ -76,7 +76,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-fn audited(bytes: &[u8]) -> Result<Report, String> {
+fn audited(bytes: &[u8]) -> Result<AuditReport, String> {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(bytes).unwrap();
     audit(file.path()).map_err(|e| e.to_string())
@@ -84,7 +84,7 @@ fn audited(bytes: &[u8]) -> Result<Report, String> {
 
 #[test]
 fn each_instruction_has_its_verdict() {
-    use Verdict::{Answered, Harmless, Hidden, Uncaught};
+    use Consequence::{Answered, Harmless, Hidden, Uncaught};
     for (code, name, in_module, in_program, in_kernel) in [
         (RDTSC, "RDTSC", Uncaught, Answered, Answered),
         (RDTSCP, "RDTSCP", Hidden, Answered, Harmless),

@@ -12,6 +12,10 @@ use std::io::Read;
 use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
+use vm_memory::GuestMemoryError;
+
+pub use elf::ElfError;
+use linux::cmdline::Contradiction;
 
 use crate::config::{GuestKind, ImageId, MachineConfig};
 use ftvm_hypervisor::GuestMemory;
@@ -29,20 +33,20 @@ pub enum BootError {
     /// The file cannot be read.
     #[error("{role} image {path}: {source}")]
     Read {
-        role: Role,
+        role: ImageRole,
         path: String,
-        source: std::io::Error,
+        source: ReadError,
     },
-    /// The file is no image that can be booted.
-    #[error("kernel image {name}: {what}")]
-    Image { name: String, what: String },
+    /// The file is no Linux, and no bare-metal guest either.
+    #[error("kernel image {name}: no bootable 64-bit ELF: {source}")]
+    Image { name: String, source: ElfError },
     /// The image is Linux and cannot be booted.
     #[error("kernel image {name}: {source}")]
     Linux { name: String, source: linux::LinuxError },
     /// The image is another one than the log or the configuration was made with.
     #[error("{role} image {name} has SHA-256 {found}, but {expected} was recorded: give the same image with --{role}")]
     Different {
-        role: Role,
+        role: ImageRole,
         name: String,
         expected: String,
         found: String,
@@ -58,22 +62,27 @@ pub enum BootError {
     #[error("kernel image {name} is no Linux kernel, which an initrd is for: leave out --initrd")]
     NoInitrd { name: String },
     /// Guest memory cannot hold it.
-    #[error("kernel image {name} does not fit {} MiB of memory: {what}", memory >> 20)]
-    Memory { name: String, memory: u64, what: String },
+    #[error("kernel image {name} does not fit {} MiB of memory: {source}", memory >> 20)]
+    Memory {
+        name: String,
+        /// RAM in bytes.
+        memory: u64,
+        source: GuestMemoryError,
+    },
 }
 
 /// What an image is to a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
+pub enum ImageRole {
     Kernel,
     Initrd,
 }
 
-impl std::fmt::Display for Role {
+impl std::fmt::Display for ImageRole {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Role::Kernel => "kernel",
-            Role::Initrd => "initrd",
+            ImageRole::Kernel => "kernel",
+            ImageRole::Initrd => "initrd",
         })
     }
 }
@@ -94,7 +103,7 @@ impl Image {
         Image { id, bytes }
     }
 
-    fn read(role: Role, path: &str) -> Result<Self, BootError> {
+    fn read(role: ImageRole, path: &str) -> Result<Self, BootError> {
         let bytes = read_image(Path::new(path)).map_err(|source| BootError::Read {
             role,
             path: path.to_owned(),
@@ -104,7 +113,7 @@ impl Image {
     }
 
     /// Insists on the recorded content.
-    fn expect(self, role: Role, recorded: &ImageId) -> Result<Self, BootError> {
+    fn expect(self, role: ImageRole, recorded: &ImageId) -> Result<Self, BootError> {
         if self.id.sha256 == recorded.sha256 {
             return Ok(self);
         }
@@ -151,7 +160,7 @@ impl Kernel {
                 }
             }
         } else {
-            let image = Image::read(Role::Kernel, name)?;
+            let image = Image::read(ImageRole::Kernel, name)?;
             let kind = if linux::is_linux(&image.bytes) {
                 GuestKind::Linux
             } else {
@@ -162,7 +171,7 @@ impl Kernel {
         if kind == GuestKind::BareMetal && initrd.is_some() {
             return Err(BootError::NoInitrd { name: name.to_owned() });
         }
-        let initrd = initrd.map(|path| Image::read(Role::Initrd, path)).transpose()?;
+        let initrd = initrd.map(|path| Image::read(ImageRole::Initrd, path)).transpose()?;
         Ok(Kernel { image, initrd, kind })
     }
 
@@ -178,9 +187,9 @@ impl Kernel {
     ) -> Result<Self, BootError> {
         let initrd = initrd.or(config.initrd.as_ref().map(|id| id.name.as_str()));
         let Kernel { image, initrd, kind } = Self::open(kernel.unwrap_or(&config.kernel.name), initrd, built_in)?;
-        let image = image.expect(Role::Kernel, &config.kernel)?;
+        let image = image.expect(ImageRole::Kernel, &config.kernel)?;
         let initrd = match (initrd, &config.initrd) {
-            (Some(initrd), Some(recorded)) => Some(initrd.expect(Role::Initrd, recorded)?),
+            (Some(initrd), Some(recorded)) => Some(initrd.expect(ImageRole::Initrd, recorded)?),
             (initrd, _) => initrd,
         };
         Ok(Kernel { image, initrd, kind })
@@ -215,7 +224,7 @@ impl Kernel {
     ///
     /// # Errors
     /// If an option of the user's contradicts a needed one.
-    pub fn cmdline(&self, user: &str, kept_out: &BTreeSet<String>) -> Result<String, String> {
+    pub fn cmdline(&self, user: &str, kept_out: &BTreeSet<String>) -> Result<String, Contradiction> {
         match self.kind {
             GuestKind::BareMetal => Ok(user.to_owned()),
             GuestKind::Linux => linux::cmdline::complete(user, kept_out),
@@ -253,18 +262,34 @@ impl Kernel {
     }
 }
 
-fn read_image(path: &Path) -> std::io::Result<Vec<u8>> {
-    let refused = |what: String| Err(std::io::Error::other(what));
+/// Why an image file cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The file system refuses.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    /// A folder, a pipe, a device.
+    #[error("a regular file is expected")]
+    NotAFile,
+    /// Nothing in it.
+    #[error("the file is empty")]
+    Empty,
+    /// More than is read.
+    #[error("more than the {MAX_IMAGE} bytes that are read")]
+    TooBig,
+}
+
+fn read_image(path: &Path) -> Result<Vec<u8>, ReadError> {
     // Looked at before it is opened: opening a pipe waits for whoever writes to it.
     let found = std::fs::metadata(path)?;
     if !found.is_file() {
-        return refused("a regular file is expected".to_owned());
+        return Err(ReadError::NotAFile);
     }
     let mut image = Vec::new();
     File::open(path)?.take(MAX_IMAGE + 1).read_to_end(&mut image)?;
     match image.len() as u64 {
-        0 => refused("the file is empty".to_owned()),
-        size if size > MAX_IMAGE => refused(format!("more than the {MAX_IMAGE} bytes that are read")),
+        0 => Err(ReadError::Empty),
+        size if size > MAX_IMAGE => Err(ReadError::TooBig),
         _ => Ok(image),
     }
 }

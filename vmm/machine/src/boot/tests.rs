@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::{BootError, Kernel, Role};
+use super::{BootError, ImageRole, Kernel};
 use crate::config::{MIN_MEMORY, MachineConfig};
 use crate::machine::allocate_memory;
 
@@ -44,8 +44,8 @@ fn another_kernel_or_initrd_than_recorded_is_refused() {
 
     let (other_kernel, other_initrd) = (file("kernel-3", &kernel_image(2)), file("initrd-3", b"070702"));
     for (kernel, initrd, wrong) in [
-        (Some(other_kernel.as_str()), None, Role::Kernel),
-        (None, Some(other_initrd.as_str()), Role::Initrd),
+        (Some(other_kernel.as_str()), None, ImageRole::Kernel),
+        (None, Some(other_initrd.as_str()), ImageRole::Initrd),
     ] {
         let error = again(kernel, initrd).unwrap_err();
         assert!(
@@ -63,12 +63,18 @@ fn another_kernel_or_initrd_than_recorded_is_refused() {
     fs::write(&initrd, b"070702").unwrap();
     assert!(matches!(
         again(None, None),
-        Err(BootError::Different { role: Role::Initrd, .. })
+        Err(BootError::Different {
+            role: ImageRole::Initrd,
+            ..
+        })
     ));
     fs::remove_file(&initrd).unwrap();
     assert!(matches!(
         again(None, None),
-        Err(BootError::Read { role: Role::Initrd, .. })
+        Err(BootError::Read {
+            role: ImageRole::Initrd,
+            ..
+        })
     ));
 
     // One more than was recorded.

@@ -1,16 +1,12 @@
 //! What an exit means for the guest's history: its part in the running digest, and the guest's end in words.
 
+use ftvm_schema::entry::register::{RAX, RFLAGS, RIP};
 use ftvm_schema::entry::{Digest, EndReason, RegisterFile};
 
 use ftvm_hypervisor::{Exit, Terminal};
 
 /// RFLAGS bits that differ between hosts without meaning: RF (16) and IOPL (12, 13).
 const RFLAGS_IGNORED: u64 = (1 << 16) | (3 << 12);
-
-/// Index of RAX, RIP and RFLAGS in a [`RegisterFile`].
-const RAX: usize = 0;
-const RIP: usize = 16;
-const RFLAGS: usize = 17;
 
 /// Folds an exit and the registers at it. RIP is left out at OUT and the destination at IN: hosts report them
 /// differently before completion (PROTOCOL 5).

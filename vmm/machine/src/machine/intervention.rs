@@ -13,8 +13,9 @@ use ftvm_schema::record;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use vm_memory::{Bytes as _, GuestAddress};
 
-use super::pages::{Copies, Pages, Zeros, copy_pages};
-use super::state::{MAX_RECORD, PAGE};
+use super::pages::{PAGE, PageCopies, Pages, Zeros, copy_pages};
+use super::record_error::{BootRecordError, StateError};
+use super::state::MAX_RECORD;
 use super::{Machine, MachineError, Phase};
 use crate::config::MACHINE_VERSION;
 use ftvm_hypervisor::{Cpu, GuestMemory};
@@ -37,13 +38,13 @@ struct BootRecord<C> {
 /// If RAM cannot be read, which would be a bug.
 pub fn boot_record<S: Serialize>(cpu: S, memory: &GuestMemory, pages: u64) -> Result<Vec<u8>, MachineError> {
     let all: Vec<u64> = (0..pages).collect();
-    let (numbers, content) = copy_pages(memory, &all, Zeros::LeftOut)?;
+    let (numbers, content) = copy_pages(memory, &all, Zeros::LeftOut).map_err(StateError::from)?;
     let record = BootRecord {
         version: MACHINE_VERSION,
         cpu,
         pages: Pages::compressed(numbers, content),
     };
-    record::to_bytes(&record).map_err(|e| MachineError::State(e.to_string()))
+    Ok(record::to_bytes(&record).map_err(StateError::from)?)
 }
 
 impl<C: Cpu> Machine<C> {
@@ -78,18 +79,7 @@ impl<C: Cpu> Machine<C> {
 
     fn reset(&mut self) -> Result<(), MachineError> {
         let boot = Arc::clone(&self.boot);
-        let record = boot.get();
-        let record =
-            record.ok_or_else(|| MachineError::State("this side has no boot record to reset to".to_owned()))?;
-        let limit = usize::try_from(MAX_RECORD).unwrap_or(usize::MAX);
-        let record: BootRecord<C::State> =
-            record::from_bytes(record, limit).map_err(|e| MachineError::State(format!("boot record: {e}")))?;
-        if record.version != MACHINE_VERSION {
-            return Err(MachineError::State(format!(
-                "boot record: version {MACHINE_VERSION} expected, {} found",
-                record.version
-            )));
-        }
+        let record = Self::boot_from(boot.get()).map_err(StateError::from)?;
         self.put_boot_pages(&record.pages)?;
         self.cpu.request_window(false);
         self.cpu.restore(&record.cpu)?;
@@ -99,11 +89,21 @@ impl<C: Cpu> Machine<C> {
         Ok(())
     }
 
+    fn boot_from(record: Option<&Vec<u8>>) -> Result<BootRecord<C::State>, BootRecordError> {
+        let record = record.ok_or(BootRecordError::Missing)?;
+        let limit = usize::try_from(MAX_RECORD).unwrap_or(usize::MAX);
+        let record: BootRecord<C::State> = record::from_bytes(record, limit)?;
+        if record.version != MACHINE_VERSION {
+            return Err(BootRecordError::Version { found: record.version });
+        }
+        Ok(record)
+    }
+
     /// Makes RAM what it was; pages that are so already are not written, and so not dirty.
     fn put_boot_pages(&mut self, pages: &Pages) -> Result<(), MachineError> {
         let count = self.page_count();
-        let bytes = pages.bytes(count, &mut Copies::default());
-        let bytes = bytes.map_err(|e| MachineError::State(format!("boot record: {e}")))?;
+        let bytes = pages.bytes(count, &mut PageCopies::default());
+        let bytes = bytes.map_err(BootRecordError::from).map_err(StateError::from)?;
         let mut kept = pages.numbers.iter().zip(bytes.as_chunks::<PAGE>().0).peekable();
         let mut found = [0; PAGE];
         for number in 0..count {
@@ -114,7 +114,7 @@ impl<C: Cpu> Machine<C> {
             if found != *wanted {
                 self.memory
                     .write_slice(wanted, GuestAddress(number * PAGE as u64))
-                    .map_err(|e| MachineError::State(format!("page {number}: {e}")))?;
+                    .map_err(|source| StateError::ram(number, source))?;
             }
         }
         Ok(())

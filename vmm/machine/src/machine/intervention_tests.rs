@@ -10,7 +10,7 @@ use super::*;
 use crate::config::{GuestKind, MIN_MEMORY};
 use crate::testing::config;
 use ftvm_hypervisor::DeliveryMode;
-use ftvm_hypervisor::scripted::{Program, ScriptedCpu, Step, Value};
+use ftvm_hypervisor::scripted::{Operand, Script, ScriptStep, ScriptedCpu};
 
 const COUNTED: GuestAddress = GuestAddress(0x7000);
 const SECRET: GuestAddress = GuestAddress(0x9000);
@@ -18,6 +18,8 @@ const SECRET: GuestAddress = GuestAddress(0x9000);
 struct Still;
 
 impl TimeSource for Still {
+    type Error = MachineError;
+
     fn read(&mut self, _at: Position, floor: u64) -> Result<u64, MachineError> {
         Ok(floor)
     }
@@ -25,17 +27,17 @@ impl TimeSource for Still {
 
 /// A guest that says `a`, overwrites what its image has at [`SECRET`], and says `b` for ever.
 fn machine() -> Machine<ScriptedCpu> {
-    let say = |byte| Step::PortWrite {
+    let say = |byte| ScriptStep::PortWrite {
         port: 0x3f8,
         size: 1,
-        value: Value::Const(byte),
+        value: Operand::Const(byte),
     };
-    let store = |addr: GuestAddress, value| Step::Store {
+    let store = |addr: GuestAddress, value| ScriptStep::Store {
         addr: addr.0,
         len: 8,
-        value: Value::Const(value),
+        value: Operand::Const(value),
     };
-    let mut program = Program::repeat(vec![say(0x61), store(COUNTED, 1), store(SECRET, 2), say(0x62)]);
+    let mut program = Script::repeat(vec![say(0x61), store(COUNTED, 1), store(SECRET, 2), say(0x62)]);
     program.repeat_from = 3;
     let memory = allocate_memory(MIN_MEMORY).unwrap();
     memory.write_obj(7_u64, SECRET).unwrap();

@@ -6,22 +6,17 @@
 //! program, as if the instruction had worked. Both answers are derived from the last logged time and the
 //! readings since, so they cost no log entry (LINUX-FACTS; DESIGN, idea 4).
 
+use ftvm_schema::entry::register::{RAX, RCX, RDX, RSP};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{Machine, MachineError};
-use ftvm_hypervisor::{Cpu, CpuError, UserFrame};
+use ftvm_hypervisor::{Cpu, UserFrame};
 
 /// A rewritten RDTSC writes AL here: EDX:EAX are to be set.
 pub const RDTSC_PORT: u16 = 0xEE;
 
 /// The kernel's #GP entry writes AL here, with the error code and the interrupt frame on its stack.
 pub const GP_HOOK_PORT: u16 = 0xEF;
-
-/// Index of RAX, RCX, RDX and RSP in a register file.
-const RAX: usize = 0;
-const RCX: usize = 2;
-const RDX: usize = 3;
-const RSP: usize = 6;
 
 /// RPL and CPL: the low bits of a selector.
 const PRIVILEGE: u64 = 3;
@@ -82,9 +77,7 @@ impl<C: Cpu> Machine<C> {
     fn finish_out(&mut self) -> Result<(), MachineError> {
         match self.complete()? {
             None => Ok(()),
-            Some(exit) => Err(MachineError::Cpu(CpuError::Unsupported(format!(
-                "finishing a one-byte OUT gave another exit, {exit:x?}"
-            )))),
+            Some(exit) => Err(MachineError::OutInParts { exit }),
         }
     }
 
@@ -134,7 +127,7 @@ mod tests {
     use crate::machine::allocate_memory;
     use crate::testing::config;
     use ftvm_hypervisor::DeliveryMode;
-    use ftvm_hypervisor::scripted::{Program, ScriptedCpu, Step};
+    use ftvm_hypervisor::scripted::{Script, ScriptStep, ScriptedCpu};
 
     const STACK: u64 = 0x8000;
     const RIP: u64 = 0x5000;
@@ -147,7 +140,11 @@ mod tests {
             memory.write_obj(word, GuestAddress(at)).unwrap();
         }
         memory.write_slice(code, GuestAddress(frame[0])).unwrap();
-        let cpu = ScriptedCpu::new(&memory, Arc::new(Program::repeat(vec![Step::Halt])), DeliveryMode::None);
+        let cpu = ScriptedCpu::new(
+            &memory,
+            Arc::new(Script::repeat(vec![ScriptStep::Halt])),
+            DeliveryMode::None,
+        );
         Machine::new(&config(GuestKind::Linux), memory, cpu).unwrap()
     }
 

@@ -9,11 +9,13 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use super::state::PAGE;
-use super::{Machine, MachineError};
-use ftvm_hypervisor::{Cpu, GuestMemory};
+use ftvm_hypervisor::{GuestMemory, PAGE_SIZE};
+
+/// Bytes of a guest page.
+#[allow(clippy::cast_possible_truncation, reason = "4096")]
+pub const PAGE: usize = PAGE_SIZE as usize;
 
 /// Most copies kept: 32 MiB on each side. A guest that dirties more between two ticks pays for whole pages.
 const MAX_COPIES: usize = 8192;
@@ -37,19 +39,26 @@ enum Content {
 
 /// Why pages cannot be had from a record.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum PagesError {
+pub enum PagesError {
+    /// A number beyond RAM.
     #[error("page {number} is named, but the guest has {count} pages")]
     NoSuchPage { number: u64, count: u64 },
+    /// Numbers out of order.
     #[error("page {after} is named behind page {before}; they must ascend")]
     Order { before: u64, after: u64 },
+    /// More or less content than the numbers need.
     #[error("{pages} pages come with {found} bytes, {expected} are needed")]
     Length {
         pages: usize,
         expected: usize,
         found: usize,
     },
+    /// The content is no LZ4 block.
     #[error("the pages do not decompress: {0}")]
     Compression(#[from] lz4_flex::block::DecompressError),
+    /// RAM ends before the page.
+    #[error("page {number}: {source}")]
+    Ram { number: u64, source: GuestMemoryError },
 }
 
 impl Pages {
@@ -70,7 +79,7 @@ impl Pages {
     }
 
     /// The same as differences against `copies`, which then hold these pages; and which of them differ.
-    pub(super) fn differences(numbers: Vec<u64>, mut bytes: Vec<u8>, copies: &mut Copies) -> (Self, Vec<bool>) {
+    pub(super) fn differences(numbers: Vec<u64>, mut bytes: Vec<u8>, copies: &mut PageCopies) -> (Self, Vec<bool>) {
         copies.exchange(&numbers, &mut bytes, Given::Pages);
         let differ = bytes.as_chunks::<PAGE>().0.iter().map(|page| *page != [0; PAGE]);
         let differ = differ.collect();
@@ -80,7 +89,7 @@ impl Pages {
 
     /// The pages' bytes, in the order of `numbers`, for a guest of `count` pages. `copies` must have seen the records
     /// that the writer's had seen; they change only if all is well.
-    pub(super) fn bytes(&self, count: u64, copies: &mut Copies) -> Result<Vec<u8>, PagesError> {
+    pub(super) fn bytes(&self, count: u64, copies: &mut PageCopies) -> Result<Vec<u8>, PagesError> {
         if let Some(number) = self.numbers.iter().copied().find(|number| *number >= count) {
             return Err(PagesError::NoSuchPage { number, count });
         }
@@ -128,14 +137,17 @@ impl Pages {
 /// If `numbers` are not the guest's.
 ///
 /// [`Machine::write_pages`]: super::Machine::write_pages
-pub fn copy_pages(memory: &GuestMemory, numbers: &[u64], zeros: Zeros) -> Result<(Vec<u64>, Vec<u8>), MachineError> {
+pub fn copy_pages(memory: &GuestMemory, numbers: &[u64], zeros: Zeros) -> Result<(Vec<u64>, Vec<u8>), PagesError> {
     let mut taken = Vec::with_capacity(numbers.len());
     let mut bytes = Vec::with_capacity(numbers.len() * PAGE);
     let mut page = [0; PAGE];
     for number in numbers {
         memory
             .read_slice(&mut page, GuestAddress(number * PAGE as u64))
-            .map_err(|e| MachineError::State(format!("page {number}: {e}")))?;
+            .map_err(|source| PagesError::Ram {
+                number: *number,
+                source,
+            })?;
         if zeros == Zeros::Taken || page.iter().any(|byte| *byte != 0) {
             taken.push(*number);
             bytes.extend_from_slice(&page);
@@ -151,23 +163,7 @@ pub enum Zeros {
     LeftOut,
 }
 
-impl<C: Cpu> Machine<C> {
-    /// Puts pages of [`copy_pages`] into a machine that has not run, ahead of [`Machine::load`].
-    ///
-    /// # Errors
-    /// If they are not pages of this guest, ascending, with as much content. Nothing has changed then.
-    pub fn write_pages(&mut self, numbers: Vec<u64>, content: Vec<u8>) -> Result<(), MachineError> {
-        let pages = Pages {
-            numbers,
-            content: Content::Compressed(content.into()),
-        };
-        let bytes = pages.bytes(self.page_count(), &mut self.copies);
-        let bytes = bytes.map_err(|e| MachineError::State(e.to_string()))?;
-        self.put_pages(&pages.numbers, &bytes)
-    }
-}
-
-/// What [`Copies::exchange`] is given, and turns into the other.
+/// What [`PageCopies::exchange`] is given, and turns into the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Given {
     Pages,
@@ -176,13 +172,13 @@ enum Given {
 
 /// The pages as the checkpoints so far have carried them.
 #[derive(Debug, Default)]
-pub(super) struct Copies {
+pub(super) struct PageCopies {
     /// Each with the number of the record that carried it last.
     pages: BTreeMap<u64, (u64, Box<[u8; PAGE]>)>,
     record: u64,
 }
 
-impl Copies {
+impl PageCopies {
     /// Forgets everything: the other side starts from a whole state.
     pub(super) fn clear(&mut self) {
         self.pages.clear();
@@ -234,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_page_that_goes_back_is_still_carried() {
-        let (mut here, mut there) = (Copies::default(), Copies::default());
+        let (mut here, mut there) = (PageCopies::default(), PageCopies::default());
         for fill in [7, 8, 7, 7] {
             let pages = Pages::differences(vec![3], page(fill), &mut here).0;
             assert_eq!(pages.bytes(4, &mut there).unwrap(), page(fill));
@@ -243,7 +239,7 @@ mod tests {
 
     #[test]
     fn differences_are_small_and_need_the_same_past() {
-        let (mut here, mut there) = (Copies::default(), Copies::default());
+        let (mut here, mut there) = (PageCopies::default(), PageCopies::default());
         let random: Vec<u8> = (0..PAGE as u64)
             .map(|n| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56).to_le_bytes()[0])
             .collect();
@@ -255,14 +251,14 @@ mod tests {
             panic!()
         };
         assert!(bytes.len() < 64, "{} bytes for one changed", bytes.len());
-        assert_ne!(second.bytes(2, &mut Copies::default()).unwrap(), changed);
+        assert_ne!(second.bytes(2, &mut PageCopies::default()).unwrap(), changed);
         assert_eq!(first.bytes(2, &mut there).unwrap(), random);
         assert_eq!(second.bytes(2, &mut there).unwrap(), changed);
     }
 
     #[test]
     fn both_sides_drop_the_same_copies() {
-        let (mut here, mut there) = (Copies::default(), Copies::default());
+        let (mut here, mut there) = (PageCopies::default(), PageCopies::default());
         for number in 0..u64::try_from(MAX_COPIES).unwrap() + 10 {
             let fill = number.to_le_bytes()[0] | 1;
             let pages = Pages::differences(vec![number], page(fill), &mut here).0;
@@ -277,8 +273,8 @@ mod tests {
 
     #[test]
     fn damaged_pages_are_refused() {
-        let mut copies = Copies::default();
-        let error = |pages: &Pages| pages.bytes(2, &mut Copies::default()).unwrap_err().to_string();
+        let mut copies = PageCopies::default();
+        let error = |pages: &Pages| pages.bytes(2, &mut PageCopies::default()).unwrap_err().to_string();
         assert!(error(&Pages::whole(vec![1, 1], vec![0; 2 * PAGE])).contains("must ascend"));
         assert!(error(&Pages::whole(vec![2], page(0))).contains("page 2"));
         assert!(error(&Pages::whole(vec![0, 1], page(0))).contains("8192 are needed"));

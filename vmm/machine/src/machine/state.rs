@@ -6,14 +6,15 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend as _, GuestMemoryRegion as _};
 
 use super::clock::VirtualClock;
+use super::error::HistoryPoint;
 use super::pages::Pages;
-use super::{Machine, MachineError, Phase, Step, TimeSource};
+use super::record_error::StateError;
+use super::{HistoryError, Machine, MachineError, Phase, Step, TimeSource};
 use crate::config::MACHINE_VERSION;
 use ftvm_devices::ChipsetState;
 use ftvm_hypervisor::Cpu;
 
-/// Bytes of a guest page.
-pub const PAGE: usize = 4096;
+pub use super::pages::PAGE;
 
 /// Most bytes of one state record: all of the largest RAM, and 64 MiB for the rest.
 pub const MAX_RECORD: u64 = crate::config::MAX_MEMORY + (64 << 20);
@@ -54,14 +55,14 @@ impl<C: Cpu> Machine<C> {
     ///
     /// # Errors
     /// If the hypervisor fails.
-    pub fn preempt(&mut self, time: &mut dyn TimeSource) -> Result<Moved, MachineError> {
-        if let Some(exit) = self.cpu.complete()? {
+    pub fn preempt<T: TimeSource>(&mut self, time: &mut T) -> Result<Moved, T::Error> {
+        if let Some(exit) = self.cpu.complete().map_err(MachineError::from)? {
             return Ok(match self.handle(exit, time)? {
                 Step::Ended(reason) => Moved::ToEnd(reason),
                 _ => Moved::ToExit,
             });
         }
-        if !self.cpu.at_clean_boundary()? {
+        if !self.cpu.at_clean_boundary().map_err(MachineError::from)? {
             return Ok(Moved::NotNow);
         }
         self.cpu.request_window(false);
@@ -149,6 +150,17 @@ impl<C: Cpu> Machine<C> {
         self.encode(Pages::whole(numbers, bytes))
     }
 
+    /// Puts pages of [`copy_pages`](super::pages::copy_pages) into a machine that has not run, ahead of [`Machine::load`].
+    ///
+    /// # Errors
+    /// If they are not pages of this guest, ascending, with as much content. Nothing has changed then.
+    pub fn write_pages(&mut self, numbers: Vec<u64>, content: Vec<u8>) -> Result<(), MachineError> {
+        let pages = Pages::compressed(numbers, content);
+        let bytes = pages.bytes(self.page_count(), &mut self.copies);
+        let bytes = bytes.map_err(StateError::from)?;
+        self.put_pages(&pages.numbers, &bytes)
+    }
+
     /// Puts a record of [`Machine::save`] into a machine that has not run.
     ///
     /// # Errors
@@ -173,24 +185,16 @@ impl<C: Cpu> Machine<C> {
             k: self.at.k + 1,
         };
         if state.at != expected || state.digest != self.digest || state.outputs != self.outputs {
-            return Err(MachineError::Divergence(format!(
-                "a checkpoint for exit {}.{} (digest {:016x}, {} outputs) meets a machine at exit {}.{} (digest {:016x}, {} \
-                 outputs)",
-                state.at.exit.0,
-                state.at.k,
-                state.digest.0,
-                state.outputs.0,
-                expected.exit.0,
-                expected.k,
-                self.digest.0,
-                self.outputs.0
-            )));
+            let point = |at, digest, outputs| Box::new(HistoryPoint { at, digest, outputs });
+            let error = HistoryError::CheckpointElsewhere {
+                made: point(state.at, state.digest, state.outputs),
+                stands: point(expected, self.digest, self.outputs),
+            };
+            return Err(error.into());
         }
         // An access of the last exit may still be pending in KVM, and would be completed over the new registers.
         if let Some(exit) = self.cpu.complete()? {
-            return Err(MachineError::Divergence(format!(
-                "a checkpoint stands where the guest makes a further exit, {exit:?}"
-            )));
+            return Err(HistoryError::CheckpointAtExit { exit }.into());
         }
         self.at = expected;
         self.digest.fold_bytes(record);
@@ -211,7 +215,7 @@ impl<C: Cpu> Machine<C> {
                 digest.fold_bytes(&page);
             }
         }
-        let chipset = record::to_bytes(&self.chipset.save()).map_err(|e| MachineError::State(e.to_string()))?;
+        let chipset = record::to_bytes(&self.chipset.save()).map_err(StateError::from)?;
         digest.fold_bytes(&chipset);
         Ok(digest.0)
     }
@@ -223,7 +227,7 @@ impl<C: Cpu> Machine<C> {
     pub(super) fn read_page(&self, number: u64, page: &mut [u8; PAGE]) -> Result<(), MachineError> {
         self.memory
             .read_slice(page, GuestAddress(number * PAGE as u64))
-            .map_err(|e| MachineError::State(format!("page {number}: {e}")))
+            .map_err(|source| StateError::ram(number, source).into())
     }
 
     /// The pages one after the other.
@@ -249,18 +253,14 @@ impl<C: Cpu> Machine<C> {
             chipset: self.chipset.save(),
             pages,
         };
-        record::to_bytes(&state).map_err(|e| MachineError::State(e.to_string()))
+        Ok(record::to_bytes(&state).map_err(StateError::from)?)
     }
 
     fn decode(&self, record: &[u8]) -> Result<StateRecord<C::State>, MachineError> {
         let limit = usize::try_from(MAX_RECORD).unwrap_or(usize::MAX);
-        let state: StateRecord<C::State> =
-            record::from_bytes(record, limit).map_err(|e| MachineError::State(e.to_string()))?;
+        let state: StateRecord<C::State> = record::from_bytes(record, limit).map_err(StateError::from)?;
         if state.version != MACHINE_VERSION {
-            return Err(MachineError::State(format!(
-                "version {MACHINE_VERSION} expected, {} found",
-                state.version
-            )));
+            return Err(StateError::Version { found: state.version }.into());
         }
         Ok(state)
     }
@@ -268,12 +268,10 @@ impl<C: Cpu> Machine<C> {
     /// Pages first, then the vCPU (which makes it see new page tables), then the devices.
     fn install(&mut self, state: StateRecord<C::State>) -> Result<(), MachineError> {
         let pages = state.pages.bytes(self.page_count(), &mut self.copies);
-        let pages = pages.map_err(|e| MachineError::State(e.to_string()))?;
+        let pages = pages.map_err(StateError::from)?;
         self.put_pages(&state.pages.numbers, &pages)?;
         self.cpu.restore(&state.cpu)?;
-        self.chipset
-            .restore(&state.chipset)
-            .map_err(|e| MachineError::State(e.to_string()))?;
+        self.chipset.restore(&state.chipset).map_err(StateError::from)?;
         self.clock = state.clock;
         self.console = state.console;
         self.halted = state.halted;
@@ -287,7 +285,7 @@ impl<C: Cpu> Machine<C> {
         for (number, page) in numbers.iter().zip(bytes.chunks_exact(PAGE)) {
             self.memory
                 .write_slice(page, GuestAddress(number * PAGE as u64))
-                .map_err(|e| MachineError::State(format!("page {number}: {e}")))?;
+                .map_err(|source| StateError::ram(*number, source))?;
         }
         Ok(())
     }

@@ -10,12 +10,14 @@ use super::{Machine, MachineError, Step as Stepped, TimeSource, allocate_memory}
 use crate::config::{GuestKind, MIN_MEMORY};
 use crate::testing::config;
 use ftvm_hypervisor::DeliveryMode;
-use ftvm_hypervisor::scripted::{Interrupts, Program, ScriptedCpu, Step, Value};
+use ftvm_hypervisor::scripted::{Interrupts, Operand, Script, ScriptStep, ScriptedCpu};
 
 /// A clock that stands still.
 struct Still;
 
 impl TimeSource for Still {
+    type Error = MachineError;
+
     fn read(&mut self, _at: Position, floor: u64) -> Result<u64, MachineError> {
         Ok(floor)
     }
@@ -26,10 +28,10 @@ impl TimeSource for Still {
 #[test]
 fn an_interrupt_at_a_refused_msr_is_not_lost() {
     const HANDLED: GuestAddress = GuestAddress(0x7000);
-    let out = |(port, value)| Step::PortWrite {
+    let out = |(port, value)| ScriptStep::PortWrite {
         port,
         size: 1,
-        value: Value::Const(value),
+        value: Operand::Const(value),
     };
     // The first interrupt controller: vectors from 0x20, all masked but line 4; then modem control and interrupt enable.
     let set_up = [
@@ -42,11 +44,14 @@ fn an_interrupt_at_a_refused_msr_is_not_lost() {
         (0x3f9, 2),
     ];
     let mut steps = set_up.map(out).to_vec();
-    steps.extend([Step::SetInterrupts(Interrupts::On), Step::ReadMsr { index: 0x1234 }]);
+    steps.extend([
+        ScriptStep::SetInterrupts(Interrupts::On),
+        ScriptStep::ReadMsr { index: 0x1234 },
+    ]);
     let msr = set_up.len() + 1;
     steps.push(out((0x80, 0)));
     let memory = allocate_memory(MIN_MEMORY).unwrap();
-    let cpu = ScriptedCpu::new(&memory, Arc::new(Program::repeat(steps)), DeliveryMode::None);
+    let cpu = ScriptedCpu::new(&memory, Arc::new(Script::repeat(steps)), DeliveryMode::None);
     let mut machine = Machine::new(&config(GuestKind::BareMetal), memory, cpu).unwrap();
     for _ in 0..msr {
         machine.run_to_exit(&mut Still).unwrap();
@@ -63,27 +68,27 @@ fn an_interrupt_at_a_refused_msr_is_not_lost() {
 #[test]
 fn a_page_that_goes_back_is_brought_along_as_often_as_it_does() {
     const PAGE: u64 = 5;
-    let store = |value| Step::Store {
+    let store = |value| ScriptStep::Store {
         addr: PAGE << 12,
         len: 8,
-        value: Value::Const(value),
+        value: Operand::Const(value),
     };
-    let out = Step::PortWrite {
+    let out = ScriptStep::PortWrite {
         port: 0x80,
         size: 1,
-        value: Value::Accumulator,
+        value: Operand::Accumulator,
     };
-    let program = Program {
+    let program = Script {
         steps: vec![
-            Step::SetInterrupts(Interrupts::On),
+            ScriptStep::SetInterrupts(Interrupts::On),
             store(8),
             out,
             store(7),
-            Step::Spin { units: 1000 },
+            ScriptStep::Spin { units: 1000 },
             out,
         ],
         repeat_from: 1,
-        ..Program::repeat(vec![out])
+        ..Script::repeat(vec![out])
     };
     let program = Arc::new(program);
     let machine = || {

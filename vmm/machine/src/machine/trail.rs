@@ -9,7 +9,7 @@ pub const TRAIL_EXITS: usize = 4096;
 
 /// One exit as `record --verify=exit` keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Step {
+pub struct TrailStep {
     /// Low byte of the running digest after the exit was handled.
     pub check: u8,
     pub registers: RegisterFile,
@@ -19,12 +19,12 @@ pub struct Step {
 #[derive(Clone, Debug, Default)]
 pub struct Trail {
     first: u64,
-    steps: VecDeque<Step>,
+    steps: VecDeque<TrailStep>,
 }
 
 impl Trail {
     /// Adds exit `at`; the oldest one falls out when [`TRAIL_EXITS`] are kept.
-    pub fn push(&mut self, at: ExitSeq, step: Step) {
+    pub fn push(&mut self, at: ExitSeq, step: TrailStep) {
         if self.steps.is_empty() {
             self.first = at.0;
         }
@@ -83,8 +83,8 @@ impl Trail {
 mod tests {
     use super::*;
 
-    fn step(check: u8) -> Step {
-        Step {
+    fn step(check: u8) -> TrailStep {
+        TrailStep {
             check,
             registers: [u64::from(check); 18],
         }

@@ -9,14 +9,18 @@ use logging_channel::codec::data_bytes;
 use logging_channel::message::DiskReads;
 
 use super::super::disks::{DiskEnd, Known};
-use super::super::live::Sink;
+use super::super::live::{LiveError, Sink, SinkError};
 use crate::host_event::Control;
-use ftvm_machine::machine::MachineError;
 use ftvm_machine::output::Output;
 
 /// Entries, and bytes of data in them, that are taken as one batch at most. The backup says how far it has executed once it
 /// has executed a frame: this is about sixty exits' worth.
 const TOGETHER: (usize, usize) = (256, 64 << 10);
+
+/// Nobody takes what the vCPU thread says: the process is ending.
+#[derive(Debug, thiserror::Error)]
+#[error("the link has ended")]
+struct LinkEnded;
 
 /// From the vCPU thread.
 #[derive(Debug)]
@@ -39,7 +43,7 @@ pub enum FromGuest {
     /// An order other than those answered above is carried out, at this point of the stream.
     Obeyed(Control),
     /// The guest's life is over, or this host cannot go on with it.
-    Ended(Result<EndReason, MachineError>),
+    Ended(Result<EndReason, LiveError>),
 }
 
 /// The way from the vCPU thread to the link.
@@ -88,11 +92,11 @@ impl<L: ToLink> PairSink<L> {
         &self.link
     }
 
-    fn send(&self, message: FromGuest) -> Result<(), MachineError> {
+    fn send(&self, message: FromGuest) -> Result<(), SinkError> {
         if self.link.say(message) {
             Ok(())
         } else {
-            Err(MachineError::Log("the link has ended".to_owned()))
+            Err(LinkEnded.into())
         }
     }
 }
@@ -137,7 +141,7 @@ impl<L: ToLink> Sink for PairSink<L> {
         self.reins.idle.load(Ordering::Relaxed)
     }
 
-    fn log(&mut self, entry: LogEntry) -> Result<(), MachineError> {
+    fn log(&mut self, entry: LogEntry) -> Result<(), SinkError> {
         self.entries.push(match (self.disk_reads, entry) {
             (
                 DiskReads::Backup,
@@ -158,12 +162,12 @@ impl<L: ToLink> Sink for PairSink<L> {
         Ok(())
     }
 
-    fn output(&mut self, output: Output) -> Result<(), MachineError> {
+    fn output(&mut self, output: Output) -> Result<(), SinkError> {
         self.outputs.push(output);
         Ok(())
     }
 
-    fn flush(&mut self) -> Result<(), MachineError> {
+    fn flush(&mut self) -> Result<(), SinkError> {
         if self.entries.is_empty() && self.outputs.is_empty() && self.done.is_empty() {
             return Ok(());
         }
@@ -193,17 +197,17 @@ impl<L: ToLink> Sink for PairSink<L> {
         self.done.push(DiskEnd { at, disk, id, known });
     }
 
-    fn dirty(&mut self, pages: Vec<u64>) -> Result<(), MachineError> {
+    fn dirty(&mut self, pages: Vec<u64>) -> Result<(), SinkError> {
         self.send(FromGuest::Dirty(pages))
     }
 
-    fn state(&mut self, record: Vec<u8>, mark: Mark, stopped: Duration) -> Result<(), MachineError> {
+    fn state(&mut self, record: Vec<u8>, mark: Mark, stopped: Duration) -> Result<(), SinkError> {
         self.send(FromGuest::State { record, mark, stopped })?;
         self.reins.logging.store(true, Ordering::Release);
         Ok(())
     }
 
-    fn obeyed(&mut self, order: Control) -> Result<(), MachineError> {
+    fn obeyed(&mut self, order: Control) -> Result<(), SinkError> {
         self.send(FromGuest::Obeyed(order))
     }
 }

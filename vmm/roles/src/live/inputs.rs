@@ -6,13 +6,12 @@ use std::time::Instant;
 use ftvm_schema::entry::{ConsolePort, EndReason, Input, Intervention, LogEntry};
 
 use super::super::patience::Waiting;
-use super::{CONSOLE_BACKLOG, EVENTS_PER_EXIT, Events, Live, Now, Sink, Standing};
+use super::{CONSOLE_BACKLOG, EVENTS_PER_EXIT, Events, Live, LiveError, Now, Sink, Standing};
 use crate::host_event::Control;
 use crate::host_event::HostEvent;
 use crate::host_event::MAX_EVENTS;
 use crate::host_event::StopKind;
 use ftvm_hypervisor::Cpu;
-use ftvm_machine::machine::MachineError;
 
 impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
     pub(super) fn input_due(&self, now: Instant) -> bool {
@@ -37,7 +36,7 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
         }
     }
 
-    pub(super) fn take_inputs(&mut self, time: Now<'_>) -> Result<(), MachineError> {
+    pub(super) fn take_inputs(&mut self, time: Now<'_>) -> Result<(), LiveError> {
         let now = time();
         if let Some(deadline) = self.machine.chipset().next_deadline()
             && self.clock.at(now) >= deadline
@@ -59,7 +58,7 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
     }
 
     /// The clock, as it is at host time `now`.
-    pub(super) fn tick(&mut self, now: Instant) -> Result<(), MachineError> {
+    pub(super) fn tick(&mut self, now: Instant) -> Result<(), LiveError> {
         let deadline = self.machine.chipset().next_deadline();
         let time = self.clock.reading(now, self.machine.time_floor(), deadline);
         self.input(Input::Clock(time))?;
@@ -69,7 +68,7 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
         Ok(())
     }
 
-    pub(super) fn take(&mut self, event: HostEvent, time: Now<'_>) -> Result<(), MachineError> {
+    pub(super) fn take(&mut self, event: HostEvent, time: Now<'_>) -> Result<(), LiveError> {
         match event {
             HostEvent::Stop(StopKind::Limit) => self.stopping = Some(EndReason::Limit),
             HostEvent::Stop(_) => self.stopping = Some(EndReason::Stopped),
@@ -88,7 +87,7 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
         Ok(())
     }
 
-    pub(super) fn take_input(&mut self, event: HostEvent) -> Result<(), MachineError> {
+    pub(super) fn take_input(&mut self, event: HostEvent) -> Result<(), LiveError> {
         match event {
             HostEvent::Frame { nic, bytes } if self.machine.chipset().net_rx_ready(nic) => {
                 self.input(Input::NetRx { nic, frame: bytes })?;
@@ -111,11 +110,11 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
     }
 
     /// Does what the link asks.
-    pub(super) fn obey(&mut self, order: Control, time: Now<'_>) -> Result<(), MachineError> {
+    pub(super) fn obey(&mut self, order: Control, time: Now<'_>) -> Result<(), LiveError> {
         match order {
             Control::TakeDirty => {
                 let pages = self.machine.take_dirty()?;
-                return self.sink.dirty(pages);
+                return Ok(self.sink.dirty(pages)?);
             }
             Control::SaveState => return self.save_state(time),
             Control::Intervene(Intervention::Pause) => {
@@ -142,10 +141,10 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
             }
         }
         self.flush()?;
-        self.sink.obeyed(order)
+        Ok(self.sink.obeyed(order)?)
     }
 
-    pub(super) fn type_console(&mut self, port: ConsolePort) -> Result<(), MachineError> {
+    pub(super) fn type_console(&mut self, port: ConsolePort) -> Result<(), LiveError> {
         let room = self.machine.chipset().console_rx_room(port);
         let backlog = &mut self.console[port as usize];
         let bytes: Vec<u8> = backlog.drain(..room.min(backlog.len())).collect();
@@ -156,7 +155,7 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
         }
     }
 
-    pub(super) fn input(&mut self, input: Input) -> Result<(), MachineError> {
+    pub(super) fn input(&mut self, input: Input) -> Result<(), LiveError> {
         self.totals.inputs += 1;
         self.machine.apply(&input)?;
         if self.sink.logging() {
@@ -169,13 +168,13 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
         Ok(())
     }
 
-    pub(super) fn save_state(&mut self, now: Now<'_>) -> Result<(), MachineError> {
+    pub(super) fn save_state(&mut self, now: Now<'_>) -> Result<(), LiveError> {
         let begun = now();
         self.flush()?;
         let record = self.machine.save()?;
         let mark = self.mark();
         let saved = now();
         self.last_harvest = saved;
-        self.sink.state(record, mark, saved.saturating_duration_since(begun))
+        Ok(self.sink.state(record, mark, saved.saturating_duration_since(begun))?)
     }
 }

@@ -24,7 +24,7 @@ use super::patience::Patience;
 use super::patience::watched::Watched;
 use crate::host_event::Control;
 use crate::host_event::HostEvent;
-use ftvm_devices::Fault;
+use ftvm_devices::QueueFault;
 use ftvm_hypervisor::Cpu;
 use ftvm_machine::machine::state::Moved;
 use ftvm_machine::machine::trail::TRAIL_EXITS;
@@ -66,6 +66,20 @@ pub enum Marks {
     EveryExits(u64),
 }
 
+/// Why a sink can take no more; what that is, is the sink's own business.
+pub type SinkError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why a live machine cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum LiveError {
+    /// The machine itself.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// The log cannot be written, or the outside is gone.
+    #[error("log: {0}")]
+    Sink(#[from] SinkError),
+}
+
 /// Where a live machine's log and outputs go.
 pub trait Sink {
     /// Whether anybody reads the log: an unprotected primary need not write it.
@@ -74,17 +88,17 @@ pub trait Sink {
     ///
     /// # Errors
     /// If the log cannot be written; the guest then stops.
-    fn log(&mut self, entry: LogEntry) -> Result<(), MachineError>;
+    fn log(&mut self, entry: LogEntry) -> Result<(), SinkError>;
     /// Takes something that leaves the guest; whether it may leave yet is the sink's business.
     ///
     /// # Errors
     /// If the outside is gone for good.
-    fn output(&mut self, output: Output) -> Result<(), MachineError>;
+    fn output(&mut self, output: Output) -> Result<(), SinkError>;
     /// Everything so far is consistent and may travel.
     ///
     /// # Errors
     /// As [`Sink::log`].
-    fn flush(&mut self) -> Result<(), MachineError>;
+    fn flush(&mut self) -> Result<(), SinkError>;
     /// Thousandths of the time that the guest is to stand still.
     fn idle_permille(&self) -> u32 {
         0
@@ -95,18 +109,18 @@ pub trait Sink {
     ///
     /// # Errors
     /// As [`Sink::log`].
-    fn dirty(&mut self, pages: Vec<u64>) -> Result<(), MachineError>;
+    fn dirty(&mut self, pages: Vec<u64>) -> Result<(), SinkError>;
     /// The machine with the pages written since [`Sink::dirty`], for a joining backup; the guest has been `stopped` for it.
     /// From now on [`Sink::logging`] is true.
     ///
     /// # Errors
     /// As [`Sink::log`].
-    fn state(&mut self, record: Vec<u8>, at: Mark, stopped: Duration) -> Result<(), MachineError>;
+    fn state(&mut self, record: Vec<u8>, at: Mark, stopped: Duration) -> Result<(), SinkError>;
     /// The link's order is carried out; what led to it has been flushed.
     ///
     /// # Errors
     /// As [`Sink::log`].
-    fn obeyed(&mut self, _order: Control) -> Result<(), MachineError> {
+    fn obeyed(&mut self, _order: Control) -> Result<(), SinkError> {
         Ok(())
     }
 }
@@ -186,7 +200,7 @@ pub struct Live<C: Cpu, S: Sink, E: Events> {
     stopping: Option<EndReason>,
     standing: Standing,
     /// Devices that wait for a reset, by PCI slot.
-    faults: Vec<(u8, Fault)>,
+    faults: Vec<(u8, QueueFault)>,
     totals: Totals,
 }
 
@@ -210,7 +224,9 @@ struct Recording<'a, S: Sink> {
 }
 
 impl<S: Sink> TimeSource for Recording<'_, S> {
-    fn read(&mut self, at: Position, floor: u64) -> Result<u64, MachineError> {
+    type Error = LiveError;
+
+    fn read(&mut self, at: Position, floor: u64) -> Result<u64, LiveError> {
         let time = self.clock.reading((self.now)(), floor, self.deadline);
         if self.deadline.is_some_and(|deadline| time >= deadline) {
             self.clock.ticked(time);
@@ -315,7 +331,7 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
     ///
     /// # Errors
     /// As [`Live::step`].
-    pub fn begin(&mut self, now: Now<'_>) -> Result<Next, MachineError> {
+    pub fn begin(&mut self, now: Now<'_>) -> Result<Next, LiveError> {
         if self.config.checks {
             self.machine.keep_trail();
         }
@@ -327,7 +343,7 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
     ///
     /// # Errors
     /// If the hypervisor or the sink fails.
-    pub fn step(&mut self, now: Now<'_>) -> Result<Next, MachineError> {
+    pub fn step(&mut self, now: Now<'_>) -> Result<Next, LiveError> {
         if self.machine.paused() || self.is_standing() {
             return self.rest(now);
         }
@@ -349,12 +365,12 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
     ///
     /// # Errors
     /// As [`Live::step`].
-    pub fn woken(&mut self, event: Option<HostEvent>, now: Now<'_>) -> Result<Next, MachineError> {
+    pub fn woken(&mut self, event: Option<HostEvent>, now: Now<'_>) -> Result<Next, LiveError> {
         self.first = event;
         Ok(self.after_exit(now)?.into())
     }
 
-    fn after_exit(&mut self, time: Now<'_>) -> Result<Option<EndReason>, MachineError> {
+    fn after_exit(&mut self, time: Now<'_>) -> Result<Option<EndReason>, LiveError> {
         if self
             .config
             .max_exits
@@ -400,7 +416,7 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
 
     /// The guest stands still: the operator has paused it, or it is being handed over. Nothing happens but what comes from
     /// outside.
-    fn rest(&mut self, now: Now<'_>) -> Result<Next, MachineError> {
+    fn rest(&mut self, now: Now<'_>) -> Result<Next, LiveError> {
         let time = now();
         self.flush_if_due(time)?;
         if self.stopping.is_some() || self.input_due(time) {
@@ -414,7 +430,7 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
     }
 
     /// The guest sleeps, until something raises an interrupt.
-    fn sleep(&mut self, now: Now<'_>) -> Result<Next, MachineError> {
+    fn sleep(&mut self, now: Now<'_>) -> Result<Next, LiveError> {
         if let Some(reason) = with_time!(self, settle, now)? {
             return Ok(Next::Ended(reason));
         }
@@ -432,7 +448,7 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
         Ok(self.after_exit(now)?.into())
     }
 
-    fn after_kick(&mut self, time: Now<'_>) -> Result<Option<EndReason>, MachineError> {
+    fn after_kick(&mut self, time: Now<'_>) -> Result<Option<EndReason>, LiveError> {
         self.totals.kicks += 1;
         self.flush()?;
         let now = time();
@@ -461,7 +477,7 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
     }
 
     /// Logs the state at the boundary to which the guest has been moved.
-    fn checkpoint(&mut self, now: Instant) -> Result<(), MachineError> {
+    fn checkpoint(&mut self, now: Instant) -> Result<(), LiveError> {
         let (record, pages) = self.machine.checkpoint()?;
         self.totals.checkpoints += 1;
         self.totals.checkpoint_pages += pages as u64;
@@ -474,7 +490,7 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
         Ok(())
     }
 
-    fn forget_dirty(&mut self, now: Instant) -> Result<(), MachineError> {
+    fn forget_dirty(&mut self, now: Instant) -> Result<(), LiveError> {
         if self.sink.logging() && now.saturating_duration_since(self.last_harvest) >= self.harvest_every {
             self.machine.forget_dirty()?;
             self.last_harvest = now;
@@ -499,7 +515,7 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
     }
 
     /// [`Live::flush`] if somebody waits for it, or has waited long enough.
-    fn flush_if_due(&mut self, now: Instant) -> Result<(), MachineError> {
+    fn flush_if_due(&mut self, now: Instant) -> Result<(), LiveError> {
         if self.unflushed > 0 || self.machine.at().exit > self.last_mark {
             self.unflushed_since.get_or_insert(now);
         }
@@ -512,7 +528,7 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
     }
 
     /// A mark if one is due, then the outputs it covers.
-    fn flush(&mut self) -> Result<(), MachineError> {
+    fn flush(&mut self) -> Result<(), LiveError> {
         let at = self.machine.at().exit;
         let due = match self.config.marks {
             Marks::EveryFlush => self.unflushed > 0 || self.machine.has_outputs() || at > self.last_mark,
@@ -529,11 +545,11 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
             self.sink.output(output)?;
         }
         (self.unflushed, self.unflushed_since, self.disk_done) = (0, None, false);
-        self.sink.flush()
+        Ok(self.sink.flush()?)
     }
 
     /// Logs the check bytes of the exits so far if there are at least `least`.
-    fn collect_checks(&mut self, least: usize) -> Result<(), MachineError> {
+    fn collect_checks(&mut self, least: usize) -> Result<(), LiveError> {
         if let Some(trail) = self.machine.trail()
             && trail.len() >= least
             && let Some((from, bytes)) = trail.take()
@@ -547,7 +563,7 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
     ///
     /// # Errors
     /// If the sink fails.
-    pub fn finish(&mut self, reason: &EndReason) -> Result<(), MachineError> {
+    pub fn finish(&mut self, reason: &EndReason) -> Result<(), LiveError> {
         self.collect_checks(1)?;
         if self.sink.logging() {
             let mark = self.mark();
@@ -560,7 +576,7 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
         for output in self.machine.drain_outputs() {
             self.sink.output(output)?;
         }
-        self.sink.flush()
+        Ok(self.sink.flush()?)
     }
 }
 

@@ -7,7 +7,7 @@ use ftvm_schema::entry::{ConsolePort, Intervention};
 use super::*;
 use crate::clock::GRAIN;
 use ftvm_hypervisor::DeliveryMode;
-use ftvm_hypervisor::scripted::{Program, ScriptedCpu, Step as Scripted, Value};
+use ftvm_hypervisor::scripted::{Operand, Script, ScriptStep as Scripted, ScriptedCpu};
 use ftvm_machine::config::{GuestKind, MIN_MEMORY};
 use ftvm_machine::machine::allocate_memory;
 use ftvm_machine::testing::config;
@@ -24,31 +24,31 @@ impl Sink for Told {
         true
     }
 
-    fn log(&mut self, entry: LogEntry) -> Result<(), MachineError> {
+    fn log(&mut self, entry: LogEntry) -> Result<(), SinkError> {
         self.entries.push(entry);
         Ok(())
     }
 
-    fn output(&mut self, _: Output) -> Result<(), MachineError> {
+    fn output(&mut self, _: Output) -> Result<(), SinkError> {
         self.outputs += 1;
         Ok(())
     }
 
-    fn flush(&mut self) -> Result<(), MachineError> {
+    fn flush(&mut self) -> Result<(), SinkError> {
         Ok(())
     }
 
     fn disk_done(&mut self, _: u8, _: u64, _: Position) {}
 
-    fn dirty(&mut self, _: Vec<u64>) -> Result<(), MachineError> {
+    fn dirty(&mut self, _: Vec<u64>) -> Result<(), SinkError> {
         Ok(())
     }
 
-    fn state(&mut self, _: Vec<u8>, _: Mark, _: Duration) -> Result<(), MachineError> {
+    fn state(&mut self, _: Vec<u8>, _: Mark, _: Duration) -> Result<(), SinkError> {
         Ok(())
     }
 
-    fn obeyed(&mut self, order: Control) -> Result<(), MachineError> {
+    fn obeyed(&mut self, order: Control) -> Result<(), SinkError> {
         self.obeyed.push(order);
         Ok(())
     }
@@ -75,12 +75,12 @@ fn guest(start: Instant) -> Guest {
         Scripted::PortWrite {
             port: 0x3f8,
             size: 1,
-            value: Value::Accumulator,
+            value: Operand::Accumulator,
         },
         Scripted::PortRead { port: 0x608, size: 4 },
     ];
     let memory = allocate_memory(MIN_MEMORY).unwrap();
-    let cpu = ScriptedCpu::new(&memory, Arc::new(Program::repeat(steps)), DeliveryMode::None);
+    let cpu = ScriptedCpu::new(&memory, Arc::new(Script::repeat(steps)), DeliveryMode::None);
     let machine = Machine::new(&config(GuestKind::BareMetal), memory, cpu).unwrap();
     let settings = LiveConfig {
         patience: Duration::from_millis(30),

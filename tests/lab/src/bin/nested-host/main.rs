@@ -1,5 +1,7 @@
 //! Runs commands in nested hosts: emulated machines with `/dev/kvm`, on a machine that has none.
 
+#![forbid(unsafe_code)]
+
 mod linux;
 
 use std::ffi::OsString;

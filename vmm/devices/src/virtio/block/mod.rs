@@ -11,18 +11,21 @@ mod tests;
 use std::sync::Arc;
 
 use ftvm_schema::entry::DiskStatus;
-use ftvm_schema::request::{DiskOp, DiskRequest};
+use ftvm_schema::request::{DiskOp, DiskRequest, SECTOR};
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX,
     VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
 };
 
-use super::{CONFIG_SIZE, Chain, Fault, Model, Served, VirtQueue};
-use crate::chipset::{ApplyError, BadState};
-use crate::config::{DiskAccess, DiskConfig, MAX_SERIAL, SECTOR};
-use crate::{Effect, Env};
-use outstanding::{Outstanding, Reply, data_len};
+use super::chain::{ChainBuffer, DescriptorChain};
+use super::fault::QueueFault;
+use super::model::{CONFIG_SIZE, Model, Served};
+use super::queue::VirtQueue;
+use crate::config::{DiskAccess, DiskConfig, MAX_SERIAL};
+use crate::env::{DeviceEnv, Effect};
+use crate::error::{ApplyError, BadState};
+use outstanding::{Outstanding, Waiter, data_len};
 
 const REQUESTS: usize = 0;
 const QUEUE_SIZE: u16 = 128;
@@ -39,6 +42,10 @@ const MAX_DATA: u32 = 4 << 20;
 const SEG_MAX: u32 = 126;
 const SIZE_MAX: u32 = 32 << 10;
 
+/// What the driver is told as the disk's block size.
+#[allow(clippy::cast_possible_truncation, reason = "512 bytes")]
+const BLOCK_SIZE: u32 = SECTOR as u32;
+
 /// Requests outstanding at most, those of a driver before a reset included. More wait in the ring.
 pub const MAX_OUTSTANDING: usize = QUEUE_SIZE as usize;
 /// Data of all outstanding requests at most: it is part of every state record. More waits in the ring.
@@ -46,7 +53,7 @@ pub const MAX_OUTSTANDING_DATA: u64 = 16 << 20;
 
 /// One disk's driver side.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Block {
+pub(crate) struct VirtioBlock {
     number: u8,
     config: DiskConfig,
     /// Number of the next request; never reused, not even after a reset.
@@ -60,7 +67,7 @@ pub(crate) struct Block {
 /// A completed request on its way to the driver.
 #[derive(Debug)]
 pub(crate) struct Completion<'a> {
-    reply: Reply,
+    reply: Waiter,
     status: DiskStatus,
     data: &'a [u8],
 }
@@ -73,10 +80,10 @@ enum Plan {
     Issue(DiskOp),
 }
 
-impl Block {
+impl VirtioBlock {
     /// Disk `number` of this size and kind.
     pub(crate) fn new(number: u8, config: DiskConfig) -> Self {
-        Block {
+        VirtioBlock {
             number,
             config,
             next_id: 0,
@@ -86,7 +93,7 @@ impl Block {
     }
 
     /// Goes on with the requests and numbers of the disk that this was before a reset of the machine.
-    pub(crate) fn inherit(&mut self, before: &Block) {
+    pub(crate) fn inherit(&mut self, before: &VirtioBlock) {
         self.next_id = before.next_id;
         self.outstanding.clone_from(&before.outstanding);
         self.reset();
@@ -129,14 +136,19 @@ impl Block {
     }
 
     /// Tells the driver, and takes what waited in the ring for room.
-    pub(crate) fn answer(&mut self, completion: Completion<'_>, queues: &mut [VirtQueue], env: &mut Env<'_>) -> Served {
+    pub(crate) fn answer(
+        &mut self,
+        completion: Completion<'_>,
+        queues: &mut [VirtQueue],
+        env: &mut DeviceEnv<'_>,
+    ) -> Served {
         let queue = &mut queues[REQUESTS];
         let mut used = None;
-        if let Reply::Driver { head, writable } = completion.reply {
-            let chain = Chain {
+        if let Waiter::Driver { head, writable } = completion.reply {
+            let chain = DescriptorChain {
                 head,
                 writable,
-                readable: super::Buffer::default(),
+                readable: ChainBuffer::default(),
             };
             answer(queue, &chain, completion.data, completion.status, env)?;
             used = Some(REQUESTS);
@@ -148,7 +160,7 @@ impl Block {
         }
     }
 
-    fn take_requests(&mut self, queue: &mut VirtQueue, env: &mut Env<'_>) -> Served {
+    fn take_requests(&mut self, queue: &mut VirtQueue, env: &mut DeviceEnv<'_>) -> Served {
         self.stalled = false;
         let mut used = None;
         for _ in 0..queue.available(env.memory)? {
@@ -171,10 +183,10 @@ impl Block {
         Ok(used)
     }
 
-    fn plan(&self, chain: &Chain, env: &Env<'_>) -> Result<Plan, Fault> {
+    fn plan(&self, chain: &DescriptorChain, env: &DeviceEnv<'_>) -> Result<Plan, QueueFault> {
         let (readable, writable) = (chain.readable.len(), chain.writable.len());
         let (Some(to_disk), Some(from_disk)) = (readable.checked_sub(HEADER), writable.checked_sub(STATUS)) else {
-            return Err(Fault::TooShort { readable, writable });
+            return Err(QueueFault::TooShort { readable, writable });
         };
         let mut header = [0; HEADER as usize];
         chain.readable.read(env.memory, 0, &mut header)?;
@@ -222,7 +234,7 @@ impl Block {
         self.outstanding.len() < MAX_OUTSTANDING && held.saturating_add(data) <= MAX_OUTSTANDING_DATA
     }
 
-    fn issue(&mut self, chain: Chain, op: DiskOp, env: &mut Env<'_>) {
+    fn issue(&mut self, chain: DescriptorChain, op: DiskOp, env: &mut DeviceEnv<'_>) {
         let request = DiskRequest {
             disk: self.number,
             id: self.next_id,
@@ -233,7 +245,7 @@ impl Block {
         env.effects.push(Effect::Disk(request.clone()));
         self.outstanding.push(Outstanding {
             request,
-            reply: Reply::Driver {
+            reply: Waiter::Driver {
                 head: chain.head,
                 writable: chain.writable,
             },
@@ -244,11 +256,11 @@ impl Block {
 /// Writes data and status, and gives the chain back.
 fn answer(
     queue: &mut VirtQueue,
-    chain: &Chain,
+    chain: &DescriptorChain,
     data: &[u8],
     status: DiskStatus,
-    env: &mut Env<'_>,
-) -> Result<(), Fault> {
+    env: &mut DeviceEnv<'_>,
+) -> Result<(), QueueFault> {
     let status = match status {
         DiskStatus::Ok => 0,
         DiskStatus::IoError => 1,
@@ -262,7 +274,7 @@ fn answer(
     queue.push(env.memory, chain.head, data_len.saturating_add(STATUS))
 }
 
-impl Model for Block {
+impl Model for VirtioBlock {
     const TYPE: u16 = 2;
     const CLASS: u32 = 0x01_0000;
     const QUEUE_SIZES: &'static [u16] = &[QUEUE_SIZE];
@@ -281,17 +293,17 @@ impl Model for Block {
         config[0..8].copy_from_slice(&self.config.sectors.to_le_bytes());
         config[8..12].copy_from_slice(&SIZE_MAX.to_le_bytes());
         config[12..16].copy_from_slice(&SEG_MAX.to_le_bytes());
-        config[20..24].copy_from_slice(&512u32.to_le_bytes());
+        config[20..24].copy_from_slice(&BLOCK_SIZE.to_le_bytes());
         config
     }
 
-    fn notify(&mut self, _index: usize, queues: &mut [VirtQueue], env: &mut Env<'_>) -> Served {
+    fn notify(&mut self, _index: usize, queues: &mut [VirtQueue], env: &mut DeviceEnv<'_>) -> Served {
         self.take_requests(&mut queues[REQUESTS], env)
     }
 
     fn reset(&mut self) {
         for outstanding in &mut self.outstanding {
-            outstanding.reply = Reply::Nobody;
+            outstanding.reply = Waiter::Nobody;
         }
         self.stalled = false;
     }

@@ -4,17 +4,17 @@ use ftvm_schema::request::{DiskOp, DiskRequest};
 use serde::{Deserialize, Serialize};
 
 use super::MAX_DATA;
-use crate::chipset::BadState;
-use crate::virtio::Buffer;
+use crate::error::BadState;
+use crate::virtio::chain::ChainBuffer;
 
 /// No disk gets that far, so counting on never overflows.
 const MAX_ID: u64 = 1 << 63;
 
 /// Who waits for a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Reply {
+pub(super) enum Waiter {
     /// The driver: the chain's head, and where data and status go.
-    Driver { head: u16, writable: Buffer },
+    Driver { head: u16, writable: ChainBuffer },
     /// The driver has reset the device since.
     Nobody,
 }
@@ -23,7 +23,7 @@ pub(super) enum Reply {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Outstanding {
     pub request: DiskRequest,
-    pub reply: Reply,
+    pub reply: Waiter,
 }
 
 /// Bytes a request moves.

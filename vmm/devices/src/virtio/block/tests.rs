@@ -3,7 +3,7 @@ use crate::DiskSharing;
 use crate::testing::driver::{Bar, CONFIG, Piece};
 use crate::testing::{Seeded, Surroundings, contract, forgetting};
 use crate::virtio::VirtioPci;
-use crate::virtio::testing::Bench;
+use crate::virtio::testing::FunctionBench;
 use crate::virtio::testing::contract::{Kind, VirtioSubject};
 
 const HEADER_AT: u64 = 0x1000;
@@ -23,8 +23,8 @@ fn config(access: DiskAccess) -> DiskConfig {
     }
 }
 
-fn running() -> Bench<Block> {
-    Bench::running(Block::new(3, config(DiskAccess::ReadWrite)), 128)
+fn running() -> FunctionBench<VirtioBlock> {
+    FunctionBench::running(VirtioBlock::new(3, config(DiskAccess::ReadWrite)), 128)
 }
 
 fn header(around: &Surroundings, kind: u32, sector: u64) {
@@ -34,8 +34,8 @@ fn header(around: &Surroundings, kind: u32, sector: u64) {
 }
 
 /// Makes a request with `data` between header and status, notifies, and says what the device did and answered.
-fn request(bench: &mut Bench<Block>, kind: u32, sector: u64, data: &[Piece]) -> (Vec<Effect>, u8) {
-    let Bench { around, rings, .. } = bench;
+fn request(bench: &mut FunctionBench<VirtioBlock>, kind: u32, sector: u64, data: &[Piece]) -> (Vec<Effect>, u8) {
+    let FunctionBench { around, rings, .. } = bench;
     header(around, kind, sector);
     let chain = [&[Piece::Out(HEADER_AT, 16)], data, &[Piece::In(STATUS_AT, 1)]].concat();
     rings[0].chain(around, &chain);
@@ -43,8 +43,8 @@ fn request(bench: &mut Bench<Block>, kind: u32, sector: u64, data: &[Piece]) -> 
     (bench.effects(), bench.around.read(STATUS_AT, 1)[0])
 }
 
-fn done(bench: &mut Bench<Block>, id: u64, status: DiskStatus, data: &[u8]) -> Result<(), ApplyError> {
-    let Bench { function, around, .. } = bench;
+fn done(bench: &mut FunctionBench<VirtioBlock>, id: u64, status: DiskStatus, data: &[u8]) -> Result<(), ApplyError> {
+    let FunctionBench { function, around, .. } = bench;
     let completion = function.model_mut().complete(id, status, data)?;
     function.serve(&mut around.env(), |block, queues, env| {
         block.answer(completion, queues, env)
@@ -157,7 +157,7 @@ fn what_the_disk_cannot_do_is_answered_without_it() {
 
 #[test]
 fn a_read_only_disk_says_so_and_refuses_writes() {
-    let mut bench = Bench::running(Block::new(3, config(DiskAccess::ReadOnly)), 128);
+    let mut bench = FunctionBench::running(VirtioBlock::new(3, config(DiskAccess::ReadOnly)), 128);
     assert_eq!(bench.function.model().features() >> VIRTIO_BLK_F_RO & 1, 1);
     assert_eq!(running().function.model().features() >> VIRTIO_BLK_F_RO & 1, 0);
     assert_eq!(request(&mut bench, 1, 0, &[Piece::Out(DATA_AT, 512)]), (vec![], 1));
@@ -214,8 +214,8 @@ fn a_reset_orphans_what_is_under_way_and_numbers_go_on() {
 
 #[test]
 fn what_exceeds_the_bounds_waits_in_the_ring() {
-    let mut bench = Bench::running(
-        Block::new(
+    let mut bench = FunctionBench::running(
+        VirtioBlock::new(
             3,
             DiskConfig {
                 sectors: 1 << 20,
@@ -235,7 +235,7 @@ fn what_exceeds_the_bounds_waits_in_the_ring() {
         (vec![], 1),
         "beyond the bound of one request"
     );
-    let Bench { around, rings, .. } = &mut bench;
+    let FunctionBench { around, rings, .. } = &mut bench;
     let other_header = HEADER_AT + 0x100;
     around.write(other_header, &1u64.to_le_bytes());
     around.write(other_header + 8, &0u64.to_le_bytes());
@@ -276,9 +276,9 @@ fn a_request_without_header_or_status_is_a_fault() {
         (vec![Piece::In(STATUS_AT, 600)], 0, 600),
     ] {
         let mut bench = running();
-        let Bench { around, rings, .. } = &mut bench;
+        let FunctionBench { around, rings, .. } = &mut bench;
         rings[0].chain(around, &pieces);
-        assert_eq!(bench.fault_of(), Some(Fault::TooShort { readable, writable }));
+        assert_eq!(bench.fault_of(), Some(QueueFault::TooShort { readable, writable }));
         assert_eq!(bench.isr(), 2, "a configuration change is announced");
     }
 }
@@ -287,7 +287,7 @@ fn a_request_without_header_or_status_is_a_fault() {
 fn completions_for_a_stopped_device_touch_nothing() {
     let mut bench = running();
     request(&mut bench, 0, 0, &[Piece::In(DATA_AT, 512)]);
-    let Bench { around, rings, .. } = &mut bench;
+    let FunctionBench { around, rings, .. } = &mut bench;
     rings[0].chain(around, &[Piece::Out(HEADER_AT, 1)]);
     assert!(bench.fault_of().is_some());
     done(&mut bench, 0, DiskStatus::Ok, &[9; 512]).expect("outstanding");
@@ -297,7 +297,7 @@ fn completions_for_a_stopped_device_touch_nothing() {
 
 #[test]
 fn a_state_of_another_disk_or_out_of_order_is_refused() {
-    let built = Block::new(3, config(DiskAccess::ReadWrite));
+    let built = VirtioBlock::new(3, config(DiskAccess::ReadWrite));
     let mut bench = running();
     for sector in 0..3 {
         request(&mut bench, 0, sector, &[Piece::In(DATA_AT, 512)]);
@@ -315,9 +315,9 @@ fn a_state_of_another_disk_or_out_of_order_is_refused() {
     assert!(damaged.check(&built).is_err());
 }
 
-impl Kind for Block {
+impl Kind for VirtioBlock {
     fn fresh() -> Self {
-        Block::new(3, config(DiskAccess::ReadWrite))
+        VirtioBlock::new(3, config(DiskAccess::ReadWrite))
     }
 
     fn chain(_: usize, around: &Surroundings, random: &mut Seeded) -> Vec<Piece> {
@@ -360,14 +360,14 @@ impl Kind for Block {
 
 #[test]
 fn keeps_the_contract() {
-    contract::check::<VirtioSubject<Block>>();
+    contract::check::<VirtioSubject<VirtioBlock>>();
 }
 
 #[test]
 fn every_field_matters() {
     // What the configuration fixes does not change, and no random guest has 16 MiB under way: `stalled` is seen to matter
     // in `what_exceeds_the_bounds_waits_in_the_ring`.
-    forgetting::check::<VirtioSubject<Block>>(&[
+    forgetting::check::<VirtioSubject<VirtioBlock>>(&[
         "/transport/model/config/access",
         "/transport/model/config/sectors",
         "/transport/model/config/serial",

@@ -1,7 +1,7 @@
 //! virtio-console (virtio 1.2, 5.3): one port, no size, no control queues.
 //!
 //! What the driver writes is an effect. What arrives waits in a small backlog until the driver offers a buffer, so a
-//! typist need not keep pace with the driver; [`Console::room`] says how much fits.
+//! typist need not keep pace with the driver; [`VirtioConsole::room`] says how much fits.
 
 #[cfg(test)]
 mod tests;
@@ -11,9 +11,11 @@ use std::collections::VecDeque;
 use ftvm_schema::entry::ConsolePort;
 use serde::{Deserialize, Serialize};
 
-use super::{CONFIG_SIZE, Fault, Model, Served, VirtQueue};
-use crate::chipset::BadState;
-use crate::{Effect, Env};
+use super::fault::QueueFault;
+use super::model::{CONFIG_SIZE, Model, Served};
+use super::queue::VirtQueue;
+use crate::env::{DeviceEnv, Effect};
+use crate::error::BadState;
 
 const RX: usize = 0;
 const TX: usize = 1;
@@ -26,23 +28,23 @@ const MAX_OUTPUT: u32 = 1 << 20;
 
 /// The console.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Console {
+pub(crate) struct VirtioConsole {
     backlog: VecDeque<u8>,
 }
 
-impl Console {
+impl VirtioConsole {
     /// Bytes that can be received now.
     pub(crate) fn room(&self) -> usize {
         BACKLOG.saturating_sub(self.backlog.len())
     }
 
     /// Bytes arrive; what does not fit the backlog is dropped.
-    pub(crate) fn receive(&mut self, bytes: &[u8], queues: &mut [VirtQueue], env: &mut Env<'_>) -> Served {
+    pub(crate) fn receive(&mut self, bytes: &[u8], queues: &mut [VirtQueue], env: &mut DeviceEnv<'_>) -> Served {
         self.backlog.extend(&bytes[..bytes.len().min(self.room())]);
         self.deliver(&mut queues[RX], env)
     }
 
-    fn deliver(&mut self, queue: &mut VirtQueue, env: &mut Env<'_>) -> Served {
+    fn deliver(&mut self, queue: &mut VirtQueue, env: &mut DeviceEnv<'_>) -> Served {
         let mut used = None;
         while !self.backlog.is_empty() {
             let Some(chain) = queue.pop(env.memory)? else {
@@ -50,7 +52,7 @@ impl Console {
             };
             let room = chain.writable.len() as usize;
             if room == 0 {
-                return Err(Fault::TooShort {
+                return Err(QueueFault::TooShort {
                     readable: chain.readable.len(),
                     writable: 0,
                 });
@@ -64,7 +66,7 @@ impl Console {
     }
 }
 
-fn transmit(queue: &mut VirtQueue, env: &mut Env<'_>) -> Served {
+fn transmit(queue: &mut VirtQueue, env: &mut DeviceEnv<'_>) -> Served {
     let mut used = None;
     for _ in 0..queue.available(env.memory)? {
         let Some(chain) = queue.pop(env.memory)? else {
@@ -72,7 +74,7 @@ fn transmit(queue: &mut VirtQueue, env: &mut Env<'_>) -> Served {
         };
         let len = chain.readable.len();
         if len > MAX_OUTPUT {
-            return Err(Fault::TooLong { max: MAX_OUTPUT });
+            return Err(QueueFault::TooLong { max: MAX_OUTPUT });
         }
         if len > 0 {
             let mut bytes = vec![0; len as usize];
@@ -88,7 +90,7 @@ fn transmit(queue: &mut VirtQueue, env: &mut Env<'_>) -> Served {
     Ok(used)
 }
 
-impl Model for Console {
+impl Model for VirtioConsole {
     const TYPE: u16 = 3;
     const CLASS: u32 = 0x07_8000;
     const QUEUE_SIZES: &'static [u16] = &[64, 64];
@@ -101,7 +103,7 @@ impl Model for Console {
         [0; CONFIG_SIZE]
     }
 
-    fn notify(&mut self, index: usize, queues: &mut [VirtQueue], env: &mut Env<'_>) -> Served {
+    fn notify(&mut self, index: usize, queues: &mut [VirtQueue], env: &mut DeviceEnv<'_>) -> Served {
         if index == TX {
             transmit(&mut queues[TX], env)
         } else {

@@ -1,16 +1,16 @@
 use super::*;
 use crate::testing::driver::{Bar, Piece};
 use crate::testing::{Seeded, Surroundings, contract, forgetting};
-use crate::virtio::testing::Bench;
+use crate::virtio::testing::FunctionBench;
 use crate::virtio::testing::contract::{Kind, VirtioSubject, pieces};
 use crate::virtio::{PciFunction, VirtioPci};
 
-fn running() -> Bench<Console> {
-    Bench::running(Console::default(), 8)
+fn running() -> FunctionBench<VirtioConsole> {
+    FunctionBench::running(VirtioConsole::default(), 8)
 }
 
-fn receive(bench: &mut Bench<Console>, bytes: &[u8]) {
-    let Bench { function, around, .. } = bench;
+fn receive(bench: &mut FunctionBench<VirtioConsole>, bytes: &[u8]) {
+    let FunctionBench { function, around, .. } = bench;
     function.serve(&mut around.env(), |console, queues, env| {
         console.receive(bytes, queues, env)
     });
@@ -20,7 +20,7 @@ fn receive(bench: &mut Bench<Console>, bytes: &[u8]) {
 fn what_the_driver_writes_is_an_effect() {
     let mut bench = running();
     bench.around.write(0x1000, b"hello");
-    let Bench { around, rings, .. } = &mut bench;
+    let FunctionBench { around, rings, .. } = &mut bench;
     rings[TX].chain(around, &[Piece::Out(0x1000, 2), Piece::Out(0x1002, 3)]);
     bench.notify(1);
     let expected = Effect::Console {
@@ -36,7 +36,7 @@ fn bytes_wait_for_buffers_and_fill_them_in_order() {
     let mut bench = running();
     receive(&mut bench, b"abcdef");
     assert_eq!(bench.isr(), 0);
-    let Bench { around, rings, .. } = &mut bench;
+    let FunctionBench { around, rings, .. } = &mut bench;
     rings[RX].chain(around, &[Piece::In(0x1000, 4)]);
     rings[RX].chain(around, &[Piece::In(0x2000, 4)]);
     bench.notify(0);
@@ -62,22 +62,22 @@ fn the_backlog_is_bounded() {
 #[test]
 fn an_endless_buffer_is_a_fault() {
     let mut bench = running();
-    let Bench { around, rings, .. } = &mut bench;
+    let FunctionBench { around, rings, .. } = &mut bench;
     rings[TX].chain(around, &[Piece::Out(0, 0x2_0000); 8]);
     bench.notify(1);
     assert_eq!(bench.effects().len(), 1, "a mebibyte is allowed");
-    let Bench { around, rings, .. } = &mut bench;
+    let FunctionBench { around, rings, .. } = &mut bench;
     let mut pieces = [Piece::Out(0, 0x2_0000); 8];
     pieces[7] = Piece::Out(0, 0x2_0001);
     rings[TX].chain(around, &pieces);
     bench.notify(1);
     assert_eq!(bench.effects(), []);
-    assert_eq!(bench.function.fault(), Some(Fault::TooLong { max: MAX_OUTPUT }));
+    assert_eq!(bench.function.fault(), Some(QueueFault::TooLong { max: MAX_OUTPUT }));
 }
 
-impl Kind for Console {
+impl Kind for VirtioConsole {
     fn fresh() -> Self {
-        Console::default()
+        VirtioConsole::default()
     }
 
     fn chain(index: usize, _: &Surroundings, random: &mut Seeded) -> Vec<Piece> {
@@ -98,11 +98,14 @@ impl Kind for Console {
 
 #[test]
 fn keeps_the_contract() {
-    contract::check::<VirtioSubject<Console>>();
+    contract::check::<VirtioSubject<VirtioConsole>>();
 }
 
 #[test]
 fn every_field_matters() {
     // What the model fixes does not change.
-    forgetting::check::<VirtioSubject<Console>>(&["/transport/queues/0/max_size", "/transport/queues/1/max_size"]);
+    forgetting::check::<VirtioSubject<VirtioConsole>>(&[
+        "/transport/queues/0/max_size",
+        "/transport/queues/1/max_size",
+    ]);
 }

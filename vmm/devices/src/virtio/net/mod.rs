@@ -2,7 +2,7 @@
 //!
 //! A frame the driver transmits becomes an effect, byte for byte. A frame that arrives goes into the oldest receive
 //! buffer within the same input, or is dropped there; there is no backlog, so what was received is what is in guest
-//! memory. [`Net::rx_ready`] tells the shell beforehand.
+//! memory. [`VirtioNet::rx_ready`] tells the shell beforehand.
 
 #[cfg(test)]
 mod tests;
@@ -10,9 +10,11 @@ mod tests;
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MAC;
 
-use super::{CONFIG_SIZE, Fault, Model, Served, VirtQueue};
-use crate::chipset::BadState;
-use crate::{Effect, Env};
+use super::fault::QueueFault;
+use super::model::{CONFIG_SIZE, Model, Served};
+use super::queue::VirtQueue;
+use crate::env::{DeviceEnv, Effect};
+use crate::error::BadState;
 
 const RX: usize = 0;
 const TX: usize = 1;
@@ -24,22 +26,23 @@ const NUM_BUFFERS: usize = 10;
 
 /// Bytes of a frame at least: the Ethernet header.
 const MIN_FRAME: u32 = 14;
-/// Bytes of a frame at most: 64 KiB of IP and the Ethernet header. Without offloads, drivers stay far below.
-const MAX_FRAME: u32 = 65_550;
+/// Bytes of a frame that this device moves at most: 64 KiB of IP and the Ethernet header. Drivers without offloads stay far
+/// below. What the host's network takes of that is the host's own, smaller bound.
+const MAX_GUEST_FRAME: u32 = 65_550;
 
 /// Which card an effect names, and what the driver can know of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Net {
+pub(crate) struct VirtioNet {
     number: u8,
     mac: [u8; 6],
     /// Receive buffers seen available when the ring was last looked at.
     rx_buffers: u16,
 }
 
-impl Net {
+impl VirtioNet {
     /// Card `number` with this address.
     pub(crate) fn new(number: u8, mac: [u8; 6]) -> Self {
-        Net {
+        VirtioNet {
             number,
             mac,
             rx_buffers: 0,
@@ -52,26 +55,26 @@ impl Net {
     }
 
     /// A frame arrives. Dropped if there is no buffer, or if the next buffer is too small for it.
-    pub(crate) fn receive(&mut self, frame: &[u8], queues: &mut [VirtQueue], env: &mut Env<'_>) -> Served {
+    pub(crate) fn receive(&mut self, frame: &[u8], queues: &mut [VirtQueue], env: &mut DeviceEnv<'_>) -> Served {
         let queue = &mut queues[RX];
         let used = receive_into(frame, queue, env)?;
         self.rx_buffers = queue.available(env.memory)?;
         Ok(used)
     }
 
-    fn transmit(&mut self, queue: &mut VirtQueue, env: &mut Env<'_>) -> Served {
+    fn transmit(&mut self, queue: &mut VirtQueue, env: &mut DeviceEnv<'_>) -> Served {
         let mut used = None;
         for _ in 0..queue.available(env.memory)? {
             let Some(chain) = queue.pop(env.memory)? else {
                 break;
             };
             let Some(len) = chain.readable.len().checked_sub(HEADER) else {
-                return Err(Fault::TooShort {
+                return Err(QueueFault::TooShort {
                     readable: chain.readable.len(),
                     writable: chain.writable.len(),
                 });
             };
-            if (MIN_FRAME..=MAX_FRAME).contains(&len) {
+            if (MIN_FRAME..=MAX_GUEST_FRAME).contains(&len) {
                 let mut bytes = vec![0; len as usize];
                 chain.readable.read(env.memory, HEADER, &mut bytes)?;
                 env.effects.push(Effect::Frame {
@@ -86,8 +89,8 @@ impl Net {
     }
 }
 
-fn receive_into(frame: &[u8], queue: &mut VirtQueue, env: &mut Env<'_>) -> Served {
-    let Some(len) = u32::try_from(frame.len()).ok().filter(|&len| len <= MAX_FRAME) else {
+fn receive_into(frame: &[u8], queue: &mut VirtQueue, env: &mut DeviceEnv<'_>) -> Served {
+    let Some(len) = u32::try_from(frame.len()).ok().filter(|&len| len <= MAX_GUEST_FRAME) else {
         return Ok(None);
     };
     let Some(chain) = queue.pop(env.memory)? else {
@@ -106,7 +109,7 @@ fn receive_into(frame: &[u8], queue: &mut VirtQueue, env: &mut Env<'_>) -> Serve
     Ok(Some(RX))
 }
 
-impl Model for Net {
+impl Model for VirtioNet {
     const TYPE: u16 = 1;
     const CLASS: u32 = 0x02_0000;
     const QUEUE_SIZES: &'static [u16] = &[256, 256];
@@ -121,7 +124,7 @@ impl Model for Net {
         config
     }
 
-    fn notify(&mut self, index: usize, queues: &mut [VirtQueue], env: &mut Env<'_>) -> Served {
+    fn notify(&mut self, index: usize, queues: &mut [VirtQueue], env: &mut DeviceEnv<'_>) -> Served {
         if index == TX {
             return self.transmit(&mut queues[TX], env);
         }

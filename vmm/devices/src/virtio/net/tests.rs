@@ -2,22 +2,22 @@ use super::*;
 use crate::testing::driver::{Bar, CONFIG, Piece};
 use crate::testing::{Seeded, Surroundings, contract, forgetting};
 use crate::virtio::VirtioPci;
-use crate::virtio::testing::Bench;
+use crate::virtio::testing::FunctionBench;
 use crate::virtio::testing::contract::{Kind, VirtioSubject, pieces};
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
 
-fn running() -> Bench<Net> {
-    Bench::running(Net::new(1, MAC), 8)
+fn running() -> FunctionBench<VirtioNet> {
+    FunctionBench::running(VirtioNet::new(1, MAC), 8)
 }
 
-fn receive(bench: &mut Bench<Net>, frame: &[u8]) {
-    let Bench { function, around, .. } = bench;
+fn receive(bench: &mut FunctionBench<VirtioNet>, frame: &[u8]) {
+    let FunctionBench { function, around, .. } = bench;
     function.serve(&mut around.env(), |net, queues, env| net.receive(frame, queues, env));
 }
 
-fn transmit(bench: &mut Bench<Net>, pieces: &[Piece]) -> Vec<Effect> {
-    let Bench { around, rings, .. } = bench;
+fn transmit(bench: &mut FunctionBench<VirtioNet>, pieces: &[Piece]) -> Vec<Effect> {
+    let FunctionBench { around, rings, .. } = bench;
     rings[TX].chain(around, pieces);
     bench.notify(1);
     bench.effects()
@@ -65,7 +65,7 @@ fn frames_are_bounded_on_both_sides() {
 fn a_header_that_is_too_short_is_a_fault() {
     let mut bench = running();
     transmit(&mut bench, &[Piece::Out(0x1000, 11)]);
-    let expected = Fault::TooShort {
+    let expected = QueueFault::TooShort {
         readable: 11,
         writable: 0,
     };
@@ -75,7 +75,7 @@ fn a_header_that_is_too_short_is_a_fault() {
 #[test]
 fn a_received_frame_is_in_memory_when_the_input_ends() {
     let mut bench = running();
-    let Bench { around, rings, .. } = &mut bench;
+    let FunctionBench { around, rings, .. } = &mut bench;
     rings[RX].chain(around, &[Piece::In(0x1000, 20), Piece::In(0x3000, 100)]);
     assert!(!bench.function.model().rx_ready(), "not told yet");
     bench.notify(0);
@@ -96,7 +96,7 @@ fn a_frame_without_a_buffer_is_dropped() {
     let mut bench = running();
     receive(&mut bench, &[1; 60]);
     assert_eq!(bench.isr(), 0);
-    let Bench { around, rings, .. } = &mut bench;
+    let FunctionBench { around, rings, .. } = &mut bench;
     rings[RX].chain(around, &[Piece::In(0x1000, 71)]);
     bench.notify(0);
     receive(&mut bench, &[1; 60]);
@@ -126,10 +126,10 @@ fn dma_is_marked_dirty() {
     use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
     let mut bench = running();
-    let Bench { around, rings, .. } = &mut bench;
+    let FunctionBench { around, rings, .. } = &mut bench;
     rings[RX].chain(around, &[Piece::In(0x5000, 2000)]);
     bench.notify(0);
-    let dirty = |bench: &Bench<Net>, page: usize| {
+    let dirty = |bench: &FunctionBench<VirtioNet>, page: usize| {
         let region = bench.around.memory.iter().next().expect("one region");
         region.bitmap().dirty_at(page * 0x1000)
     };
@@ -140,9 +140,9 @@ fn dma_is_marked_dirty() {
     assert!(!dirty(&bench, 6), "and nothing else");
 }
 
-impl Kind for Net {
+impl Kind for VirtioNet {
     fn fresh() -> Self {
-        Net::new(1, MAC)
+        VirtioNet::new(1, MAC)
     }
 
     fn chain(index: usize, _: &Surroundings, random: &mut Seeded) -> Vec<Piece> {
@@ -161,13 +161,13 @@ impl Kind for Net {
 
 #[test]
 fn keeps_the_contract() {
-    contract::check::<VirtioSubject<Net>>();
+    contract::check::<VirtioSubject<VirtioNet>>();
 }
 
 #[test]
 fn every_field_matters() {
     // What the configuration fixes does not change.
-    forgetting::check::<VirtioSubject<Net>>(&[
+    forgetting::check::<VirtioSubject<VirtioNet>>(&[
         "/transport/model/mac",
         "/transport/model/number",
         "/transport/queues/0/max_size",

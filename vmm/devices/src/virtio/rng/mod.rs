@@ -8,9 +8,12 @@ mod tests;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Buffer, CONFIG_SIZE, Fault, Model, Served, VirtQueue};
-use crate::chipset::BadState;
-use crate::{Effect, Env};
+use super::chain::ChainBuffer;
+use super::fault::QueueFault;
+use super::model::{CONFIG_SIZE, Model, Served};
+use super::queue::VirtQueue;
+use crate::env::{DeviceEnv, Effect};
+use crate::error::BadState;
 
 const REQUESTS: usize = 0;
 
@@ -21,16 +24,16 @@ const MAX_ENTROPY: u32 = 1024;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Request {
     head: u16,
-    buffer: Buffer,
+    buffer: ChainBuffer,
 }
 
 /// The entropy device.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Rng {
+pub(crate) struct VirtioRng {
     request: Option<Request>,
 }
 
-impl Rng {
+impl VirtioRng {
     /// Bytes the outstanding request wants.
     pub(crate) fn wanted(&self) -> Option<u32> {
         self.request
@@ -40,7 +43,7 @@ impl Rng {
 
     /// Entropy arrives for the outstanding request. Without one (the driver has reset the device) or without a byte,
     /// nothing happens; bytes beyond what was wanted are dropped.
-    pub(crate) fn answer(&mut self, bytes: &[u8], queues: &mut [VirtQueue], env: &mut Env<'_>) -> Served {
+    pub(crate) fn answer(&mut self, bytes: &[u8], queues: &mut [VirtQueue], env: &mut DeviceEnv<'_>) -> Served {
         let Some(wanted) = self.wanted() else {
             return Ok(None);
         };
@@ -55,7 +58,7 @@ impl Rng {
         Ok(Some(REQUESTS))
     }
 
-    fn take_request(&mut self, queue: &mut VirtQueue, env: &mut Env<'_>) -> Result<(), Fault> {
+    fn take_request(&mut self, queue: &mut VirtQueue, env: &mut DeviceEnv<'_>) -> Result<(), QueueFault> {
         if self.request.is_some() {
             return Ok(());
         }
@@ -63,7 +66,7 @@ impl Rng {
             return Ok(());
         };
         if chain.writable.len() == 0 {
-            return Err(Fault::TooShort {
+            return Err(QueueFault::TooShort {
                 readable: chain.readable.len(),
                 writable: 0,
             });
@@ -78,7 +81,7 @@ impl Rng {
     }
 }
 
-impl Model for Rng {
+impl Model for VirtioRng {
     const TYPE: u16 = 4;
     const CLASS: u32 = 0xFF_0000;
     const QUEUE_SIZES: &'static [u16] = &[16];
@@ -91,7 +94,7 @@ impl Model for Rng {
         [0; CONFIG_SIZE]
     }
 
-    fn notify(&mut self, _index: usize, queues: &mut [VirtQueue], env: &mut Env<'_>) -> Served {
+    fn notify(&mut self, _index: usize, queues: &mut [VirtQueue], env: &mut DeviceEnv<'_>) -> Served {
         self.take_request(&mut queues[REQUESTS], env)?;
         Ok(None)
     }

@@ -2,21 +2,21 @@ use super::*;
 use crate::testing::driver::{Bar, Piece};
 use crate::testing::{Seeded, Surroundings, contract, forgetting};
 use crate::virtio::VirtioPci;
-use crate::virtio::testing::Bench;
+use crate::virtio::testing::FunctionBench;
 use crate::virtio::testing::contract::{Kind, VirtioSubject, pieces};
 
-fn running() -> Bench<Rng> {
-    Bench::running(Rng::default(), 8)
+fn running() -> FunctionBench<VirtioRng> {
+    FunctionBench::running(VirtioRng::default(), 8)
 }
 
-fn ask(bench: &mut Bench<Rng>, pieces: &[Piece]) {
-    let Bench { around, rings, .. } = bench;
+fn ask(bench: &mut FunctionBench<VirtioRng>, pieces: &[Piece]) {
+    let FunctionBench { around, rings, .. } = bench;
     rings[0].chain(around, pieces);
     bench.notify(0);
 }
 
-fn answer(bench: &mut Bench<Rng>, bytes: &[u8]) {
-    let Bench { function, around, .. } = bench;
+fn answer(bench: &mut FunctionBench<VirtioRng>, bytes: &[u8]) {
+    let FunctionBench { function, around, .. } = bench;
     function.serve(&mut around.env(), |rng, queues, env| rng.answer(bytes, queues, env));
 }
 
@@ -76,16 +76,16 @@ fn an_answer_after_a_reset_goes_nowhere() {
 fn a_request_without_room_is_a_fault() {
     let mut bench = running();
     ask(&mut bench, &[Piece::Out(0x1000, 8)]);
-    let expected = Fault::TooShort {
+    let expected = QueueFault::TooShort {
         readable: 8,
         writable: 0,
     };
     assert_eq!(bench.fault_of(), Some(expected));
 }
 
-impl Kind for Rng {
+impl Kind for VirtioRng {
     fn fresh() -> Self {
-        Rng::default()
+        VirtioRng::default()
     }
 
     fn chain(_: usize, _: &Surroundings, random: &mut Seeded) -> Vec<Piece> {
@@ -104,11 +104,11 @@ impl Kind for Rng {
 
 #[test]
 fn keeps_the_contract() {
-    contract::check::<VirtioSubject<Rng>>();
+    contract::check::<VirtioSubject<VirtioRng>>();
 }
 
 #[test]
 fn every_field_matters() {
     // What the model fixes does not change.
-    forgetting::check::<VirtioSubject<Rng>>(&["/transport/queues/0/max_size"]);
+    forgetting::check::<VirtioSubject<VirtioRng>>(&["/transport/queues/0/max_size"]);
 }

@@ -2,7 +2,7 @@
 
 pub(super) mod contract;
 
-use super::{Fault, Model, PciFunction, VirtioPci};
+use super::{Model, PciFunction, QueueFault, VirtioPci};
 use crate::Effect;
 use crate::testing::Surroundings;
 use crate::testing::driver::{Bar, DRIVER_OK, NEEDS_RESET, Ring};
@@ -13,20 +13,20 @@ pub(super) const RINGS: u64 = 0x2_0000;
 pub(super) const RING: u64 = 0x3000;
 
 /// A function and its driver.
-pub(super) struct Bench<M> {
+pub(super) struct FunctionBench<M> {
     pub function: VirtioPci<M>,
     pub around: Surroundings,
     pub rings: Vec<Ring>,
 }
 
-impl<M: Model> Bench<M> {
+impl<M: Model> FunctionBench<M> {
     /// A device whose driver has brought it up, with rings of `size` entries.
     pub(super) fn running(model: M, size: u16) -> Self {
         let rings = (0..)
             .zip(M::QUEUE_SIZES)
             .map(|(index, _)| Ring::new(RINGS + RING * index, size))
             .collect();
-        let mut bench = Bench {
+        let mut bench = FunctionBench {
             function: VirtioPci::new(model, 0xE000_0000, 5),
             around: Surroundings::new(),
             rings,
@@ -59,7 +59,7 @@ impl<M: Model> Bench<M> {
     }
 
     /// Notifies queue 0 and says what the device finds wrong.
-    pub(super) fn fault_of(&mut self) -> Option<Fault> {
+    pub(super) fn fault_of(&mut self) -> Option<QueueFault> {
         self.notify(0);
         let fault = self.function.fault();
         assert_eq!(
@@ -71,7 +71,7 @@ impl<M: Model> Bench<M> {
     }
 }
 
-impl<M: Model> Bar for Bench<M> {
+impl<M: Model> Bar for FunctionBench<M> {
     fn read_bar(&mut self, offset: u32, data: &mut [u8]) {
         self.function.read_bar(offset, data, &mut self.around.env());
     }

@@ -8,8 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::guest::{Arguments, Interrupts, Privilege, TinyGuest};
-use super::programs::Program;
+use ftvm_schema::entry::register::RIP;
+
+use super::guest::{ArgumentRegisters, Interrupts, Privilege, TinyGuest};
+use super::programs::TinyProgram;
 use crate::KvmCpu;
 use ftvm_hypervisor::profile::CpuProfile;
 use ftvm_hypervisor::sequence::Sequence;
@@ -21,6 +23,20 @@ const SHORTEST_PAUSE: u64 = 200;
 const PAUSE_SPREAD: u64 = 4000;
 /// No program here computes longer between two exits, even on a software KVM on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A tiny guest that does not do what its program says: this host's KVM executes it wrongly.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TestGuestError {
+    #[error("a test guest hangs at {rip:#x}: {PATIENCE:?} without an exit")]
+    Hangs { rip: u64 },
+    #[error("a test guest should write to port {port:#x}, but did {found:x?} at {rip:#x}")]
+    Astray {
+        /// The port that it should write to.
+        port: u16,
+        found: Exit,
+        rip: u64,
+    },
+}
 
 /// A thread that kicks a vCPU at random intervals until dropped.
 #[derive(Debug)]
@@ -59,13 +75,13 @@ impl Drop for Storm {
 
 /// A guest, its vCPU, and the kicks.
 #[derive(Debug)]
-pub struct Bench {
+pub struct VcpuBench {
     pub guest: TinyGuest,
     pub cpu: KvmCpu,
     _storm: Storm,
 }
 
-impl Bench {
+impl VcpuBench {
     /// A bench with `ram` bytes of guest memory.
     ///
     /// # Errors
@@ -74,7 +90,7 @@ impl Bench {
         let guest = TinyGuest::new(ram);
         let cpu = KvmCpu::new(&guest.memory, profile)?;
         let storm = Storm::on(cpu.kicker());
-        Ok(Bench {
+        Ok(VcpuBench {
             guest,
             cpu,
             _storm: storm,
@@ -85,20 +101,25 @@ impl Bench {
     ///
     /// # Errors
     /// If KVM refuses the state.
-    pub fn start(&mut self, program: Program, privilege: Privilege, arguments: Arguments) -> Result<(), CpuError> {
+    pub fn start(
+        &mut self,
+        program: TinyProgram,
+        privilege: Privilege,
+        arguments: ArgumentRegisters,
+    ) -> Result<(), CpuError> {
         self.start_with(program, privilege, Interrupts::Off, arguments)
     }
 
-    /// As [`Bench::start`], with interrupts as told.
+    /// As [`VcpuBench::start`], with interrupts as told.
     ///
     /// # Errors
     /// If KVM refuses the state.
     pub fn start_with(
         &mut self,
-        program: Program,
+        program: TinyProgram,
         privilege: Privilege,
         interrupts: Interrupts,
-        arguments: Arguments,
+        arguments: ArgumentRegisters,
     ) -> Result<(), CpuError> {
         // The previous program may have stopped at an exit; its answer no longer matters.
         while self.cpu.complete()?.is_some() {}
@@ -119,15 +140,13 @@ impl Bench {
                 return Ok(exit);
             }
             if started.elapsed() > PATIENCE {
-                let rip = self.cpu.registers()[16];
-                return Err(CpuError::Unsupported(format!(
-                    "a test guest hangs at {rip:#x}: {PATIENCE:?} without an exit"
-                )));
+                let rip = self.cpu.registers()[RIP];
+                return Err(CpuError::unsupported(TestGuestError::Hangs { rip }));
             }
         }
     }
 
-    /// As [`Bench::next_exit`], where only a write to `port` is right.
+    /// As [`VcpuBench::next_exit`], where only a write to `port` is right.
     ///
     /// # Errors
     /// Says which exit came instead.
@@ -135,10 +154,8 @@ impl Bench {
         match self.next_exit()? {
             Exit::PortWrite { port: found, .. } if found == port => Ok(()),
             found => {
-                let rip = self.cpu.registers()[16];
-                Err(CpuError::Unsupported(format!(
-                    "a test guest should write to port {port:#x}, but did {found:x?} at {rip:#x}"
-                )))
+                let rip = self.cpu.registers()[RIP];
+                Err(CpuError::unsupported(TestGuestError::Astray { port, found, rip }))
             }
         }
     }

@@ -5,10 +5,12 @@
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
-use super::programs::{self, CODE, COUNTERS, Label, Program};
-use ftvm_hypervisor::GuestMemory;
+pub use ftvm_hypervisor::Interrupts;
+
+use super::programs::{self, CODE, COUNTERS, Label, TinyProgram};
 use ftvm_hypervisor::entry::DescriptorTable;
 use ftvm_hypervisor::entry::EntryState;
+use ftvm_hypervisor::{GuestMemory, INTERRUPT_FLAG};
 
 /// Addresses below RAM's end that everything starts with.
 const GDT: u64 = 0x1000;
@@ -60,16 +62,9 @@ pub enum Privilege {
     User,
 }
 
-/// Whether interrupts are on when the program starts (a user program cannot change that everywhere).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Interrupts {
-    Off,
-    On,
-}
-
-/// Argument registers of a program; see [`Program`].
+/// Argument registers of a program; see [`TinyProgram`].
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Arguments {
+pub struct ArgumentRegisters {
     pub rbx: u64,
     pub rcx: u64,
     pub rdx: u64,
@@ -209,7 +204,12 @@ impl TinyGuest {
 
     /// The state in which `program` starts.
     #[must_use]
-    pub fn entry(program: Program, privilege: Privilege, interrupts: Interrupts, arguments: Arguments) -> EntryState {
+    pub fn entry(
+        program: TinyProgram,
+        privilege: Privilege,
+        interrupts: Interrupts,
+        arguments: ArgumentRegisters,
+    ) -> EntryState {
         let start = match privilege {
             Privilege::Kernel => Label::StartKernel,
             Privilege::User => Label::StartUser,
@@ -223,8 +223,12 @@ impl TinyGuest {
             base: IDT,
             limit: IDT_LIMIT,
         };
-        let interrupt_flag = if interrupts == Interrupts::On { 0x200 } else { 0 };
-        let Arguments {
+        let interrupt_flag = if interrupts == Interrupts::On {
+            INTERRUPT_FLAG
+        } else {
+            0
+        };
+        let ArgumentRegisters {
             rbx,
             rcx,
             rdx,

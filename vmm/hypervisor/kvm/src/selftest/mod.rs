@@ -10,18 +10,16 @@ mod cache;
 pub mod checks;
 pub mod guest;
 pub mod programs;
+mod run;
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use crate::PageTableRefresh;
-use crate::system::System;
-use bench::Bench;
-use checks::{Finding, OutRip, RAM};
-use ftvm_hypervisor::profile::CpuProfile;
-use ftvm_hypervisor::{CpuError, DeliveryMode};
-use guest::Privilege;
+use checks::OutRip;
+use ftvm_hypervisor::DeliveryMode;
+use run::{STARTUP, THOROUGH};
 
 /// Something about this host that matters to a protected guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,7 +64,7 @@ impl fmt::Display for CheckName {
 /// How a check ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Verdict {
+pub enum CheckVerdict {
     /// As it should be.
     Ok,
     /// Guests can be protected here, with the limit that the reason states.
@@ -77,13 +75,13 @@ pub enum Verdict {
     Skipped,
 }
 
-impl fmt::Display for Verdict {
+impl fmt::Display for CheckVerdict {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.pad(match self {
-            Verdict::Ok => "ok",
-            Verdict::Limited => "limited",
-            Verdict::Failed => "FAILED",
-            Verdict::Skipped => "skipped",
+            CheckVerdict::Ok => "ok",
+            CheckVerdict::Limited => "limited",
+            CheckVerdict::Failed => "FAILED",
+            CheckVerdict::Skipped => "skipped",
         })
     }
 }
@@ -92,7 +90,7 @@ impl fmt::Display for Verdict {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Check {
     pub name: CheckName,
-    pub verdict: Verdict,
+    pub verdict: CheckVerdict,
     pub reason: String,
     /// Empty where there is nothing to do.
     pub remedy: String,
@@ -112,29 +110,21 @@ pub struct Capabilities {
     pub boots_linux: bool,
 }
 
-/// How hard to try.
-#[derive(Clone, Copy, Debug)]
-struct Effort {
-    /// Windows of each kind and mode.
-    windows: u32,
-    restores: u32,
-    harvests: u32,
-    /// Exits of each privilege level that are replayed; 0 skips the check.
-    replayed_exits: u32,
+/// Why Linux guests cannot run on this host.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoLinux {
+    /// A check says so, or one failed that every guest needs.
+    #[error("{reason}. {remedy}")]
+    Unfit {
+        /// What was found.
+        reason: String,
+        /// What to do about it.
+        remedy: String,
+    },
+    /// The test was made by hand, without the check for Linux.
+    #[error("this host has not been tested for Linux guests")]
+    Untested,
 }
-
-const STARTUP: Effort = Effort {
-    windows: 48,
-    restores: 2,
-    harvests: 2,
-    replayed_exits: 0,
-};
-const THOROUGH: Effort = Effort {
-    windows: 300,
-    restores: 12,
-    harvests: 12,
-    replayed_exits: 5_000,
-};
 
 impl Capabilities {
     /// What this host can do, from the last test since it booted, or tested now.
@@ -157,21 +147,24 @@ impl Capabilities {
     /// Whether guests can be protected here: nothing failed.
     #[must_use]
     pub fn is_usable(&self) -> bool {
-        self.checks.iter().all(|check| check.verdict != Verdict::Failed)
+        self.checks.iter().all(|check| check.verdict != CheckVerdict::Failed)
     }
 
     /// Whether Linux guests can run here.
     ///
     /// # Errors
     /// Why they cannot, and what to do.
-    pub fn check_linux(&self) -> Result<(), String> {
+    pub fn check_linux(&self) -> Result<(), NoLinux> {
         if self.boots_linux {
             return Ok(());
         }
-        let failed = |check: &&Check| check.verdict == Verdict::Failed || check.name == CheckName::KernelSpeed;
+        let failed = |check: &&Check| check.verdict == CheckVerdict::Failed || check.name == CheckName::KernelSpeed;
         Err(match self.checks.iter().find(failed) {
-            Some(check) => format!("{}. {}", check.reason, check.remedy),
-            None => "this host has not been tested for Linux guests".to_owned(),
+            Some(check) => NoLinux::Unfit {
+                reason: check.reason.clone(),
+                remedy: check.remedy.clone(),
+            },
+            None => NoLinux::Untested,
         })
     }
 
@@ -200,200 +193,12 @@ impl Capabilities {
             PageTableRefresh::ReplaceSlots
         }
     }
-
-    fn without_kvm(error: &CpuError) -> Self {
-        let mut capabilities = Capabilities {
-            checks: Vec::new(),
-            delivery_modes: vec![DeliveryMode::None],
-            host_pt_write_visible: false,
-            out_rip: None,
-            boots_linux: false,
-        };
-        let remedy = "use a host with KVM, or try ftvm in the nested host: QEMU emulates a machine with AMD-V, no /dev/kvm needed";
-        capabilities.note(CheckName::Kvm, Verdict::Failed, error.to_string(), remedy);
-        capabilities
-    }
-
-    fn test(effort: Effort) -> Self {
-        let prepared = System::open().and_then(|system| {
-            let profile = crate::profile::of_system(&system, DeliveryMode::None)?;
-            Ok((Bench::new(RAM, &profile)?, profile))
-        });
-        let (mut bench, profile) = match prepared {
-            Ok(prepared) => prepared,
-            Err(error) => return Self::without_kvm(&error),
-        };
-        let mut found = Capabilities {
-            checks: Vec::new(),
-            delivery_modes: Vec::new(),
-            host_pt_write_visible: false,
-            out_rip: checks::out_rip(&mut bench).ok(),
-            boots_linux: false,
-        };
-        found.note(
-            CheckName::Kvm,
-            Verdict::Ok,
-            "/dev/kvm has everything that is needed".into(),
-            "",
-        );
-        let fatal = "report this host's kernel and CPU; guests cannot be protected here";
-        found.must_hold(CheckName::Fragments, checks::fragments(&mut bench), "exact", fatal);
-        found.exit_replay(&profile, effort);
-        let restored = checks::save_restore(&mut bench, &profile, effort.restores);
-        found.must_hold(
-            CheckName::SaveRestore,
-            restored,
-            "a vCPU runs on exactly where it was saved",
-            fatal,
-        );
-        let logged = checks::dirty_log(&mut bench, effort.harvests);
-        found.must_hold(CheckName::DirtyLog, logged, "no written page was missed", fatal);
-        found.interrupt_window(&mut bench, effort);
-        found.host_page_tables(&mut bench);
-        found.cpuid(&mut bench, &profile);
-        found.kernel_speed(&mut bench);
-        found
-    }
-
-    fn note(&mut self, name: CheckName, verdict: Verdict, reason: String, remedy: &str) {
-        self.checks.push(Check {
-            name,
-            verdict,
-            reason,
-            remedy: remedy.to_owned(),
-        });
-    }
-
-    fn must_hold(&mut self, name: CheckName, found: Result<Finding, CpuError>, fine: &str, remedy: &str) {
-        match found {
-            Ok(None) => self.note(name, Verdict::Ok, fine.to_owned(), ""),
-            Ok(Some(finding)) => self.note(name, Verdict::Failed, finding, remedy),
-            Err(error) => self.note(name, Verdict::Failed, error.to_string(), remedy),
-        }
-    }
-
-    fn exit_replay(&mut self, profile: &CpuProfile, effort: Effort) {
-        let exits = effort.replayed_exits;
-        if exits == 0 {
-            return self.note(
-                CheckName::ExitReplay,
-                Verdict::Skipped,
-                "only in `ftvm doctor`".into(),
-                "",
-            );
-        }
-        let replayed = [Privilege::Kernel, Privilege::User]
-            .into_iter()
-            .map(|privilege| checks::exit_replay(profile, privilege, exits, 1))
-            .find(|found| !matches!(found, Ok(None)))
-            .unwrap_or(Ok(None));
-        let fine = format!("{exits} exits with interrupts replayed exactly, in kernel and user mode");
-        self.must_hold(
-            CheckName::ExitReplay,
-            replayed,
-            &fine,
-            "report this host's kernel and CPU",
-        );
-    }
-
-    fn interrupt_window(&mut self, bench: &mut Bench, effort: Effort) {
-        let mut finding = String::new();
-        for mode in [DeliveryMode::Window, DeliveryMode::WindowStiStep] {
-            match checks::window(bench, mode, effort.windows) {
-                Ok(None) => self.delivery_modes.push(mode),
-                Ok(Some(found)) => finding = found,
-                Err(error) => finding = error.to_string(),
-            }
-        }
-        bench.cpu.set_delivery_mode(DeliveryMode::None);
-        self.delivery_modes.push(DeliveryMode::None);
-        let (verdict, reason) = match self.best_delivery() {
-            DeliveryMode::Window => (Verdict::Ok, "windows open at the same instruction every time".into()),
-            DeliveryMode::WindowStiStep => (
-                Verdict::Ok,
-                "windows are exact with one single step behind `sti` (QEMU's TCG needs it)".into(),
-            ),
-            DeliveryMode::None => (
-                Verdict::Limited,
-                format!(
-                    "windows are not exact ({finding}): an interrupt waits for an exit with IF = 1, or for a checkpoint"
-                ),
-            ),
-        };
-        self.note(CheckName::InterruptWindow, verdict, reason, "");
-    }
-
-    fn host_page_tables(&mut self, bench: &mut Bench) {
-        let name = CheckName::HostPageTables;
-        match checks::host_page_tables(bench, PageTableRefresh::MmuReset) {
-            Ok(None) => {
-                self.host_pt_write_visible = true;
-                self.note(name, Verdict::Ok, "seen after an MMU reset".into(), "");
-            }
-            _ => match checks::host_page_tables(bench, PageTableRefresh::ReplaceSlots) {
-                Ok(None) => {
-                    let reason = "seen only after replacing the memory slots: checkpoints take longer to apply";
-                    self.note(name, Verdict::Limited, reason.into(), "");
-                }
-                found => self.must_hold(
-                    name,
-                    found,
-                    "",
-                    "a backup cannot apply checkpoints here: use another host",
-                ),
-            },
-        }
-    }
-
-    fn cpuid(&mut self, bench: &mut Bench, profile: &CpuProfile) {
-        match checks::cpuid(bench, profile) {
-            Ok(None) => self.note(
-                CheckName::Cpuid,
-                Verdict::Ok,
-                "guests see the fixed CPU profile".into(),
-                "",
-            ),
-            Ok(Some(finding)) => {
-                let remedy = "guests must not choose code by CPUID here; use hardware virtualization for those that do";
-                self.note(CheckName::Cpuid, Verdict::Limited, finding, remedy);
-            }
-            Err(error) => self.note(
-                CheckName::Cpuid,
-                Verdict::Failed,
-                error.to_string(),
-                "report this host's kernel",
-            ),
-        }
-    }
-
-    fn kernel_speed(&mut self, bench: &mut Bench) {
-        match checks::kernel_speed(bench) {
-            Ok((each, true)) => {
-                self.boots_linux = true;
-                let reason = format!("native ({each:?} for a loop of two instructions): Linux guests can boot");
-                self.note(CheckName::KernelSpeed, Verdict::Ok, reason, "");
-            }
-            Ok((each, false)) => {
-                let reason =
-                    format!("emulated by KVM ({each:?} for a loop of two instructions): Linux guests cannot boot");
-                let remedy = "run bare-metal guests here; for Linux guests use VMX or SVM hardware, or the nested host";
-                self.note(CheckName::KernelSpeed, Verdict::Limited, reason, remedy);
-            }
-            Err(error) => {
-                self.note(
-                    CheckName::KernelSpeed,
-                    Verdict::Failed,
-                    error.to_string(),
-                    "report this host's kernel",
-                );
-            }
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ftvm_hypervisor::CpuError;
 
     #[test]
     fn a_host_without_kvm_is_told_what_to_do() {
@@ -408,7 +213,7 @@ mod tests {
     #[test]
     fn a_pair_delivers_in_the_best_way_that_both_have() {
         use DeliveryMode::{None, Window, WindowStiStep};
-        let mut ours = Capabilities::without_kvm(&CpuError::Unsupported(String::new()));
+        let mut ours = Capabilities::without_kvm(&CpuError::Unsupported("".into()));
         ours.delivery_modes = vec![Window, WindowStiStep, None];
         assert_eq!(ours.common_delivery(&[WindowStiStep, None]), WindowStiStep);
         assert_eq!(ours.common_delivery(&[Window, WindowStiStep, None]), Window);
@@ -420,10 +225,10 @@ mod tests {
 
     #[test]
     fn limits_do_not_make_a_host_unusable_but_failures_do() {
-        let mut found = Capabilities::without_kvm(&CpuError::Unsupported(String::new()));
+        let mut found = Capabilities::without_kvm(&CpuError::Unsupported("".into()));
         found.checks.clear();
-        found.note(CheckName::Cpuid, Verdict::Limited, String::new(), "");
-        found.note(CheckName::ExitReplay, Verdict::Skipped, String::new(), "");
+        found.note(CheckName::Cpuid, CheckVerdict::Limited, String::new(), "");
+        found.note(CheckName::ExitReplay, CheckVerdict::Skipped, String::new(), "");
         assert!(found.is_usable());
         found.must_hold(
             CheckName::DirtyLog,
@@ -441,17 +246,18 @@ mod tests {
         assert!(
             found
                 .check_linux()
-                .is_err_and(|why| why.contains("no KVM") && why.contains("nested host"))
+                .is_err_and(|why| why.to_string().contains("no KVM") && why.to_string().contains("nested host"))
         );
         found.checks.clear();
-        found.note(CheckName::Kvm, Verdict::Ok, "fine".into(), "");
+        found.note(CheckName::Kvm, CheckVerdict::Ok, "fine".into(), "");
         found.note(
             CheckName::KernelSpeed,
-            Verdict::Limited,
+            CheckVerdict::Limited,
             "emulated".into(),
             "use hardware",
         );
-        assert_eq!(found.check_linux(), Err("emulated. use hardware".to_owned()));
+        let unfit = found.check_linux().map_err(|error| error.to_string());
+        assert_eq!(unfit, Err("emulated. use hardware".to_owned()));
         found.boots_linux = true;
         assert_eq!(found.check_linux(), Ok(()));
     }

@@ -15,7 +15,7 @@ pub const USER_STACK: u64 = 0x1_f000;
 
 /// A program and its arguments' registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Program {
+pub enum TinyProgram {
     /// Counts RCX down, then 0x11.
     Loop,
     /// Increments RBX for ever.
@@ -359,29 +359,29 @@ unsafe extern "C" {
     static ftvm_tiny_remap_trap: u8;
 }
 
-impl Program {
+impl TinyProgram {
     /// Guest address of the first instruction.
     #[must_use]
     #[inline(never)]
     pub fn address(self) -> u64 {
         guest_address(match self {
-            Program::Loop => &raw const ftvm_tiny_loop,
-            Program::Spin => &raw const ftvm_tiny_spin,
-            Program::Mix => &raw const ftvm_tiny_mix,
-            Program::MixSse => &raw const ftvm_tiny_mix_sse,
-            Program::Scatter => &raw const ftvm_tiny_scatter,
-            Program::Medley => &raw const ftvm_tiny_medley,
-            Program::WindowSti => &raw const ftvm_tiny_window_sti,
-            Program::WindowPopf => &raw const ftvm_tiny_window_popf,
-            Program::Watch => &raw const ftvm_tiny_watch,
-            Program::Cpuid => &raw const ftvm_tiny_cpuid,
-            Program::PortReads => &raw const ftvm_tiny_port_reads,
-            Program::Fragments => &raw const ftvm_tiny_fragments,
-            Program::Msr => &raw const ftvm_tiny_msr,
-            Program::Halt => &raw const ftvm_tiny_halt,
-            Program::TripleFault => &raw const ftvm_tiny_triple_fault,
-            Program::Unemulable => &raw const ftvm_tiny_unemulable,
-            Program::Remap => &raw const ftvm_tiny_remap,
+            TinyProgram::Loop => &raw const ftvm_tiny_loop,
+            TinyProgram::Spin => &raw const ftvm_tiny_spin,
+            TinyProgram::Mix => &raw const ftvm_tiny_mix,
+            TinyProgram::MixSse => &raw const ftvm_tiny_mix_sse,
+            TinyProgram::Scatter => &raw const ftvm_tiny_scatter,
+            TinyProgram::Medley => &raw const ftvm_tiny_medley,
+            TinyProgram::WindowSti => &raw const ftvm_tiny_window_sti,
+            TinyProgram::WindowPopf => &raw const ftvm_tiny_window_popf,
+            TinyProgram::Watch => &raw const ftvm_tiny_watch,
+            TinyProgram::Cpuid => &raw const ftvm_tiny_cpuid,
+            TinyProgram::PortReads => &raw const ftvm_tiny_port_reads,
+            TinyProgram::Fragments => &raw const ftvm_tiny_fragments,
+            TinyProgram::Msr => &raw const ftvm_tiny_msr,
+            TinyProgram::Halt => &raw const ftvm_tiny_halt,
+            TinyProgram::TripleFault => &raw const ftvm_tiny_triple_fault,
+            TinyProgram::Unemulable => &raw const ftvm_tiny_unemulable,
+            TinyProgram::Remap => &raw const ftvm_tiny_remap,
         })
     }
 }
@@ -432,12 +432,15 @@ mod tests {
         assert!(code().len() < 0x8000, "stacks begin behind the code");
         let at = |address: u64| &code()[usize::try_from(address - CODE).unwrap()..];
         assert_eq!(at(Label::Stubs.address() + 8 * 47)[..2], [0x6a, 47]);
-        assert_eq!(at(Program::WindowSti.address())[..5], [0xe6, 0x10, 0xfb, 0x88, 0x07]);
-        assert_eq!(Label::WindowAfterStore.address(), Program::WindowSti.address() + 5);
+        assert_eq!(
+            at(TinyProgram::WindowSti.address())[..5],
+            [0xe6, 0x10, 0xfb, 0x88, 0x07]
+        );
+        assert_eq!(Label::WindowAfterStore.address(), TinyProgram::WindowSti.address() + 5);
         assert_eq!(
             at(Label::Interrupt.address())[1..9],
             [0x48, 0xff, 0x04, 0x25, 0x10, 0x00, 0x02, 0x00]
         );
-        assert_eq!(at(Program::Loop.address())[..5], [0x48, 0xff, 0xc9, 0x75, 0xfb]);
+        assert_eq!(at(TinyProgram::Loop.address())[..5], [0x48, 0xff, 0xc9, 0x75, 0xfb]);
     }
 }

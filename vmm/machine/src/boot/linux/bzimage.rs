@@ -3,6 +3,7 @@
 
 use super::LinuxError;
 use super::decompress::Compression;
+use crate::boot::hex;
 
 /// Where the setup header begins, in the image and in the zero page alike.
 pub(super) const SETUP_HEADER: usize = 0x1f1;
@@ -10,7 +11,10 @@ pub(super) const SETUP_HEADER: usize = 0x1f1;
 /// Where it ends at most: the zero page's next field.
 pub(super) const SETUP_HEADER_END: usize = 0x290;
 
-/// Number of 512-byte sectors of real-mode code behind the first; 0 means 4.
+/// Bytes of what the boot protocol calls a sector, on any disk.
+const SETUP_SECTOR: usize = 512;
+
+/// Number of sectors of real-mode code behind the first; 0 means 4.
 const SETUP_SECTS: usize = 0x1f1;
 const MAGIC: usize = 0x202;
 const VERSION: usize = 0x206;
@@ -31,6 +35,26 @@ pub(super) struct BzImage<'a> {
     pub payload: &'a [u8],
 }
 
+/// What is wrong with the container.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HeaderError {
+    /// The image ends too early.
+    #[error("the image ends after {len} bytes, inside its header")]
+    Short { len: usize },
+    /// A protocol that does not say where the payload lies.
+    #[error("boot protocol {MIN_VERSION:#06x} or later is needed, found {version:#06x}")]
+    Version { version: u16 },
+    /// The header points outside.
+    #[error("its payload of {length} bytes at {begin} reaches beyond the image's {len} bytes")]
+    Payload { begin: usize, length: usize, len: usize },
+    /// None of the formats that Linux is compressed with.
+    #[error("its payload begins with {magic}, which is none of gzip, xz, lzma, bzip2, LZ4, lzop and zstd")]
+    Compression {
+        /// The first bytes in hexadecimal.
+        magic: String,
+    },
+}
+
 /// Whether `image` claims to be a Linux kernel in this container.
 pub(super) fn is_bzimage(image: &[u8]) -> bool {
     image.get(MAGIC..MAGIC + 4) == Some(b"HdrS") && image.get(0x1fe..0x200) == Some(&[0x55, 0xaa])
@@ -44,15 +68,13 @@ fn word(image: &[u8], at: usize) -> Option<u32> {
 ///
 /// # Errors
 /// If its header is cut short, too old, or points outside.
-pub(super) fn parse(image: &[u8]) -> Result<BzImage<'_>, LinuxError> {
-    let header = |what: String| LinuxError::Header { what };
-    let short = || header(format!("the image ends after {} bytes, inside its header", image.len()));
+pub(super) fn parse(image: &[u8]) -> Result<BzImage<'_>, HeaderError> {
+    let len = image.len();
+    let short = || HeaderError::Short { len };
     let version = word(image, VERSION).ok_or_else(short)?;
     let version = u16::try_from(version & 0xffff).unwrap_or_default();
     if version < MIN_VERSION {
-        return Err(header(format!(
-            "boot protocol {MIN_VERSION:#06x} or later is needed, found {version:#06x}"
-        )));
+        return Err(HeaderError::Version { version });
     }
     // The byte behind the jump instruction is its distance: the header ends where it jumps to.
     let end = MAGIC + usize::from(*image.get(MAGIC - 1).ok_or_else(short)?);
@@ -67,13 +89,9 @@ pub(super) fn parse(image: &[u8]) -> Result<BzImage<'_>, LinuxError> {
             .ok_or_else(short)
     };
     let (offset, length) = (place(PAYLOAD_OFFSET)?, place(PAYLOAD_LENGTH)?);
-    let begin = (sectors + 1) * 512 + offset;
-    let payload = image.get(begin..begin + length).ok_or_else(|| {
-        header(format!(
-            "its payload of {length} bytes at {begin} reaches beyond the image's {} bytes",
-            image.len()
-        ))
-    })?;
+    let begin = (sectors + 1) * SETUP_SECTOR + offset;
+    let payload = image.get(begin..begin + length);
+    let payload = payload.ok_or(HeaderError::Payload { begin, length, len })?;
     Ok(BzImage { setup_header, payload })
 }
 
@@ -86,14 +104,10 @@ impl BzImage<'_> {
         if self.payload.starts_with(b"\x7fELF") {
             return Ok(self.payload.to_vec());
         }
-        let format = Compression::detect(self.payload).ok_or_else(|| {
-            let magic = super::super::hex(&self.payload[..self.payload.len().min(8)]);
-            LinuxError::Header {
-                what: format!(
-                    "its payload begins with {magic}, which is none of gzip, xz, lzma, bzip2, LZ4, lzop and zstd"
-                ),
-            }
-        })?;
+        let Some(format) = Compression::detect(self.payload) else {
+            let magic = hex(&self.payload[..self.payload.len().min(8)]);
+            return Err(HeaderError::Compression { magic }.into());
+        };
         Ok(format.expand(self.payload, MAX_VMLINUX)?)
     }
 }

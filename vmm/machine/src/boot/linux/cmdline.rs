@@ -51,11 +51,20 @@ const OPPOSITES: [(&str, &str); 5] = [
     ("nr_cpus", "nosmp"),
 ];
 
+/// A user's option that would undo one which a guest needs.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("--cmdline: '{option}' contradicts '{needed}', which a guest needs to be replayable: leave it out")]
+pub struct Contradiction {
+    /// As the user wrote it.
+    pub option: String,
+    pub needed: String,
+}
+
 /// The whole command line, by which the kernel also refuses to load the modules `kept_out`.
 ///
 /// # Errors
-/// If an option of the user's contradicts a needed one; a sentence for the user.
-pub fn complete(user: &str, kept_out: &BTreeSet<String>) -> Result<String, String> {
+/// If an option of the user's contradicts a needed one.
+pub fn complete(user: &str, kept_out: &BTreeSet<String>) -> Result<String, Contradiction> {
     let modules: BTreeSet<&str> = UNCAUGHT_MODULES
         .into_iter()
         .chain(kept_out.iter().map(String::as_str))
@@ -79,17 +88,18 @@ fn key(option: &str) -> String {
     option.split('=').next().unwrap_or_default().replace('-', "_")
 }
 
-fn check(option: &str, needed: &[&str]) -> Result<(), String> {
-    let mut needed = needed.iter().filter(|needed| key(needed) == key(option));
-    if let Some(needed) = needed.find(|needed| **needed != option) {
-        return Err(format!(
-            "--cmdline: '{option}' contradicts '{needed}', which a guest needs to be replayable: leave it out"
-        ));
-    }
-    match OPPOSITES.iter().find(|(opposite, _)| *opposite == key(option)) {
-        Some((_, needed)) => Err(format!(
-            "--cmdline: '{option}' contradicts '{needed}', which a guest needs to be replayable: leave it out"
-        )),
+fn check(option: &str, needed: &[&str]) -> Result<(), Contradiction> {
+    let same = needed.iter().filter(|needed| key(needed) == key(option));
+    let opposite = OPPOSITES.iter().filter(|(opposite, _)| *opposite == key(option));
+    let undone = same
+        .copied()
+        .find(|needed| *needed != option)
+        .or_else(|| opposite.map(|(_, needed)| *needed).next());
+    match undone {
+        Some(needed) => Err(Contradiction {
+            option: option.to_owned(),
+            needed: needed.to_owned(),
+        }),
         None => Ok(()),
     }
 }
@@ -119,7 +129,7 @@ fn options(text: &str) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn complete(user: &str) -> Result<String, String> {
+    fn complete(user: &str) -> Result<String, Contradiction> {
         super::complete(user, &BTreeSet::new())
     }
 
@@ -156,7 +166,7 @@ mod tests {
                 "sysctl.kernel.kexec_load_disabled=1",
             ),
         ] {
-            let error = complete(text).unwrap_err();
+            let error = complete(text).unwrap_err().to_string();
             assert!(error.contains(named), "{text}: {error}");
         }
         for text in [

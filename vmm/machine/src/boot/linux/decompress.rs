@@ -4,6 +4,7 @@
 //! LZ4 frame, lzop and zstd. The input is hostile: expansion stops at the caller's bound, whatever a header promises.
 //! Bytes behind the compressed stream (Linux appends the size) are ignored.
 
+use std::error::Error;
 use std::io::Read;
 
 /// Memory that an xz or lzma stream may ask for as its dictionary, in KiB. `xz -9` asks for 64 MiB; Linux's own
@@ -35,8 +36,12 @@ pub enum Compression {
 #[derive(Debug, thiserror::Error)]
 pub enum DecompressError {
     /// The stream is damaged or cut short.
-    #[error("the {format:?} stream is damaged: {what}")]
-    Damaged { format: Compression, what: String },
+    #[error("the {format:?} stream is damaged: {source}")]
+    Damaged {
+        format: Compression,
+        /// In the words of the format's decoder.
+        source: Box<dyn Error + Send + Sync>,
+    },
     /// The stream expands beyond the bound.
     #[error("the {format:?} stream expands to more than {} MiB", limit >> 20)]
     TooBig { format: Compression, limit: u64 },
@@ -81,10 +86,10 @@ impl Compression {
         }
     }
 
-    fn damaged(self, what: impl ToString) -> DecompressError {
+    fn damaged(self, source: impl Into<Box<dyn Error + Send + Sync>>) -> DecompressError {
         DecompressError::Damaged {
             format: self,
-            what: what.to_string(),
+            source: source.into(),
         }
     }
 

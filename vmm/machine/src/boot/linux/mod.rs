@@ -18,19 +18,21 @@ use std::borrow::Cow;
 
 use crate::config::MachineConfig;
 use bzimage::BzImage;
+pub use bzimage::HeaderError;
 use ftvm_hypervisor::GuestMemory;
 use ftvm_hypervisor::entry::EntryState;
-use vmlinux::Layout;
+pub use params::RoomError;
+use vmlinux::{Layout, LayoutError};
 
 /// What can be wrong with a Linux kernel.
 #[derive(Debug, thiserror::Error)]
 pub enum LinuxError {
     /// The bzImage's header.
-    #[error("not a bzImage that can be booted: {what}")]
-    Header { what: String },
+    #[error("not a bzImage that can be booted: {0}")]
+    Header(#[from] HeaderError),
     /// The vmlinux's headers.
-    #[error("not a vmlinux that can be booted: {what}")]
-    Elf { what: String },
+    #[error("not a vmlinux that can be booted: {0}")]
+    Layout(#[from] LayoutError),
     /// The vmlinux does not expand.
     #[error(transparent)]
     Decompress(#[from] decompress::DecompressError),
@@ -38,8 +40,8 @@ pub enum LinuxError {
     #[error(transparent)]
     Rewrite(#[from] rewrite::RewriteError),
     /// Kernel, initrd or command line do not fit.
-    #[error("{what}")]
-    Room { what: String },
+    #[error(transparent)]
+    Room(#[from] RoomError),
 }
 
 /// A Linux kernel's parts, expanded but not yet changed.
@@ -125,6 +127,6 @@ impl<'a> Linux<'a> {
             patches.len()
         );
         let header = self.container.map(|container| container.setup_header);
-        params::load(&vmlinux, &self.layout, header, initrd, config, memory)
+        Ok(params::load(&vmlinux, &self.layout, header, initrd, config, memory)?)
     }
 }

@@ -5,9 +5,8 @@
 //! high as its header allows. RAM ends below the PCI hole (MAX_MEMORY), so e820 has two ranges.
 
 use sha2::{Digest as _, Sha256};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use super::LinuxError;
 use super::bzimage::{SETUP_HEADER, SETUP_HEADER_END};
 use super::rewrite::TSD;
 use super::vmlinux::Layout;
@@ -137,21 +136,40 @@ fn initrd_address(size: u64, kernel_end: u64, memory: u64, addr_max: u32) -> Opt
     (address >= kernel_end).then_some(address)
 }
 
-fn check_room(layout: &Layout, initrd: u64, memory: u64) -> Result<(), LinuxError> {
+/// What does not fit into memory.
+#[derive(Debug, thiserror::Error)]
+pub enum RoomError {
+    /// A kernel that lies where the boot information is.
+    #[error("its first segment lies at {begin:#x}, below 1 MiB")]
+    BelowOneMib { begin: u64 },
+    /// Too little RAM.
+    #[error("kernel and initrd reach up to {needed} MiB, but the guest has {memory} MiB: give it more with --memory")]
+    Memory {
+        /// In MiB.
+        needed: u64,
+        /// In MiB.
+        memory: u64,
+    },
+    /// The kernel takes an initrd only at addresses that are not free.
+    #[error("no room for an initrd of {size} bytes above the kernel")]
+    Initrd { size: u64 },
+    /// Memory ends before what is written to it.
+    #[error(transparent)]
+    Write(#[from] GuestMemoryError),
+}
+
+fn check_room(layout: &Layout, initrd: u64, memory: u64) -> Result<(), RoomError> {
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
-    if layout.begin() < HIGH_BEGIN {
-        return Err(LinuxError::Room {
-            what: format!("its first segment lies at {:#x}, below 1 MiB", layout.begin()),
-        });
+    let begin = layout.begin();
+    if begin < HIGH_BEGIN {
+        return Err(RoomError::BelowOneMib { begin });
     }
     let needed = layout.end().saturating_add(initrd);
     if needed > memory {
-        let what = format!(
-            "kernel and initrd reach up to {} MiB, but the guest has {} MiB: give it more with --memory",
-            mib(needed),
-            mib(memory)
-        );
-        return Err(LinuxError::Room { what });
+        return Err(RoomError::Memory {
+            needed: mib(needed),
+            memory: mib(memory),
+        });
     }
     Ok(())
 }
@@ -167,28 +185,27 @@ pub(super) fn load(
     initrd: Option<&[u8]>,
     config: &MachineConfig,
     memory: &GuestMemory,
-) -> Result<EntryState, LinuxError> {
+) -> Result<EntryState, RoomError> {
     let size = initrd.map_or(0, |initrd| initrd.len() as u64);
     check_room(layout, size, config.memory)?;
-    let room = |what: &dyn std::fmt::Display| LinuxError::Room { what: what.to_string() };
-    let write = |address: u64, bytes: &[u8]| memory.write_slice(bytes, GuestAddress(address)).map_err(|e| room(&e));
+    let write = |address: u64, bytes: &[u8]| memory.write_slice(bytes, GuestAddress(address));
     for segment in &layout.segments {
         write(segment.phys, &vmlinux[segment.file.clone()])?;
     }
     let mut page = ZeroPage::new(setup_header);
     page.set_e820(config.memory);
     if let Some(initrd) = initrd {
-        let address = initrd_address(size, layout.end(), config.memory, page.u32(INITRD_ADDR_MAX))
-            .and_then(|address| u32::try_from(address).ok())
-            .ok_or_else(|| room(&format!("no room for an initrd of {size} bytes above the kernel")))?;
+        let place = initrd_address(size, layout.end(), config.memory, page.u32(INITRD_ADDR_MAX))
+            .and_then(|address| Some((u32::try_from(address).ok()?, u32::try_from(size).ok()?)));
+        let (address, length) = place.ok_or(RoomError::Initrd { size })?;
         page.set_u32(RAMDISK_IMAGE, address);
-        page.set_u32(RAMDISK_SIZE, u32::try_from(size).map_err(|e| room(&e))?);
+        page.set_u32(RAMDISK_SIZE, length);
         write(u64::from(address), initrd)?;
     }
     write(CMDLINE, config.cmdline.as_bytes())?;
     write(SETUP_DATA, &rng_seed(config.seed))?;
     write(ZERO_PAGE, &page.0)?;
-    let (cr3, gdt) = tables::write(memory).map_err(|e| room(&e))?;
+    let (cr3, gdt) = tables::write(memory)?;
     let mut entry = EntryState::long_mode(layout.entry, abi::STACK_TOP, cr3, gdt, ZERO_PAGE);
     entry.cr4 |= TSD;
     Ok(entry)

@@ -5,10 +5,8 @@
 use std::ops::Range;
 
 use object::LittleEndian;
-use object::elf::{EM_X86_64, FileHeader64, PT_LOAD, SHF_ALLOC, SHF_EXECINSTR, SHT_NOBITS};
+use object::elf::{EM_X86_64, FileHeader64, Machine, PT_LOAD, SHF_ALLOC, SHF_EXECINSTR, SHT_NOBITS};
 use object::read::elf::{FileHeader as _, ProgramHeader as _, SectionHeader as _};
-
-use super::LinuxError;
 
 /// Most segments and sections: real kernels have 5 and 50.
 const MAX_ENTRIES: usize = 4096;
@@ -42,8 +40,33 @@ pub struct Layout {
     pub sections: Vec<Section>,
 }
 
-fn elf(what: impl std::fmt::Display) -> LinuxError {
-    LinuxError::Elf { what: what.to_string() }
+/// What is wrong with a vmlinux.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LayoutError {
+    /// It does not parse as an ELF file.
+    #[error(transparent)]
+    Parse(#[from] object::read::Error),
+    /// For another processor.
+    #[error("machine {EM_X86_64:?} (x86-64) expected, found {found:?}")]
+    Machine { found: Machine },
+    /// Nothing is loaded where it is entered.
+    #[error("its entry point {entry:#x} is in no segment")]
+    Entry { entry: u64 },
+    /// A segment's bytes are not in the file.
+    #[error("the segment at {phys:#x} reaches beyond the file")]
+    SegmentCut { phys: u64 },
+    /// A segment is smaller in memory than in the file, or larger than memory can be.
+    #[error("the segment at {phys:#x} has {size} bytes in the file and {memory} in memory")]
+    SegmentSize { phys: u64, size: u64, memory: u64 },
+    /// Two segments at one place.
+    #[error("the segments at {first:#x} and {second:#x} overlap")]
+    Overlap { first: u64, second: u64 },
+    /// Nothing to load.
+    #[error("it has no segment to load")]
+    Empty,
+    /// A section's bytes are not in the file.
+    #[error("section {name} reaches beyond the file")]
+    SectionCut { name: String },
 }
 
 fn range(image: &[u8], offset: u64, size: u64) -> Option<Range<usize>> {
@@ -57,14 +80,13 @@ impl Layout {
     ///
     /// # Errors
     /// If it is no x86-64 ELF executable, or its headers contradict themselves.
-    pub fn parse(image: &[u8]) -> Result<Self, LinuxError> {
-        let header = FileHeader64::<LittleEndian>::parse(image).map_err(elf)?;
-        let endian = header.endian().map_err(elf)?;
+    pub fn parse(image: &[u8]) -> Result<Self, LayoutError> {
+        let header = FileHeader64::<LittleEndian>::parse(image)?;
+        let endian = header.endian()?;
         if header.e_machine(endian) != EM_X86_64 {
-            return Err(elf(format!(
-                "machine {EM_X86_64:?} (x86-64) expected, found {:?}",
-                header.e_machine(endian)
-            )));
+            return Err(LayoutError::Machine {
+                found: header.e_machine(endian),
+            });
         }
         let layout = Layout {
             entry: header.e_entry(endian),
@@ -76,7 +98,7 @@ impl Layout {
             .iter()
             .any(|s| (s.phys..s.phys + s.memory).contains(&layout.entry))
         {
-            return Err(elf(format!("its entry point {:#x} is in no segment", layout.entry)));
+            return Err(LayoutError::Entry { entry: layout.entry });
         }
         Ok(layout)
     }
@@ -124,21 +146,18 @@ fn segments(
     image: &[u8],
     header: &FileHeader64<LittleEndian>,
     endian: LittleEndian,
-) -> Result<Vec<Segment>, LinuxError> {
+) -> Result<Vec<Segment>, LayoutError> {
     let mut found = Vec::new();
-    let headers = header.program_headers(endian, image).map_err(elf)?;
+    let headers = header.program_headers(endian, image)?;
     for segment in headers.iter().take(MAX_ENTRIES).filter(|s| s.p_type(endian) == PT_LOAD) {
         let (phys, size, memory) = (
             segment.p_paddr(endian),
             segment.p_filesz(endian),
             segment.p_memsz(endian),
         );
-        let file = range(image, segment.p_offset(endian), size)
-            .ok_or_else(|| elf(format!("the segment at {phys:#x} reaches beyond the file")))?;
+        let file = range(image, segment.p_offset(endian), size).ok_or(LayoutError::SegmentCut { phys })?;
         if memory < size || phys.checked_add(memory).is_none() {
-            return Err(elf(format!(
-                "the segment at {phys:#x} has {size} bytes in the file and {memory} in memory"
-            )));
+            return Err(LayoutError::SegmentSize { phys, size, memory });
         }
         if memory > 0 {
             let virt = segment.p_vaddr(endian);
@@ -153,14 +172,12 @@ fn segments(
     found.sort_by_key(|segment| segment.phys);
     for pair in found.windows(2) {
         if pair[0].phys + pair[0].memory > pair[1].phys {
-            return Err(elf(format!(
-                "the segments at {:#x} and {:#x} overlap",
-                pair[0].phys, pair[1].phys
-            )));
+            let (first, second) = (pair[0].phys, pair[1].phys);
+            return Err(LayoutError::Overlap { first, second });
         }
     }
     if found.is_empty() {
-        return Err(elf("it has no segment to load"));
+        return Err(LayoutError::Empty);
     }
     Ok(found)
 }
@@ -169,18 +186,19 @@ fn sections(
     image: &[u8],
     header: &FileHeader64<LittleEndian>,
     endian: LittleEndian,
-) -> Result<Vec<Section>, LinuxError> {
+) -> Result<Vec<Section>, LayoutError> {
     let mut found = Vec::new();
-    let table = header.sections(endian, image).map_err(elf)?;
+    let table = header.sections(endian, image)?;
     for section in table.iter().take(MAX_ENTRIES) {
         let flags = section.sh_flags(endian);
         if flags.0 & SHF_ALLOC.0 == 0 || section.sh_type(endian) == SHT_NOBITS {
             continue;
         }
-        let name = table.section_name(endian, section).map_err(elf)?;
+        let name = table.section_name(endian, section)?;
         let name = String::from_utf8_lossy(name).into_owned();
-        let file = range(image, section.sh_offset(endian), section.sh_size(endian))
-            .ok_or_else(|| elf(format!("section {name} reaches beyond the file")))?;
+        let Some(file) = range(image, section.sh_offset(endian), section.sh_size(endian)) else {
+            return Err(LayoutError::SectionCut { name });
+        };
         found.push(Section {
             virt: section.sh_addr(endian),
             file,

@@ -1,35 +1,29 @@
-//! What a scripted CPU does: a list of steps, and one for its interrupt handler.
+//! What a scripted CPU executes: a list of steps, and a second list for its interrupt handler.
 
+use crate::Interrupts;
 use crate::sequence::Sequence;
 
-/// What is written.
+/// What a step writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Value {
+pub enum Operand {
     /// This number.
     Const(u64),
-    /// Whatever the accumulator holds: everything that ever reached the CPU, and when.
+    /// Whatever the accumulator holds: a digest of everything that ever reached the CPU, and of when it did.
     Accumulator,
-}
-
-/// RFLAGS.IF.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Interrupts {
-    Off,
-    On,
 }
 
 /// One thing that a scripted CPU does. Sizes are 1, 2, 4 or 8 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum ScriptStep {
     /// `in`: the answer goes into the accumulator.
     PortRead { port: u16, size: u8 },
     /// `out`.
-    PortWrite { port: u16, size: u8, value: Value },
+    PortWrite { port: u16, size: u8, value: Operand },
     /// A load from an address without RAM.
     MmioRead { addr: u64, len: u8 },
     /// A store to an address without RAM.
-    MmioWrite { addr: u64, len: u8, value: Value },
-    /// `or [addr], 1`: a read, and then a write that finishing the read produces.
+    MmioWrite { addr: u64, len: u8, value: Operand },
+    /// `or [addr], 1`: a read exit, and a write exit that comes out of `Cpu::complete` when the read is finished.
     MmioUpdate { addr: u64, len: u8 },
     /// RDMSR.
     ReadMsr { index: u32 },
@@ -38,8 +32,8 @@ pub enum Step {
     /// Loads RAM into the accumulator: no exit.
     Load { addr: u64, len: u8 },
     /// Stores to RAM: no exit.
-    Store { addr: u64, len: u8, value: Value },
-    /// Computes for so many units, each of which changes the accumulator and a page of RAM: no exit.
+    Store { addr: u64, len: u8, value: Operand },
+    /// Computes for `units` units of time, each of which changes the accumulator and a page of RAM: no exit.
     Spin { units: u64 },
     /// `sti` or `cli`.
     SetInterrupts(Interrupts),
@@ -47,12 +41,13 @@ pub enum Step {
     Fail,
 }
 
-/// A program: the steps, after the last of which it goes on at `repeat_from`; and the steps of its interrupt handler.
+/// A program. After the last of `steps` it goes on at `repeat_from`, for ever.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Program {
-    pub steps: Vec<Step>,
+pub struct Script {
+    pub steps: Vec<ScriptStep>,
     pub repeat_from: usize,
-    pub handler: Vec<Step>,
+    /// What an interrupt runs; it returns behind its last step, with interrupts on.
+    pub handler: Vec<ScriptStep>,
     pub scratch: Scratch,
 }
 
@@ -65,7 +60,7 @@ pub struct Scratch {
     pub fill: Fill,
 }
 
-/// What a unit of computing changes of its page.
+/// How much of its page a unit of computing changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fill {
     /// 8 bytes: a difference that compresses to almost nothing.
@@ -82,27 +77,27 @@ const UART_DATA: u16 = 0x3f8;
 const UART_LINE_STATUS: u16 = 0x3fd;
 const PM_TIMER: u16 = 0x608;
 /// End of interrupt, to the interrupt controller that raised it.
-const END_OF_INTERRUPT: Value = Value::Const(0x20);
+const END_OF_INTERRUPT: Operand = Operand::Const(0x20);
 /// An address where no machine has RAM or a device.
 const NOWHERE: u64 = 0xe000_0000;
 
-impl Program {
+impl Script {
     /// `steps` for ever, with a handler that stores the accumulator and ends the interrupt.
     #[must_use]
-    pub fn repeat(steps: Vec<Step>) -> Self {
+    pub fn repeat(steps: Vec<ScriptStep>) -> Self {
         let handler = vec![
-            Step::Store {
+            ScriptStep::Store {
                 addr: 0x7000,
                 len: 8,
-                value: Value::Accumulator,
+                value: Operand::Accumulator,
             },
-            Step::PortWrite {
+            ScriptStep::PortWrite {
                 port: PIC_COMMAND,
                 size: 1,
                 value: END_OF_INTERRUPT,
             },
         ];
-        Program {
+        Script {
             steps,
             repeat_from: 0,
             handler,
@@ -123,22 +118,22 @@ impl Program {
         let repeat_from = steps.len();
         steps.extend((0..length).map(|_| Self::random_step(&mut choices)));
         // Otherwise a program might have no exit at all, or never take an interrupt.
-        steps.push(Step::SetInterrupts(Interrupts::On));
-        steps.push(Step::Halt);
-        Program {
+        steps.push(ScriptStep::SetInterrupts(Interrupts::On));
+        steps.push(ScriptStep::Halt);
+        Script {
             repeat_from,
-            ..Program::repeat(steps)
+            ..Script::repeat(steps)
         }
     }
 
     /// Interrupt controller: edge-triggered, vectors from 0x20, cascade, only the timer let through. Timer: mode 2, 100 Hz.
-    fn prologue() -> Vec<Step> {
-        let out = |port, value| Step::PortWrite {
+    fn prologue() -> Vec<ScriptStep> {
+        let out = |port, value| ScriptStep::PortWrite {
             port,
             size: 1,
-            value: Value::Const(value),
+            value: Operand::Const(value),
         };
-        let mut steps: Vec<Step> = [
+        let mut steps: Vec<ScriptStep> = [
             (PIC_COMMAND, 0x11),
             (PIC_DATA, 0x20),
             (PIC_DATA, 0x04),
@@ -149,45 +144,45 @@ impl Program {
         .chain([(PIT_COMMAND, 0x34), (PIT_CHANNEL_0, 0x9c), (PIT_CHANNEL_0, 0x2e)])
         .map(|(port, value)| out(port, value))
         .collect();
-        steps.push(Step::SetInterrupts(Interrupts::On));
+        steps.push(ScriptStep::SetInterrupts(Interrupts::On));
         steps
     }
 
-    fn random_step(choices: &mut Sequence) -> Step {
+    fn random_step(choices: &mut Sequence) -> ScriptStep {
         let addr = 0x8000 + 8 * choices.below(512);
         match choices.below(16) {
-            0..=3 => Step::PortWrite {
+            0..=3 => ScriptStep::PortWrite {
                 port: UART_DATA,
                 size: 1,
-                value: Value::Accumulator,
+                value: Operand::Accumulator,
             },
-            4 => Step::PortRead {
+            4 => ScriptStep::PortRead {
                 port: UART_LINE_STATUS,
                 size: 1,
             },
-            5 => Step::PortRead {
+            5 => ScriptStep::PortRead {
                 port: PM_TIMER,
                 size: 4,
             },
-            6 => Step::MmioRead { addr: NOWHERE, len: 4 },
-            7 => Step::MmioWrite {
+            6 => ScriptStep::MmioRead { addr: NOWHERE, len: 4 },
+            7 => ScriptStep::MmioWrite {
                 addr: NOWHERE,
                 len: 8,
-                value: Value::Accumulator,
+                value: Operand::Accumulator,
             },
-            8 => Step::MmioUpdate { addr: NOWHERE, len: 4 },
-            9 => Step::Load { addr, len: 8 },
-            10 => Step::Store {
+            8 => ScriptStep::MmioUpdate { addr: NOWHERE, len: 4 },
+            9 => ScriptStep::Load { addr, len: 8 },
+            10 => ScriptStep::Store {
                 addr,
                 len: 8,
-                value: Value::Accumulator,
+                value: Operand::Accumulator,
             },
-            11 => Step::Spin {
+            11 => ScriptStep::Spin {
                 units: 1 + choices.below(500),
             },
-            12 => Step::SetInterrupts(Interrupts::Off),
-            13 => Step::SetInterrupts(Interrupts::On),
-            _ => Step::Halt,
+            12 => ScriptStep::SetInterrupts(Interrupts::Off),
+            13 => ScriptStep::SetInterrupts(Interrupts::On),
+            _ => ScriptStep::Halt,
         }
     }
 }
