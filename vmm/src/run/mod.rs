@@ -5,6 +5,7 @@ pub mod clone;
 pub mod control;
 pub mod copies;
 pub mod demo;
+mod disk_threads;
 pub mod door;
 pub mod events;
 pub mod fence;

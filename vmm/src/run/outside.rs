@@ -4,28 +4,27 @@
 //! (`crate::output`); disk requests leave through the plans of [`Outside::take_disks`].
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use logging_channel::entry::{ConsolePort, DiskStatus};
+use logging_channel::entry::ConsolePort;
 use shared_disk::arbiter::Record;
 use shared_disk::image::{Access, Image, ImageError};
 use shared_disk::mark::Held;
-use shared_disk::mirror::Written;
 use shared_disk::request::{DiskOp, DiskRequest};
 use shared_disk::scsi::ScsiError;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::Failure;
+use super::disk_threads::{DiskThreads, HandsError};
 use super::door::DoorError;
 use super::fence::{Fences, Superseded};
 use super::marks::Marks;
-use super::mirror::{BlockSource, lock};
+use super::mirror::BlockSource;
 use crate::backends::console::{Console, ConsoleError, ConsoleTarget, Life};
-use crate::backends::disk::{Disk, DiskPool, DiskPoolError, Ended, Losses};
+use crate::backends::disk::Losses;
 use crate::backends::entropy::{EntropyError, host_entropy};
-use crate::backends::fence::{FenceError, LeaseGuard};
 use crate::backends::net::rarp::rarp_frame;
 use crate::backends::net::{Inbound, NetBackend, NetConfig, NetError, NetReader, spawn_reader};
 use crate::backends::queue::EventSender;
@@ -33,8 +32,7 @@ use crate::backends::{HostEvent, Sent};
 use crate::cli::HostArgs;
 use crate::cli::options::{DiskOption, NetTarget};
 use crate::output::Emission;
-use crate::roles::disks::{DiskShell, Disks, DisksError};
-use crate::roles::primary::UnderWay;
+use crate::roles::disks::{Disks, DisksError};
 
 /// What of a host's devices fails.
 #[derive(Debug, thiserror::Error)]
@@ -72,22 +70,6 @@ pub enum OutsideError {
     Gone,
 }
 
-/// What of the disks' threads, or of the timer that ends this process with its lease, fails.
-#[derive(Debug, thiserror::Error)]
-pub enum HandsError {
-    #[error(transparent)]
-    Guard(#[from] FenceError),
-    #[error(transparent)]
-    Pool(#[from] DiskPoolError),
-}
-
-/// Kills this process if a shared-disk write is still in flight when the lease ends (PROTOCOL 14).
-#[derive(Debug)]
-struct Fence {
-    guard: LeaseGuard,
-    writes: usize,
-}
-
 /// A disk request that failed because this host has lost the way to the disk.
 #[derive(Debug)]
 pub struct DiskLost {
@@ -98,137 +80,10 @@ pub struct DiskLost {
     pub failure: HostEvent,
 }
 
-/// A disk whose writes are known to the fence.
-#[derive(Debug)]
-struct FencedDisk {
-    image: Arc<Image>,
-    fence: Arc<Mutex<Fence>>,
-    superseded: Superseded,
-}
-
-impl Disk for FencedDisk {
-    fn execute(&self, request: &DiskRequest) -> Ended {
-        let result = self.image.perform(request);
-        if matches!(request.op, DiskOp::Write { .. }) {
-            let mut fence = self.fence.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Err(error) = fence.write_over() {
-                tracing::error!("{error}");
-            }
-        }
-        if result.as_ref().is_err_and(ImageError::is_fenced) {
-            self.superseded.notice();
-        }
-        ended(result)
-    }
-
-    fn is_superseded(&self) -> bool {
-        self.superseded.is_noticed()
-    }
-
-    fn size(&self) -> u64 {
-        self.image.size()
-    }
-}
-
-/// A disk that nobody else reaches: its writes are noted for a backup that is to get a copy.
-#[derive(Debug)]
-struct PrivateDisk {
-    image: Arc<Image>,
-    written: Arc<Mutex<Written>>,
-}
-
-impl Disk for PrivateDisk {
-    fn execute(&self, request: &DiskRequest) -> Ended {
-        let result = self.image.perform(request);
-        if let DiskOp::Write { offset, data } = &request.op {
-            lock(&self.written).over(request.disk, *offset, data.len() as u64);
-        }
-        ended(result)
-    }
-
-    fn size(&self) -> u64 {
-        self.image.size()
-    }
-}
-
-fn ended(result: Result<Vec<u8>, ImageError>) -> Ended {
-    match result {
-        Ok(data) => (DiskStatus::Ok, data).into(),
-        Err(error) => Ended {
-            lost: error.is_path_loss().then(|| error.to_string()),
-            ..(DiskStatus::IoError, Vec::new()).into()
-        },
-    }
-}
-
 #[derive(Debug)]
 struct Nic {
     backend: Arc<NetBackend>,
     reader: NetReader,
-}
-
-/// The threads that do the I/O, and the fence.
-#[derive(Debug)]
-pub struct DiskThreads {
-    pool: DiskPool,
-    fence: Arc<Mutex<Fence>>,
-    /// To private disks; they need no fence.
-    written: Arc<Mutex<Written>>,
-}
-
-impl DiskThreads {
-    fn fence(&self) -> MutexGuard<'_, Fence> {
-        self.fence.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Fence {
-    fn write_over(&mut self) -> Result<(), FenceError> {
-        self.writes = self.writes.saturating_sub(1);
-        if self.writes == 0 { self.guard.disarm() } else { Ok(()) }
-    }
-}
-
-impl DiskShell for DiskThreads {
-    type Error = HandsError;
-
-    fn write_begins(&mut self) {
-        self.fence().writes += 1;
-    }
-
-    fn writes(&self) -> usize {
-        self.fence().writes + lock(&self.written).under_way()
-    }
-
-    fn write_given_up(&mut self) -> Result<(), HandsError> {
-        Ok(self.fence().write_over()?)
-    }
-
-    fn arm(&mut self, deadline_ns: u64) -> Result<(), HandsError> {
-        let mut fence = self.fence();
-        if fence.writes == 0 {
-            return Ok(());
-        }
-        Ok(fence.guard.arm(deadline_ns)?)
-    }
-
-    fn disarm(&mut self) -> Result<(), HandsError> {
-        Ok(self.fence().guard.disarm()?)
-    }
-
-    fn start(&mut self, request: DiskRequest) -> Result<(), HandsError> {
-        if matches!(request.op, DiskOp::Write { .. }) {
-            let mut written = lock(&self.written);
-            if written.has(request.disk) {
-                written.begins();
-            }
-        }
-        Ok(self.pool.submit(request)?)
-    }
-
-    fn under_way(&self) -> Vec<UnderWay> {
-        self.pool.under_way()
-    }
 }
 
 /// This host's side of a guest.
@@ -309,8 +164,6 @@ impl Outside {
     /// # Errors
     /// As [`Outside::open`].
     pub fn open_disks(&mut self) -> Result<Vec<u64>, OutsideError> {
-        let guard = LeaseGuard::new().map_err(HandsError::from)?;
-        let fence = Arc::new(Mutex::new(Fence { guard, writes: 0 }));
         let mut images = Vec::new();
         for option in &self.disk_options {
             let access = if option.readonly {
@@ -329,27 +182,7 @@ impl Outside {
         }
         let private = (0u8..).zip(&images).filter(|(_, (private, _))| *private);
         let private: BTreeMap<u8, Arc<Image>> = private.map(|(disk, (_, image))| (disk, Arc::clone(image))).collect();
-        let numbers = private.keys().copied().collect();
         self.blocks = BlockSource::new(private);
-        let written = self.blocks.written();
-        let superseded = self.superseded.clone();
-        let disks: Vec<Arc<dyn Disk>> = images
-            .into_iter()
-            .map(|(private, image)| -> Arc<dyn Disk> {
-                if private {
-                    let written = Arc::clone(&written);
-                    Arc::new(PrivateDisk { image, written })
-                } else {
-                    let fence = Arc::clone(&fence);
-                    Arc::new(FencedDisk {
-                        image,
-                        fence,
-                        superseded: superseded.clone(),
-                    })
-                }
-            })
-            .collect();
-        let sizes = disks.iter().map(|disk| disk.size()).collect();
         let losses = Arc::clone(&self.losses);
         let losses: Losses = Arc::new(move |disk, what, failure| {
             let losses = losses.lock().unwrap_or_else(PoisonError::into_inner);
@@ -359,9 +192,9 @@ impl Outside {
                 None => Err(lost.failure),
             }
         });
-        let pool = DiskPool::start(&disks, &self.events, &losses).map_err(HandsError::from)?;
-        let threads = DiskThreads { pool, fence, written };
-        self.disks = Some(Disks::new(threads, disks.len()).with_private(numbers));
+        let written = self.blocks.written();
+        let (disks, sizes) = DiskThreads::start(images, written, &self.superseded, &self.events, &losses)?;
+        self.disks = Some(disks);
         Ok(sizes)
     }
 

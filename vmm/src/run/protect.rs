@@ -19,7 +19,7 @@ use super::lead::{Hears, Leading, Pending, begin, lead};
 use super::link::{Connection, connection_id};
 use super::outside::Outside;
 use super::shell::Shell;
-use super::vcpu::{self, new_clock, pair_sink};
+use super::vcpu::{self, new_clock};
 use super::{Failure, guest};
 use crate::backends::console;
 use crate::backends::net::Inbound;
@@ -60,13 +60,12 @@ pub(super) async fn protect(
         capabilities,
         desk,
     } = joiner;
-    let (me, arbiter) = (*me, Arc::clone(arbiter));
     let reporter = Reporter::open("backup", args.events.as_deref())?;
     let (events, queue) = event_queue();
-    let terms = Terms::welcomed(me, &welcome);
+    let terms = Terms::welcomed(*me, &welcome);
     let keep = 2 * terms.detection();
-    let outside = Outside::open(&args.host, console::Life::Continued, Inbound::Keep, keep, &events);
-    let outside = outside.map_err(Failure::new)?;
+    let outside =
+        Outside::open(&args.host, console::Life::Continued, Inbound::Keep, keep, &events).map_err(Failure::new)?;
     let mut machine = guest::empty(&config, capabilities)?;
     let boot = BootCell::default();
     machine.set_boot(Arc::clone(&boot));
@@ -80,7 +79,7 @@ pub(super) async fn protect(
         boot,
         probe: Probe::start(&args.host),
     };
-    let mut shell = Shell::new(me, reporter, arbiter, standing);
+    let mut shell = Shell::new(*me, reporter, Arc::clone(arbiter), standing);
     shell.heartbeats.push(heartbeats);
     let connection = connection_id();
     shell.connection = Some(Connection::start(connection, frames, &shell.link));
@@ -96,16 +95,16 @@ pub(super) async fn protect(
             took_ns,
             planned,
         } => {
-            desk.update(|status| {
-                status.last_failover = Some(LastFailover {
-                    generation: generation.0,
-                    took_ns,
-                    planned,
-                });
-            });
+            let last = LastFailover {
+                generation: generation.0,
+                took_ns,
+                planned,
+            };
+            desk.update(|status| status.last_failover = Some(last));
             let terms = Terms { generation, ..terms };
-            let led = go_live(args, terms, shell, outside, (events, queue), &config).await;
-            led.map(Life::Led)
+            go_live(args, terms, shell, outside, (events, queue), &config)
+                .await
+                .map(Life::Led)
         }
     }
 }
@@ -162,14 +161,7 @@ async fn go_live(
         ..
     } = shell;
     reporter.role("primary");
-    let (sink, guest, reins) = pair_sink(terms.disk_reads);
-    let life = vcpu::Life {
-        sink,
-        queue,
-        events: events.clone(),
-        clock: new_clock(),
-        patience: terms.patience(),
-    };
+    let (life, guest, reins) = vcpu::Life::new(&terms, queue, &events, new_clock());
     let gone = || Failure::new("the vCPU thread is gone");
     follower
         .orders

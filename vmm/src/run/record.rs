@@ -8,7 +8,8 @@ use logging_channel::file::{Ending, Existing, FileHeader, LogWriter, Verify};
 use logging_channel::message::PROTOCOL_VERSION;
 use shared_disk::plan::Gate;
 
-use super::outside::{DiskThreads, Outside};
+use super::disk_threads::DiskThreads;
+use super::outside::Outside;
 use super::say::{answer, tell};
 use super::{Failure, guest};
 use crate::backends::console::{ConsoleTarget, Life};

@@ -1,6 +1,7 @@
 //! Joins: what comes in which order, and what is refused.
 
 use logging_channel::chunk;
+use logging_channel::entry::Incarnation;
 use logging_channel::message::{BLOCKS_UNDER_WAY, Grant};
 
 use super::tests::{G, ME, MS, claims, ends_with, following, grant, joining};

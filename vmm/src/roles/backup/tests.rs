@@ -1,7 +1,7 @@
 //! Each test plays one rule of PROTOCOL against the pure core, on both sides of its boundary.
 
 use logging_channel::chunk;
-use logging_channel::entry::{Digest, ExitSeq, Input, Mark, OutputSeq};
+use logging_channel::entry::{Digest, ExitSeq, Incarnation, Input, Mark, OutputSeq};
 use logging_channel::flow::AckTracker;
 
 use logging_channel::message::{DiskReads, Grant};
