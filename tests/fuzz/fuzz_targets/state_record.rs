@@ -18,6 +18,8 @@ const EXITS: usize = 20;
 struct Floor;
 
 impl TimeSource for Floor {
+    type Error = MachineError;
+
     fn read(&mut self, _at: Position, floor: u64) -> Result<u64, MachineError> {
         Ok(floor)
     }

@@ -103,6 +103,10 @@ fn all() -> Vec<(&'static str, Seeds)> {
             ("keys", &[0, 0, 0, 1, 0, 0, 0, 8, 1, 2, 3, 4, 5, 6, 7, 8]),
             ("sense", &[2, 0, 0, 0x70, 0, 6, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x29, 0]),
         ])),
+        ("control_request", plain(&[
+            ("status", br#"{"request":"status"}"#),
+            ("power-off", br#"{"request":"power-off"}"#),
+        ])),
         (
             "options",
             plain(&[
@@ -129,7 +133,7 @@ fn golden() -> impl Iterator<Item = (String, u8, Vec<u8>)> {
     })
 }
 
-/// As the targets `frames` and `log_file` take their scripts apart.
+/// As the targets `frames` and `log_file` take their tapes apart.
 fn framed(kind: u8, payload: &[u8]) -> Vec<u8> {
     let len = u16::try_from(payload.len())
         .expect("golden frames are short")
@@ -168,7 +172,7 @@ fn log_files() -> Seeds {
     let bytes = fs::read(&path).expect("the file was written");
     let _ = fs::remove_file(path);
     // The same for the target that seals frames itself: their kinds by place in its list.
-    let mut script = Vec::new();
+    let mut tape = Vec::new();
     let mut rest = bytes.as_slice();
     while let Some(head) = rest.get(..24) {
         let len = usize::from(u16::from_le_bytes([head[5], head[6]]));
@@ -178,15 +182,15 @@ fn log_files() -> Seeds {
             0x07 => 2,
             _ => 4,
         };
-        script.extend(framed(kind, &rest[24..24 + len]));
+        tape.extend(framed(kind, &rest[24..24 + len]));
         if kind == 1 {
             for (_, _, payload) in golden().filter(|(name, kind, _)| *kind == 7 && name.starts_with("entry")) {
-                script.extend(framed(2, &payload));
+                tape.extend(framed(2, &payload));
             }
         }
         rest = &rest[24 + len..];
     }
-    vec![("written".into(), bytes), ("script".into(), script)]
+    vec![("written".into(), bytes), ("tape".into(), tape)]
 }
 
 fn config() -> MachineConfig {
@@ -331,7 +335,7 @@ fn linux_images() -> Seeds {
 /// Names in the smallest table that is taken for one: a marker's worth.
 const NAMES: usize = 256;
 
-/// A table as scripts/kallsyms.c writes it, in the order before Linux 6.4; all symbols are at the kernel's base.
+/// A table as tapes/kallsyms.c writes it, in the order before Linux 6.4; all symbols are at the kernel's base.
 fn kallsyms() -> Vec<u8> {
     let align = |table: &mut Vec<u8>| table.resize(table.len().next_multiple_of(8), 0);
     let mut table = vec![0; 4 * NAMES];

@@ -23,17 +23,17 @@ const WITH_UNSAFE_CODE: Exceptions = &[
 const UNSAFE_FILES: Exceptions = &[
     ("shared-disk/src/syscall/sg.rs", "ioctl(SG_IO)"),
     ("shared-disk/src/syscall/statx.rs", "statx(STATX_DIOALIGN)"),
-    ("vmm/host/src/fence.rs", "a timer that signals one thread"),
+    ("vmm/host/src/lease_guard.rs", "a timer that signals one thread"),
     ("vmm/host/src/net/tap.rs", "ioctl(TUNSETIFF)"),
     (
         "vmm/hypervisor/src/scripted/execute.rs",
         "stores past the dirty bitmap, as a vCPU does",
     ),
     ("vmm/hypervisor/kvm/src/kick.rs", "the signal that interrupts a vCPU"),
-    ("vmm/hypervisor/kvm/src/vcpu/mod.rs", "KVM"),
     ("vmm/hypervisor/kvm/src/run_page.rs", "the page that the kernel shares"),
     ("vmm/hypervisor/kvm/src/selftest/programs.rs", "programs in assembly"),
     ("vmm/hypervisor/kvm/src/state.rs", "KVM"),
+    ("vmm/hypervisor/kvm/src/vcpu/mod.rs", "KVM"),
     ("vmm/hypervisor/kvm/src/vm.rs", "KVM"),
 ];
 
