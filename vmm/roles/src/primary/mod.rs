@@ -29,7 +29,7 @@ use operating::{HANDOVER_SILENCE, Joins, Leaving, Standing};
 use pair::Pair;
 
 pub use operating::Failure;
-pub use silence::{DISK_SILENCE, Effect, UnderWay};
+pub use silence::{DISK_SILENCE, LateEffect, UnderWay};
 
 /// A joining backup that shows no sign of life for this long while it takes the state is given up.
 const JOIN_SILENCE: u64 = 10_000_000_000;
@@ -147,7 +147,7 @@ pub struct Primary {
     /// What this host no longer reaches.
     lost: BTreeSet<Path>,
     /// Disks that do not answer, and what may come of it.
-    silent: BTreeMap<u8, Effect>,
+    silent: BTreeMap<u8, LateEffect>,
     /// Until then it hands nothing over by itself: what is lost on both hosts would go to and fro.
     calm_until: u64,
 }
