@@ -271,9 +271,15 @@ impl Board {
                 self.poke(ring + 0x1002, &index.to_le_bytes());
                 self.write_bar(slot, NOTIFY + 4 * u64::from(queue), &queue.to_le_bytes());
             }
-            // The head of a disk request, or anything else, in RAM.
+            // Anything in RAM: mostly near a page's begin, where heads of disk requests are.
             2 => {
-                let (at, len) = (u64::from(tape.u32()) % RAM, usize::from(tape.u8()));
+                let (page, at) = (u64::from(tape.u8()), u64::from(tape.u8()));
+                let at = if page < 0x40 {
+                    page << 12 | at
+                } else {
+                    u64::from(tape.u32()) % RAM
+                };
+                let len = usize::from(tape.u8());
                 self.poke(at, tape.bytes(len));
             }
             _ => self.write_bar(slot, NOTIFY + 4 * u64::from(queue), &queue.to_le_bytes()),

@@ -226,7 +226,14 @@ fn virtio_chains() -> Seeds {
     read.extend(descriptor(2, 0x3000, 1, 2, 0));
     read.extend([0, 2, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
     read.extend([10, 3, 0, 0, 0xAA]);
-    vec![("disk-read".into(), read)]
+    // A write to the third sector: the head says so, and the data is read from memory.
+    let mut write = vec![0, 2, 0, 2, 1, 0, 16];
+    write.extend([1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
+    write.extend(descriptor(0, 0x1000, 16, 1, 1));
+    write.extend(descriptor(1, 0x2000, 512, 1, 2));
+    write.extend(descriptor(2, 0x3000, 1, 2, 0));
+    write.extend([0, 2, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
+    vec![("disk-read".into(), read), ("disk-write".into(), write)]
 }
 
 /// A 64-bit ELF executable with segments at physical addresses, and sections.
