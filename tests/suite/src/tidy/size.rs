@@ -29,11 +29,9 @@ const LONG_FUNCTIONS: Exceptions = &[
     ("logging-channel/src/codec/encoder.rs::message", OLD),
     ("logging-channel/src/flow/acks.rs::check", OLD),
     ("vmm/machine/src/machine/mod.rs::handle", OLD),
-    ("vmm/src/run/events.rs::in_words", OLD),
     ("vmm/src/run/pair.rs::primary", OLD),
     ("vmm/src/run/protect.rs::go_live", OLD),
     ("vmm/src/run/protect.rs::protect", OLD),
-    ("vmm/src/run/record.rs::run", OLD),
 ];
 
 const TEXT_ERRORS: Exceptions = &[
@@ -51,11 +49,7 @@ const TEXT_ERRORS: Exceptions = &[
     ("vmm/roles/src/primary/mod.rs", OLD),
     ("vmm/roles/src/primary/operating.rs", OLD),
     ("vmm/roles/src/replay.rs", OLD),
-    ("vmm/src/cli/options.rs", OLD),
     ("vmm/src/run/copies.rs", OLD),
-    ("vmm/src/run/guest.rs", OLD),
-    ("vmm/src/run/join.rs", OLD),
-    ("vmm/src/run/reads.rs", OLD),
 ];
 
 /// Path and code of what is in the program.

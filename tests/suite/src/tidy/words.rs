@@ -123,9 +123,7 @@ const BANNED: &[Banned] = &[
         except: &[
             ("vmm/hypervisor/kvm/src/kick.rs", "the compiler's memory fence"),
             ("tests/suite/src/storage.rs", "tests of the purpose"),
-            ("tests/suite/src/pair.rs", OLD),
             ("tests/sim/", OLD),
-            ("vmm/host/", OLD),
             ("vmm/roles/", OLD),
             ("vmm/src/run/", OLD),
         ],
