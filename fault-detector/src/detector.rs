@@ -209,8 +209,8 @@ impl Detector {
         self.last_evidence = self.now;
     }
 
-    /// On a primary: `mark` was sent. Marks are numbered upwards (the numbers of log frames serve), and a number that is
-    /// not above the last one is ignored.
+    /// On a primary: `mark` was sent. Marks are numbered upwards (the numbers of log frames serve), and a number that
+    /// is not above the last one is ignored.
     pub fn mark_sent(&mut self, now: u64, mark: u64) {
         self.advance(now);
         if self.unacked.back().is_some_and(|last| mark <= last.mark) {
@@ -230,8 +230,8 @@ impl Detector {
         }
     }
 
-    /// On a primary: how far the backup has executed and received, by its latest ack (PROTOCOL 16). Each is the number of
-    /// an exit and of the inputs applied at it.
+    /// On a primary: how far the backup has executed and received, by its latest ack (PROTOCOL 16). Each is the number
+    /// of an exit and of the inputs applied at it.
     pub fn progress(&mut self, now: u64, executed: (u64, u32), received: (u64, u32)) {
         self.advance(now);
         self.behind = match self.behind {

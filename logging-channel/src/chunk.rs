@@ -50,7 +50,7 @@ pub fn split(record: &[u8]) -> impl Iterator<Item = Chunk> {
 }
 
 /// Cuts one chunk into chunks of at most [`CHUNK_BYTES`].
-pub fn subdivide(chunk: &Chunk) -> impl Iterator<Item = Chunk> {
+pub(crate) fn subdivide(chunk: &Chunk) -> impl Iterator<Item = Chunk> {
     let starts = (0..chunk.bytes.len().max(1)).step_by(CHUNK_BYTES);
     starts.map(|start| Chunk {
         total: chunk.total,
@@ -129,7 +129,7 @@ impl Assembler {
     }
 
     /// Discards an incomplete record; says how many of how many bytes were there.
-    pub fn discard(&mut self) -> Option<(u64, u64)> {
+    pub(crate) fn discard(&mut self) -> Option<(u64, u64)> {
         self.open.take().map(|open| (open.bytes.len() as u64, open.total))
     }
 }

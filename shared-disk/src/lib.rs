@@ -1,14 +1,16 @@
 //! Disks that both hosts can reach, and who may use them.
 //!
-//! [`request`] says what a guest asks of a disk, [`plan`] in which order requests may touch it, [`image`] does the I/O,
-//! and [`arbiter`] is the atomic test-and-set that lets at most one side go on alone (PROTOCOL 8, 10, 11). [`scsi`] sends
-//! the commands that only a SCSI device can carry out: its compare-and-write, and the reservations that keep a dead
-//! host's writes out (PROTOCOL 14). Of *private* disks, where each host has an image of its own, [`mirror`] knows what a
-//! joining backup lacks, and [`mark`] which host's copy is the newest.
+//! [`ftvm_schema::request`] says what a guest asks of a disk. [`plan`] decides in which order requests may touch it,
+//! [`image`] does the I/O, and [`arbiter`] is the atomic test-and-set that lets at most one side go on alone (PROTOCOL
+//! 8, 10, 11). [`scsi`] sends the commands that only a SCSI device can carry out: its compare-and-write, and the
+//! reservations that keep a dead host's writes out (PROTOCOL 14). Of *private* disks, where each host has an image of
+//! its own, [`mirror`] knows what a joining backup lacks, and [`mark`] which host's copy is the newest.
 //!
-//! The crate knows nothing of the guest or the logging channel: generations and incarnations are plain numbers here.
+//! Apart from disk requests the crate knows nothing of the guest or of the log: generations and incarnations are plain
+//! numbers here.
 #![deny(unsafe_code)]
 
+mod aligned;
 pub mod arbiter;
 pub mod image;
 pub mod mark;

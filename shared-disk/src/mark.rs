@@ -1,11 +1,11 @@
 //! What is known of a host's copy of a private disk: a small file beside the image.
 //!
-//! With private disks each host has an image of its own, and the host on which the guest lived last has the newest. If a
-//! guest that ended cleanly were started from an older copy, it would lose data without a word. So every copy has a mark,
-//! which says under which generation, and by which incarnation, its content was last the guest's. The arbiter's record of
-//! a clean end names the same two (PROTOCOL 10), and [`may_start`] compares them. It asks only whether they are equal,
-//! never which is greater: generations begin again at 1 when a person removes a guest's directory, and incarnations are
-//! random.
+//! With private disks each host has an image of its own, and the host on which the guest lived last has the newest. If
+//! a guest that ended cleanly were started from an older copy, it would lose data without a word. So every copy has a
+//! mark, which says under which generation, and by which incarnation, its content was last the guest's. The arbiter's
+//! record of a clean end names the same two (PROTOCOL 10), and [`may_start`] compares them. It asks only whether they
+//! are equal, never which is greater: generations begin again at 1 when a person removes a guest's directory, and
+//! incarnations are random.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -204,8 +204,8 @@ pub struct Stale {
     pub last: Option<GenerationRecord>,
 }
 
-/// Whether a guest may be started from a copy with this `mark`, if the arbiter's record of its last life is `last`. If that
-/// life has not ended, the copy does not matter: the arbiter itself refuses the start.
+/// Whether a guest may be started from a copy with this `mark`, if the arbiter's record of its last life is `last`. If
+/// that life has not ended, the copy does not matter: the arbiter itself refuses the start.
 ///
 /// # Errors
 /// [`Stale`]: another host may have a newer copy.

@@ -3,14 +3,14 @@
 //! A private disk is copied to a joining backup while the guest goes on writing to it: first all of it, then in rounds
 //! what has been written meanwhile. Each round begins with a *look*, which takes the list of extents written since the
 //! last one. An extent is read some time after the look that named it, and may be read before or after a write that is
-//! under way at that moment. So a write is noted when it has *landed*, before it counts as over: then the next look names
-//! its extents, and once no write is under way a last look has named them all. If it were noted when it starts, it would
-//! be lost whenever look and copy both come before it lands.
+//! under way at that moment. So a write is noted when it has *landed*, before it counts as over: then the next look
+//! names its extents, and once no write is under way a last look has named them all. If it were noted when it starts,
+//! it would be lost whenever look and copy both come before it lands.
 
 use std::collections::BTreeMap;
 
-/// Bytes of an extent, the unit in which disks are copied: fine enough for a guest's small writes, and coarse enough that
-/// one bit for each extent of a disk of 1 TiB makes 2 MiB.
+/// Bytes of an extent, the unit in which disks are copied: fine enough for a guest's small writes, and coarse enough
+/// that one bit for each extent of a disk of 1 TiB makes 2 MiB.
 pub const EXTENT: u64 = 64 << 10;
 
 /// Extents in a word of the bitmap.

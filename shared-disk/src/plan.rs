@@ -18,9 +18,8 @@
 use std::collections::BTreeMap;
 use std::ops::{Bound, Range};
 
-use thiserror::Error;
-
 use ftvm_schema::request::{DiskOp, DiskRequest};
+use thiserror::Error;
 
 /// Whether a request may start as far as the output rule is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -213,8 +212,8 @@ impl DiskPlan {
         }
     }
 
-    /// Accepts the guest's next request, and starts it if it may start. Ids grow, but need not follow each other: a side
-    /// that goes live begins with the requests that the log left unfinished.
+    /// Accepts the guest's next request, and starts it if it may start. Ids grow, but need not follow each other: a
+    /// side that goes live begins with the requests that the log left unfinished.
     ///
     /// # Errors
     /// [`PlanError::Full`], [`PlanError::TooLarge`], [`PlanError::OutOfOrder`] or [`PlanError::Extent`].
@@ -290,8 +289,8 @@ impl DiskPlan {
         Ok(())
     }
 
-    /// The primary has won the test-and-set and goes on alone: every request is released. For requests that are finished
-    /// and whose acks will never come, the caller says [`DiskPlan::acked`] besides.
+    /// The primary has won the test-and-set and goes on alone: every request is released. For requests that are
+    /// finished and whose acks will never come, the caller says [`DiskPlan::acked`] besides.
     pub fn release_all(&mut self, started: &mut Vec<DiskRequest>) {
         for entry in self.entries.values_mut() {
             entry.gate = Gate::Open;
@@ -323,7 +322,8 @@ impl DiskPlan {
         self.entries.insert(id, entry);
     }
 
-    /// Request `id`, which was `earlier` a moment ago, has now come as far as `until`: starts what waited only for that.
+    /// Request `id`, which was `earlier` a moment ago, has now come as far as `until`: starts what waited only for
+    /// that.
     fn unblock(&mut self, id: u64, earlier: &PlannedRequest, until: Until, started: &mut Vec<DiskRequest>) {
         for (_, later) in self.entries.range_mut((Bound::Excluded(id), Bound::Unbounded)) {
             if earlier.holds_back(later) == Some(until) {

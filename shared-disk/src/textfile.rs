@@ -1,7 +1,8 @@
-//! Small text files that a person can read with `cat`: a first line that names the format, then lines of a name and a value.
+//! Small text files that a person can read with `cat`: a first line that names the format, then lines of a name and a
+//! value.
 //!
-//! They lie on storage that others can write to, so nothing is taken on trust. The length is bounded, every line must be
-//! the expected one, and what is echoed in messages is limited to characters that mean nothing to a terminal.
+//! They lie on storage that others can write to, so nothing is taken on trust. The length is bounded, every line must
+//! be the expected one, and what is echoed in messages is limited to characters that mean nothing to a terminal.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -136,8 +137,8 @@ pub(crate) fn unix_seconds() -> u64 {
 /// At most `limit` bytes of a regular file.
 ///
 /// # Errors
-/// What the system says; [`io::ErrorKind::InvalidData`] if the name stands for anything but a regular file, such as a FIFO,
-/// which would block whoever reads it.
+/// What the system says; [`io::ErrorKind::InvalidData`] if the name stands for anything but a regular file, such as a
+/// FIFO, which would block whoever reads it.
 pub(crate) fn read_bounded(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
     if !fs::symlink_metadata(path)?.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it is not a regular file"));

@@ -12,7 +12,7 @@ use ftvm_schema::entry::{Incarnation, LogEntry, OutputSeq, Position};
 
 /// Frames with marks that are remembered, acked and executed each: at a mark per 100 us, as with an output each, more
 /// than a second without thinning out.
-pub const MAX_TRACKED_FRAMES: usize = 1 << 14;
+pub(super) const MAX_TRACKED_FRAMES: usize = 1 << 14;
 
 /// With so much log unacked, in bytes, acks wait for the channel to carry what is before them, and not only for its length:
 /// 20 Mbit/s, which is much for a log, over a round trip of 100 ms.
@@ -42,14 +42,6 @@ pub enum AckError {
         #[source]
         source: OrderError,
     },
-}
-
-/// The oldest mark that waits for its ack.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OldestUnacked {
-    pub at: Position,
-    /// When it was sent.
-    pub sent_ns: u64,
 }
 
 /// A frame's last mark (or end).
@@ -246,12 +238,6 @@ impl AckTracker {
         self.covered
     }
 
-    /// The last log frame that is acked.
-    #[must_use]
-    pub fn acked_frame(&self) -> u64 {
-        self.acked.frame
-    }
-
     /// Whether every frame sent is acked, as a clean end waits for (PROTOCOL 18).
     #[must_use]
     pub fn all_acked(&self) -> bool {
@@ -266,25 +252,15 @@ impl AckTracker {
 
     /// Bytes sent and not acked. No window: a checkpoint is acked only whole, however long it is.
     #[must_use]
-    pub fn unacked_bytes(&self) -> u64 {
+    pub(super) fn unacked_bytes(&self) -> u64 {
         self.sent_bytes - self.acked_bytes
-    }
-
-    /// The oldest mark that is not acked, evidence against the backup once it is older than the detection time
-    /// (PROTOCOL 15).
-    #[must_use]
-    pub fn oldest_unacked(&self) -> Option<OldestUnacked> {
-        self.unacked.front().map(|marked| OldestUnacked {
-            at: marked.at,
-            sent_ns: marked.sent_ns,
-        })
     }
 
     /// Age of the oldest unacked mark at `now_ns`; 0 if all are acked.
     #[must_use]
-    pub fn oldest_unacked_age(&self, now_ns: u64) -> u64 {
-        self.oldest_unacked()
-            .map_or(0, |oldest| now_ns.saturating_sub(oldest.sent_ns))
+    pub(super) fn oldest_unacked_age(&self, now_ns: u64) -> u64 {
+        let oldest = self.unacked.front();
+        oldest.map_or(0, |marked| now_ns.saturating_sub(marked.sent_ns))
     }
 
     /// Elements in all queues.

@@ -19,7 +19,7 @@ mod pace;
 #[cfg(test)]
 mod tests;
 
-pub use acks::{AckError, AckTracker, MAX_TRACKED_FRAMES, OldestUnacked};
+pub use acks::{AckError, AckTracker};
 pub use horizon::{Horizon, OrderError};
 pub use inbox::{Discarded, Inbox, InboxError};
 pub use lease::{Lease, LeaseError, LeaseWait};

@@ -4,8 +4,8 @@
 //! helper thread and lets the caller stop *waiting*; the claim itself cannot be taken back. That is safe because
 //! suspicion is final (PROTOCOL 11): a side that has once asked never again serves under the old generation, so a win
 //! that arrives late is still a win. The caller learns of it by waiting again, or by asking again, as a claim is
-//! idempotent. If a process exits before its hung claim is carried out, the generation may come to have a dead owner: the
-//! other side then loses and exits too, which costs availability and never safety.
+//! idempotent. If a process exits before its hung claim is carried out, the generation may come to have a dead owner:
+//! the other side then loses and exits too, which costs availability and never safety.
 
 use std::io;
 use std::sync::Arc;
@@ -28,8 +28,8 @@ enum ClaimantError {
 
 type Claimed = Result<ClaimOutcome, ArbiterError>;
 
-/// One incarnation's claim to one generation, repeated until it is answered. At most one call is under way at a time, so a
-/// storage that hangs for a day costs one thread.
+/// One incarnation's claim to one generation, repeated until it is answered. At most one call is under way at a time,
+/// so a storage that hangs for a day costs one thread.
 pub struct Claimant {
     arbiter: Arc<dyn TestAndSet>,
     generation: u64,

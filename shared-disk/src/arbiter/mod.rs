@@ -1,15 +1,15 @@
 //! The atomic test-and-set that decides who may live (PROTOCOL 10 and 11; paper section 2.3).
 //!
-//! Two sides that have lost sight of each other both want to go on, and at most one may. Shared storage decides. It holds
-//! one register, the *generation*, and a side moves it from G to G+1 with a compare-and-swap, where G is the generation
-//! under which its own state was received. Taking simply the next free number would not do: a side that slept while
-//! others failed over and ended would win a generation that its state knows nothing of.
+//! Two sides that have lost sight of each other both want to go on, and at most one may. Shared storage decides. It
+//! holds one register, the *generation*, and a side moves it from G to G+1 with a compare-and-swap, where G is the
+//! generation under which its own state was received. Taking simply the next free number would not do: a side that
+//! slept while others failed over and ended would win a generation that its state knows nothing of.
 //!
-//! [`TestAndSet`] is the claim alone, and [`Arbiter`] adds the beginning and the end of a guest's life. [`SharedDirectory`]
-//! keeps the register as files on a shared file system, [`SharedLun`] as a block of a SCSI device that both hosts see, and
-//! `etcd` as a key of an etcd cluster. What a value of the register means is decided by the same code for all three
-//! (`register`). [`SharedStorage`] is how users name one. [`Claimant`] claims on a helper thread, because a dead file server
-//! does not answer with an error: the call hangs.
+//! [`TestAndSet`] is the claim alone, and [`Arbiter`] adds the beginning and the end of a guest's life.
+//! [`SharedDirectory`] keeps the register as files on a shared file system, [`SharedLun`] as a block of a SCSI device
+//! that both hosts see, and `etcd` as a key of an etcd cluster. What a value of the register means is decided by the
+//! same code for all three (`register`). [`SharedStorage`] is how users name one. [`Claimant`] claims on a helper
+//! thread, because a dead file server does not answer with an error: the call hangs.
 
 mod claimant;
 mod directory;
@@ -123,17 +123,18 @@ pub trait TestAndSet: Send + Sync {
     /// Moves the register from `generation`, owned by `owner`, to `generation + 1`, owned by `me`.
     ///
     /// `generation` is the one under which the caller's state was received, and `owner` the incarnation that owned it.
-    /// `me` is the caller's incarnation and not 0. At most one incarnation ever wins a generation. The call may block for
-    /// as long as the storage is silent. After an error it may have been executed all the same, or be executed later.
-    /// Repeating it with the same arguments tells: the winner wins again, until someone else has moved the register on.
+    /// `me` is the caller's incarnation and not 0. At most one incarnation ever wins a generation. The call may block
+    /// for as long as the storage is silent. After an error it may have been executed all the same, or be executed
+    /// later. Repeating it with the same arguments tells: the winner wins again, until someone else has moved the
+    /// register on.
     ///
     /// # Errors
     /// When the storage gives no clear answer; see [`ArbiterError`]. None of them is a loss.
     fn claim(&self, generation: u64, owner: u128, me: u128) -> Result<ClaimOutcome, ArbiterError>;
 }
 
-/// All that a host needs of the storage that decides: the claim, the beginning and the end of a guest's life, and what a
-/// joining backup checks. Every call may block for as long as the storage is silent.
+/// All that a host needs of the storage that decides: the claim, the beginning and the end of a guest's life, and what
+/// a joining backup checks. Every call may block for as long as the storage is silent.
 pub trait Arbiter: TestAndSet + Debug {
     /// Starts a life of the guest as incarnation `me`: the swap from "never started" or "ended" to owned. Returns the
     /// generation won, 1 for a first start. A repeated start by the owner succeeds.
@@ -149,15 +150,15 @@ pub trait Arbiter: TestAndSet + Debug {
     /// [`ArbiterError::Taken`] when someone else owns the newest generation; else as [`TestAndSet::claim`].
     fn end(&self, me: u128) -> Result<(), ArbiterError>;
 
-    /// Ends the life of an owner that died without a clean end, whoever that was. Only a person can know that it lives no
-    /// more. Should a side of that pair wake up after all, its claim loses, for the end is a swap like any other.
+    /// Ends the life of an owner that died without a clean end, whoever that was. Only a person can know that it lives
+    /// no more. Should a side of that pair wake up after all, its claim loses, for the end is a swap like any other.
     ///
     /// # Errors
     /// As [`TestAndSet::claim`]; [`ArbiterError::Broken`] when the guest was never started.
     fn disown(&self) -> Result<(), ArbiterError>;
 
-    /// The newest generation's record: who lives or, if it says so, who has ended; `None` for a guest that was never started
-    /// here.
+    /// The newest generation's record: who lives or, if it says so, who has ended; `None` for a guest that was never
+    /// started here.
     ///
     /// # Errors
     /// As [`TestAndSet::claim`].
@@ -170,9 +171,9 @@ pub trait Arbiter: TestAndSet + Debug {
     /// As [`TestAndSet::claim`]; the guest must have been started.
     fn check_access(&self) -> Result<(), ArbiterError>;
 
-    /// Leaves a nonce of at most [`NONCE_BYTES`] under `name`, which the other host reads on its own way to the storage:
-    /// when a backup joins, this shows whether the storage is really shared (PROTOCOL 10). It replaces an older nonce of
-    /// that name. An arbiter may keep only the latest nonce of a guest.
+    /// Leaves a nonce of at most [`NONCE_BYTES`] under `name`, which the other host reads on its own way to the
+    /// storage: when a backup joins, this shows whether the storage is really shared (PROTOCOL 10). It replaces an
+    /// older nonce of that name. An arbiter may keep only the latest nonce of a guest.
     ///
     /// # Errors
     /// When the name is not 1 to 64 letters, digits, `.`, `-` or `_`, the nonce is too long, or the storage fails.
@@ -181,8 +182,8 @@ pub trait Arbiter: TestAndSet + Debug {
     /// Reads what the other host wrote under `name`.
     ///
     /// # Errors
-    /// As [`Arbiter::write_nonce`]; [`ArbiterError::Broken`] when it is not there, for then the two hosts do not see the
-    /// same storage.
+    /// As [`Arbiter::write_nonce`]; [`ArbiterError::Broken`] when it is not there, for then the two hosts do not see
+    /// the same storage.
     fn read_nonce(&self, name: &str) -> Result<Vec<u8>, ArbiterError>;
 
     /// Removes the nonce `name`, if it is there.

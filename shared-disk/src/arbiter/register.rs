@@ -1,9 +1,10 @@
 //! What a value of the register means, for every kind of storage.
 //!
-//! A storage brings four things ([`GenerationRegister`]): it reads the newest record, tries to put the next one in its place, makes
-//! what was read stable, and knows how a person frees a guest. All else is decided here, by looking at records only, so
-//! that a directory, a SCSI device and an etcd key cannot differ in it: who may start, claim or end. After every attempt the
-//! register is read again, and that is believed instead of the answer to the attempt, which may be lost, late or wrong.
+//! A storage brings four things ([`GenerationRegister`]): it reads the newest record, tries to put the next one in its
+//! place, makes what was read stable, and knows how a person frees a guest. All else is decided here, by looking at
+//! records only, so that a directory, a SCSI device and an etcd key cannot differ in it: who may start, claim or end.
+//! After every attempt the register is read again, and that is believed instead of the answer to the attempt, which may
+//! be lost, late or wrong.
 
 use std::error::Error;
 
@@ -47,15 +48,17 @@ pub(super) enum RegisterError {
 
 /// A storage that holds a record and lets it be replaced by the next.
 pub(super) trait GenerationRegister {
-    /// What [`GenerationRegister::attempt`] needs to know of the value that was read, so that it replaces that one and no other.
+    /// What [`GenerationRegister::attempt`] needs to know of the value that was read, so that it replaces that one and
+    /// no other.
     type Place;
 
-    /// The newest record, and its place. `None` if the guest has a place and there is no record in it. If it has no place
-    /// either, that is [`ArbiterError::Unreachable`]: this may be the wrong storage, or one that is not mounted yet.
+    /// The newest record, and its place. `None` if the guest has a place and there is no record in it. If it has no
+    /// place either, that is [`ArbiterError::Unreachable`]: this may be the wrong storage, or one that is not mounted
+    /// yet.
     fn newest(&self) -> Result<(Option<GenerationRecord>, Self::Place), ArbiterError>;
 
-    /// Puts `record` where `place` was read, unless something else is there by now. `Ok` says only that the storage did not
-    /// complain. An error is shown only if the register, read again, has not changed.
+    /// Puts `record` where `place` was read, unless something else is there by now. `Ok` says only that the storage did
+    /// not complain. An error is shown only if the register, read again, has not changed.
     fn attempt(&self, place: Self::Place, record: &GenerationRecord) -> Result<(), ArbiterError>;
 
     /// Makes the newest record stable, whoever wrote it.

@@ -1,21 +1,17 @@
-//! What O_DIRECT asks of memory and offsets, and memory that has it.
+//! What O_DIRECT asks of memory and offsets.
 //!
-//! Since Linux 6.1 statx(2) tells the alignments. Before that, and on NFS, they are found by trying which reads work. The
-//! aligned memory is a stretch of a slightly larger vector, so that it needs no unsafe code.
+//! Since Linux 6.1 statx(2) tells. Before that, and on NFS, it is found by trying which reads work.
 
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use crate::SECTOR_LEN;
+use crate::aligned::{AlignedBuffer, PAGE};
 use crate::syscall::statx::{DirectIoAlignment, direct_io_alignment};
 
 /// The largest bounce buffer, in bytes. Longer transfers go piece by piece.
 pub(super) const BOUNCE_BYTES: usize = 1 << 20;
-
-/// Memory alignment where the kernel does not tell: no device asks for more than a page.
-const PAGE: usize = 4096;
 
 /// How many alignments of offsets are tried where the kernel does not tell: one sector and its first doublings, 512 to
 /// 4096 bytes.
@@ -32,27 +28,6 @@ pub(super) struct Alignment {
 
 /// The page cache asks for nothing.
 pub(super) const UNALIGNED: Alignment = Alignment { memory: 1, offset: 1 };
-
-/// Memory that begins at a multiple of an alignment.
-pub(super) struct Bounce {
-    memory: Vec<u8>,
-    range: Range<usize>,
-}
-
-impl Bounce {
-    pub(super) fn new(len: usize, alignment: usize) -> Self {
-        let memory = vec![0; len + alignment - 1];
-        let start = memory.as_ptr().align_offset(alignment);
-        Bounce {
-            memory,
-            range: start..start + len,
-        }
-    }
-
-    pub(super) fn bytes(&mut self) -> &mut [u8] {
-        &mut self.memory[self.range.clone()]
-    }
-}
 
 /// What direct I/O on `file` asks for, by statx(2) or by trial.
 ///
@@ -75,7 +50,8 @@ pub(super) fn probed_alignment(file: &File) -> io::Result<Alignment> {
     let mut refusal = io::Error::from(io::ErrorKind::Unsupported);
     for doublings in 0..PROBES {
         let offset = SECTOR_LEN << doublings;
-        match file.read_at(Bounce::new(offset, PAGE).bytes(), 0) {
+        // No device asks more of memory than that it begins on a page.
+        match file.read_at(AlignedBuffer::new(offset, PAGE).bytes(), 0) {
             Ok(_) => return Ok(Alignment { memory: PAGE, offset }),
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => refusal = error,
             Err(error) => return Err(error),

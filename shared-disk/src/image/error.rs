@@ -115,8 +115,9 @@ pub enum ImageError {
     },
 }
 
-/// The answers that mean that the way to the disk is gone (errno(3)), not that a sector is bad, room is missing or a right:
-/// another host may still reach the disk. EIO is among them, since most file systems and drivers turn a loss into that.
+/// The answers that mean that the way to the disk is gone (errno(3)), not that a sector is bad, room is missing or a
+/// right: another host may still reach the disk. EIO is among them, since most file systems and drivers turn a loss
+/// into that.
 const PATH_LOSSES: [Errno; 13] = [
     Errno::EIO,
     Errno::ENXIO,
@@ -134,8 +135,8 @@ const PATH_LOSSES: [Errno; 13] = [
 ];
 
 impl ImageError {
-    /// Whether the device refused a transfer because another host holds its persistent reservation. Linux makes EBADE of a
-    /// RESERVATION CONFLICT (`blk_errors`, `block/blk-core.c`).
+    /// Whether the device refused a transfer because another host holds its persistent reservation. Linux makes EBADE
+    /// of a RESERVATION CONFLICT (`blk_errors`, `block/blk-core.c`).
     #[must_use]
     pub fn is_reservation_conflict(&self) -> bool {
         self.errno() == Some(Errno::EBADE)

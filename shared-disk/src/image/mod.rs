@@ -1,9 +1,9 @@
 //! Virtual disks: raw image files and block devices.
 //!
-//! A disk that two hosts share is opened with O_DIRECT (PROTOCOL 8). With the page cache of one host in between, a write
-//! would count as complete while the other host cannot read it yet, and a new primary would be served what it had read
-//! before the old one wrote. Without it a write is complete when the other host would read it, and a flush when it is
-//! stable. For the same reason a backup opens its shared disks for writing only after it has won the test-and-set.
+//! A disk that two hosts share is opened with O_DIRECT (PROTOCOL 8). With the page cache of one host in between, a
+//! write would count as complete while the other host cannot read it yet, and a new primary would be served what it had
+//! read before the old one wrote. Without it a write is complete when the other host would read it, and a flush when it
+//! is stable. For the same reason a backup opens its shared disks for writing only after it has won the test-and-set.
 //!
 //! O_DIRECT wants memory, offsets and lengths aligned. Memory that is not goes through a bounce buffer. Offsets and
 //! lengths are multiples of 512 bytes, while the device may have blocks of 4096; a transfer that does not fall on whole
@@ -20,16 +20,17 @@ use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use ftvm_schema::request::{DiskOp, DiskRequest};
 use nix::fcntl::OFlag;
 use parking_lot::RwLock;
 
-use self::direct::{Alignment, BOUNCE_BYTES, Bounce, UNALIGNED, direct_alignment};
+use self::direct::{Alignment, BOUNCE_BYTES, UNALIGNED, direct_alignment};
 pub use self::error::ImageError;
 use crate::SECTOR;
-use ftvm_schema::request::{DiskOp, DiskRequest};
+use crate::aligned::AlignedBuffer;
 
-/// The longest read that is made for a guest, in bytes; it needs a buffer of that size. Linux guests ask for a few MiB at
-/// most.
+/// The longest read that is made for a guest, in bytes; it needs a buffer of that size. Linux guests ask for a few MiB
+/// at most.
 const REQUEST_BYTES: u32 = 32 << 20;
 
 /// Whether the guest may write.
@@ -146,8 +147,8 @@ impl DiskImage {
         })
     }
 
-    /// Locks the image (flock(2)) until it is dropped, against all who lock it as well: a primary and a backup on one host
-    /// must not be given the same file as their private disk.
+    /// Locks the image (flock(2)) until it is dropped, against all who lock it as well: a primary and a backup on one
+    /// host must not be given the same file as their private disk.
     ///
     /// # Errors
     /// [`ImageError::Locked`] if another has it.
@@ -175,7 +176,7 @@ impl DiskImage {
         }
         for (at, part) in self.pieces(offset, data.len()) {
             let (outer, inner) = self.widened(at, part.len());
-            let mut bounce = Bounce::new(range_len(&outer), self.alignment.memory);
+            let mut bounce = AlignedBuffer::new(range_len(&outer), self.alignment.memory);
             self.read_exactly(outer.start, bounce.bytes())?;
             data[part].copy_from_slice(&bounce.bytes()[inner]);
         }
@@ -197,7 +198,7 @@ impl DiskImage {
         }
         for (at, part) in self.pieces(offset, data.len()) {
             let (outer, inner) = self.widened(at, part.len());
-            let mut bounce = Bounce::new(range_len(&outer), self.alignment.memory);
+            let mut bounce = AlignedBuffer::new(range_len(&outer), self.alignment.memory);
             if range_len(&outer) == part.len() {
                 let _shared = self.rewriting.read();
                 bounce.bytes().copy_from_slice(&data[part]);
@@ -273,8 +274,8 @@ impl DiskImage {
             && data.len().is_multiple_of(self.alignment.offset)
     }
 
-    /// Cuts a transfer so that each piece, once widened, fits a bounce buffer: the offset on the disk of each, and its part
-    /// of the data.
+    /// Cuts a transfer so that each piece, once widened, fits a bounce buffer: the offset on the disk of each, and its
+    /// part of the data.
     fn pieces(&self, offset: u64, len: usize) -> impl Iterator<Item = (u64, Range<usize>)> + use<> {
         let mut done = 0;
         std::iter::from_fn(move || {
@@ -312,9 +313,9 @@ impl DiskImage {
             .map_err(|cause| self.failed("write", offset, data.len(), cause))
     }
 
-    /// Transfers `len` bytes by calls of `step`, which is told how many bytes are done and says how many more it did. After a
-    /// short one the transfer goes on from the last aligned place before its end. One that gets no further is a failure of
-    /// kind `short`.
+    /// Transfers `len` bytes by calls of `step`, which is told how many bytes are done and says how many more it did.
+    /// After a short one the transfer goes on from the last aligned place before its end. One that gets no further is a
+    /// failure of kind `short`.
     fn transfer(
         &self,
         len: usize,

@@ -68,7 +68,7 @@ fn only_direct_images_bypass_the_page_cache() {
 fn only_what_is_aligned_in_every_way_goes_without_a_bounce_buffer() {
     let (_folder, path) = file(16384);
     let image = with_large_sectors(&path);
-    let mut memory = Bounce::new(8192, 4096);
+    let mut memory = AlignedBuffer::new(8192, 4096);
     let bytes = memory.bytes();
     assert!(image.is_aligned(4096, bytes) && image.is_aligned(0, &bytes[..4096]));
     assert!(!image.is_aligned(512, bytes) && !image.is_aligned(0, &bytes[..512]));

@@ -1,6 +1,6 @@
-//! Commands and answers as bytes: SBC-3 (5.3 COMPARE AND WRITE, 5.13 READ (16), 5.16 READ CAPACITY (16), 5.23 SYNCHRONIZE
-//! CACHE (16)) and SPC-4 (6.15 PERSISTENT RESERVE IN, 6.16 PERSISTENT RESERVE OUT). All numbers are big-endian. A command
-//! is called CDB there: command descriptor block.
+//! Commands and answers as bytes: SBC-3 (5.3 COMPARE AND WRITE, 5.13 READ (16), 5.16 READ CAPACITY (16), 5.23
+//! SYNCHRONIZE CACHE (16)) and SPC-4 (6.15 PERSISTENT RESERVE IN, 6.16 PERSISTENT RESERVE OUT). All numbers are
+//! big-endian. A command is called CDB there: command descriptor block.
 
 use crate::SECTOR_LEN;
 
@@ -90,8 +90,8 @@ pub(super) enum Change {
     Unregister { key: u64 },
     /// This initiator, registered with `key`, takes a reservation that nobody holds.
     Reserve { key: u64 },
-    /// Whoever is registered with `victim` is registered no more, and its commands are aborted. If it held the reservation,
-    /// this initiator, registered with `key`, takes that.
+    /// Whoever is registered with `victim` is registered no more, and its commands are aborted. If it held the
+    /// reservation, this initiator, registered with `key`, takes that.
     PreemptAndAbort { key: u64, victim: u64 },
 }
 
@@ -143,8 +143,8 @@ fn persistent_reserve_in(action: u8) -> [u8; 10] {
     cdb
 }
 
-/// The command and its data. The bit APTPL stays 0: it asks the device to keep reservations through a loss of power, which
-/// not every one can.
+/// The command and its data. The bit APTPL stays 0: it asks the device to keep reservations through a loss of power,
+/// which not every one can.
 pub(super) fn persistent_reserve_out(change: Change) -> ([u8; 10], [u8; PARAMETERS]) {
     let (action, kind, key, argument) = match change {
         Change::Unregister { key } => (0, 0, key, 0),

@@ -2,7 +2,8 @@
 //!
 //! Commands by SG_IO do not pass through the kernel's block layer. No page cache is in between, and no partition table
 //! either, so the place of a partition on its disk is added here. A device whose blocks are not those of one SCSI disk,
-//! such as a logical volume or an encrypted device, is refused: commands to it would hit the wrong blocks of the disk below.
+//! such as a logical volume or an encrypted device, is refused: commands to it would hit the wrong blocks of the disk
+//! below.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -20,23 +21,19 @@ use super::ScsiError;
 use super::cdb::{self, Capacity, Change, Holder, ScsiAnswerError};
 use super::span::{DiskPart, DiskSpan};
 use super::status::{CommandFault, judge};
+use crate::aligned::{AlignedBuffer, PAGE};
 use crate::syscall::sg::{self, Payload};
 
-/// After this time, in milliseconds, the kernel gives a command up. It is longer than an array takes to move a LUN to its
-/// other controller.
+/// After this time, in milliseconds, the kernel gives a command up. It is longer than an array takes to move a LUN to
+/// its other controller.
 const TIMEOUT_MS: u32 = 30_000;
-
-/// The data of COMPARE AND WRITE begins on a page of memory. If it crosses from one page into the next, Linux's target (LIO)
-/// looks for the second half in the first page, behind the first half, and writes what happens to be there
-/// (`compare_and_write_callback`).
-const PAGE: usize = 4096;
 
 /// How often a command is sent that was certainly not executed before. A reset of the device, and each change of its
 /// reservations, make it refuse one command with a unit attention.
 const TRIES: u32 = 10;
 
-/// ENOIOCTLCMD, with which some of the kernel's drivers refuse an ioctl. It is meant to stay within the kernel, so it has no
-/// name in the C library.
+/// ENOIOCTLCMD, with which some of the kernel's drivers refuse an ioctl. It is meant to stay within the kernel, so it
+/// has no name in the C library.
 const NO_IOCTL: i32 = 515;
 
 /// Time between two tries at a busy device.
@@ -201,7 +198,8 @@ impl ScsiDevice {
     /// Replaces `block`, which must hold `expected`, by `new`: atomically, for everyone who uses the device.
     ///
     /// # Errors
-    /// As [`ScsiDevice::read`]. After [`CommandFault::Unclear`] the block may have been written all the same, or be written later.
+    /// As [`ScsiDevice::read`]. After [`CommandFault::Unclear`] the block may have been written all the same, or be
+    /// written later.
     ///
     /// # Panics
     /// If the contents have not the size of a block.
@@ -210,9 +208,10 @@ impl ScsiDevice {
         assert!(expected.len() == length && new.len() == length, "one block each");
         self.check(block, 1)?;
         let cdb = cdb::compare_and_write(self.first + block);
-        let mut room = vec![0; 2 * length + PAGE];
-        let start = room.as_ptr().align_offset(PAGE);
-        let payload = &mut room[start..start + 2 * length];
+        // On a page: if the data cross from one page into the next, Linux's target (LIO) looks for the second half in
+        // the first page, behind the first half, and writes what happens to be there (`compare_and_write_callback`).
+        let mut buffer = AlignedBuffer::new(2 * length, PAGE);
+        let payload = buffer.bytes();
         payload[..length].copy_from_slice(expected);
         payload[length..].copy_from_slice(new);
         match self.execute("COMPARE AND WRITE", &cdb, &mut Payload::Out(payload)) {
@@ -225,7 +224,8 @@ impl ScsiDevice {
         }
     }
 
-    /// Makes `count` blocks from `block` on stable. A device that does not know the command has no cache that could be lost.
+    /// Makes `count` blocks from `block` on stable. A device that does not know the command has no cache that could be
+    /// lost.
     ///
     /// # Errors
     /// As [`ScsiDevice::read`].

@@ -1,9 +1,9 @@
 //! SCSI commands to a block device, past the kernel's block layer: what the test-and-set and reservations need and what
 //! read(2) and write(2) cannot say.
 //!
-//! `cdb` encodes commands and decodes their answers, and `status` says what a device's status and sense data mean; both are
-//! pure. [`ScsiDevice`] sends the commands. [`Reservation`] keeps every host but this one from writing to a device (SPC-4,
-//! 5.9: persistent reservations). Command layouts are those of SBC-3 and SPC-4.
+//! `cdb` encodes commands and decodes their answers, and `status` says what a device's status and sense data mean; both
+//! are pure. [`ScsiDevice`] sends the commands. [`Reservation`] keeps every host but this one from writing to a device
+//! (SPC-4, 5.9: persistent reservations). Command layouts are those of SBC-3 and SPC-4.
 
 mod cdb;
 mod device;

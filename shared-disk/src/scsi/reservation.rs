@@ -1,10 +1,10 @@
 //! A persistent reservation that lets one host write (PROTOCOL 14), of the type Write Exclusive, Registrants Only.
 //!
-//! The primary registers a key made from its incarnation, and reserves the disk. A backup that has won registers a key of
-//! its own, and *preempts and aborts* every other. From then on the device itself refuses the old primary's writes, those
-//! included that its kernel, its adapter or the network still carries, and those that had reached the device are over. All
-//! hosts may still read, as a backup may have to. Keys bear a mark, so that the reservation of another program is
-//! recognized, and refused instead of preempted.
+//! The primary registers a key made from its incarnation, and reserves the disk. A backup that has won registers a key
+//! of its own, and *preempts and aborts* every other. From then on the device itself refuses the old primary's writes,
+//! those included that its kernel, its adapter or the network still carries, and those that had reached the device are
+//! over. All hosts may still read, as a backup may have to. Keys bear a mark, so that the reservation of another
+//! program is recognized, and refused instead of preempted.
 
 use std::path::Path;
 
@@ -77,7 +77,8 @@ impl Reservation {
     /// Opens the disk at `path`. It must know reservations, and no other program may use them there.
     ///
     /// # Errors
-    /// Any [`ScsiError`]; [`ScsiError::Unfit`] for what is no whole SCSI disk, such as a device that joins several paths.
+    /// Any [`ScsiError`]; [`ScsiError::Unfit`] for what is no whole SCSI disk, such as a device that joins several
+    /// paths.
     pub fn open(path: &Path) -> Result<Self, ScsiError> {
         let device = ScsiDevice::open(path)?;
         if !device.is_whole() {
@@ -92,8 +93,8 @@ impl Reservation {
 
 #[allow(private_bounds, reason = "only ScsiDevice is a target outside of tests")]
 impl<T: ReservationTarget> Reservation<T> {
-    /// Makes this host the only one that can write to the disk, from when this returns until somebody preempts `key`. Only
-    /// for a side that has won the right to live: whoever else is registered is thrown out.
+    /// Makes this host the only one that can write to the disk, from when this returns until somebody preempts `key`.
+    /// Only for a side that has won the right to live: whoever else is registered is thrown out.
     ///
     /// # Errors
     /// Any [`ScsiError`]. Then this host may be registered, and another too: repeat the call, it is idempotent.
@@ -108,8 +109,8 @@ impl<T: ReservationTarget> Reservation<T> {
                 (None, _) => self
                     .device
                     .change("PERSISTENT RESERVE OUT: RESERVE", Change::Reserve { key: key.0 }),
-                // The holder goes first. It is the one that may be writing, and Linux's target (LIO) aborts the commands of a
-                // holder and waits for their end, while it takes from others the registration alone
+                // The holder goes first. It is the one that may be writing, and Linux's target (LIO) aborts the
+                // commands of a holder and waits for their end, while it takes from others the registration alone
                 // (`core_scsi3_pro_preempt`).
                 (Some(held), other) => {
                     let victim = other.copied().filter(|_| held.key == key.0).unwrap_or(held.key);

@@ -1,5 +1,5 @@
-//! What a device's status, its sense data and the host adapter's code mean: SAM-5 (5.3 status codes), SPC-4 (4.5 sense data,
-//! 4.5.6 sense keys), and the kernel's `scsi_status.h` for the adapter.
+//! What a device's status, its sense data and the host adapter's code mean: SAM-5 (5.3 status codes), SPC-4 (4.5 sense
+//! data, 4.5.6 sense keys), and the kernel's `scsi_status.h` for the adapter.
 
 use thiserror::Error;
 
@@ -14,8 +14,8 @@ pub enum CommandFault {
     /// Another host's persistent reservation stands in the way; nothing was done.
     #[error("reservation conflict: another host has reserved the device")]
     ReservationConflict,
-    /// Something has happened to the device since the last command, such as a reset or another host's preemption; nothing
-    /// was done.
+    /// Something has happened to the device since the last command, such as a reset or another host's preemption;
+    /// nothing was done.
     #[error("unit attention ({asc:02x}h/{ascq:02x}h), again and again")]
     UnitAttention {
         /// Additional sense code.
@@ -105,8 +105,8 @@ pub(super) fn judge(reply: &SgReply) -> Result<(), CommandFault> {
     }
 }
 
-/// Sense key, additional sense code and its qualifier. `None` if there are none, or if they are deferred (71h, 73h): then
-/// they belong to an earlier command and say nothing of this one.
+/// Sense key, additional sense code and its qualifier. `None` if there are none, or if they are deferred (71h, 73h):
+/// then they belong to an earlier command and say nothing of this one.
 fn sense_codes(sense: &[u8]) -> Option<(u8, u8, u8)> {
     let at = |index: usize| sense.get(index).copied();
     match at(0)? & 0x7f {

@@ -1,4 +1,5 @@
-//! The SG_IO ioctl (Linux, `include/scsi/sg.h`, version 3 of its interface): one SCSI command, executed before it returns.
+//! The SG_IO ioctl (Linux, `include/scsi/sg.h`, version 3 of its interface): one SCSI command, executed before it
+//! returns.
 
 use std::ffi::{c_int, c_ulong, c_void};
 use std::fs::File;
@@ -105,8 +106,8 @@ pub(crate) fn execute(device: &File, cdb: &[u8], payload: &mut Payload<'_>, time
         duration: 0,
         info: 0,
     };
-    // SAFETY: `header` is the structure that this ioctl takes; the three buffers it points to outlive the call, have the
-    // lengths it says, and the kernel writes only to the sense buffer and to data that come from the device.
+    // SAFETY: `header` is the structure that this ioctl takes; the three buffers it points to outlive the call, have
+    // the lengths it says, and the kernel writes only to the sense buffer and to data that come from the device.
     let result = unsafe { libc::ioctl(device.as_raw_fd(), SG_IO, &raw mut header) };
     if result < 0 {
         return Err(io::Error::last_os_error());

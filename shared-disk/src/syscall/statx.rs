@@ -20,8 +20,8 @@ pub(crate) struct DirectIoAlignment {
 /// What statx(2) answers.
 pub(crate) fn direct_io_alignment(file: &File) -> io::Result<Option<DirectIoAlignment>> {
     let mut answer = MaybeUninit::<libc::statx>::zeroed();
-    // SAFETY: the path is a constant, empty C string, which with AT_EMPTY_PATH stands for the descriptor, and that is open as
-    // long as `file` is borrowed. The kernel writes one `struct statx` to `answer`, which outlives the call.
+    // SAFETY: the path is a constant, empty C string, which with AT_EMPTY_PATH stands for the descriptor, and that is
+    // open as long as `file` is borrowed. The kernel writes one `struct statx` to `answer`, which outlives the call.
     let result = unsafe {
         libc::statx(
             file.as_raw_fd(),

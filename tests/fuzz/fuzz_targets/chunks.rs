@@ -2,7 +2,7 @@
 //! than allowed, and nothing is held that has not arrived.
 #![no_main]
 
-use ftvm_fuzz::Script;
+use ftvm_fuzz::Tape;
 use ftvm_schema::entry::Chunk;
 use libfuzzer_sys::fuzz_target;
 use logging_channel::chunk::Assembler;
@@ -11,23 +11,23 @@ use logging_channel::chunk::Assembler;
 const CAP: u64 = 1 << 16;
 
 fuzz_target!(|data: &[u8]| {
-    let mut script = Script::new(data);
+    let mut tape = Tape::new(data);
     let mut assembler = Assembler::new(CAP);
     let (mut arrived, mut offset) = (0, 0);
-    while !script.is_over() {
-        let kind = script.u8();
-        let len = usize::from(script.u8());
-        let bytes = script.bytes(len).to_vec();
+    while !tape.is_over() {
+        let kind = tape.u8();
+        let len = usize::from(tape.u8());
+        let bytes = tape.bytes(len).to_vec();
         let total = if kind & 1 == 0 {
             u64::from(kind >> 3)
         } else {
-            script.u64()
+            tape.u64()
         };
-        let claimed = if kind & 2 == 0 { offset } else { script.u64() };
+        let claimed = if kind & 2 == 0 { offset } else { tape.u64() };
         let crc = if kind & 4 == 0 {
             crc32c::crc32c(&bytes)
         } else {
-            script.u32()
+            tape.u32()
         };
         arrived += bytes.len() as u64;
         let len = bytes.len() as u64;

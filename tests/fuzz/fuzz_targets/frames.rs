@@ -2,19 +2,19 @@
 //! arbitrary bytes between them. What decodes encodes again; after an error the decoder stays failed.
 #![no_main]
 
-use ftvm_fuzz::{Script, sealed};
+use ftvm_fuzz::{Tape, sealed};
 use libfuzzer_sys::fuzz_target;
 use logging_channel::codec::{FrameDecoder, FrameEncoder};
 
 fuzz_target!(|data: &[u8]| {
-    let mut script = Script::new(data);
-    let piece = 1 + usize::from(script.u8());
+    let mut tape = Tape::new(data);
+    let piece = 1 + usize::from(tape.u8());
     let mut stream = Vec::new();
-    while !script.is_over() {
-        let (kind, len) = (script.u8(), usize::from(script.u16() % 4096));
+    while !tape.is_over() {
+        let (kind, len) = (tape.u8(), usize::from(tape.u16() % 4096));
         match kind {
-            0xFF => stream.extend(script.bytes(len)),
-            kind => stream.extend(sealed(kind, 7, script.bytes(len))),
+            0xFF => stream.extend(tape.bytes(len)),
+            kind => stream.extend(sealed(kind, 7, tape.bytes(len))),
         }
     }
     let mut decoder = FrameDecoder::new();

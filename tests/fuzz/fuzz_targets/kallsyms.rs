@@ -2,7 +2,7 @@
 //! that believes it.
 #![no_main]
 
-use ftvm_fuzz::Script;
+use ftvm_fuzz::Tape;
 use ftvm_machine::boot::linux::rewrite::{kallsyms::Symbols, rewrite};
 use ftvm_machine::boot::linux::vmlinux::{Layout, Section, Segment};
 use libfuzzer_sys::fuzz_target;
@@ -11,8 +11,8 @@ use libfuzzer_sys::fuzz_target;
 const BASE: u64 = 0xffff_ffff_8100_0000;
 
 fuzz_target!(|data: &[u8]| {
-    let mut script = Script::new(data);
-    let code = usize::from(script.u16()).min(data.len());
+    let mut tape = Tape::new(data);
+    let code = usize::from(tape.u16()).min(data.len());
     let section = |name: &str, file: std::ops::Range<usize>, executable| Section {
         name: name.to_owned(),
         virt: BASE + file.start as u64,

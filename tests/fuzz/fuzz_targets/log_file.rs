@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use ftvm_fuzz::{Script, sealed};
+use ftvm_fuzz::{Tape, sealed};
 use libfuzzer_sys::fuzz_target;
 use logging_channel::file::LogReader;
 
@@ -30,12 +30,12 @@ fn read(bytes: &[u8]) {
 
 fuzz_target!(|data: &[u8]| {
     read(data);
-    let mut script = Script::new(data);
+    let mut tape = Tape::new(data);
     let mut file = Vec::new();
-    while !script.is_over() {
-        let kind = script.pick(&[0x21, 0x05, 0x07, 0x07, 0x22, 0x08]);
-        let len = usize::from(script.u16() % 4096);
-        file.extend(sealed(kind, 0, script.bytes(len)));
+    while !tape.is_over() {
+        let kind = tape.pick(&[0x21, 0x05, 0x07, 0x07, 0x22, 0x08]);
+        let len = usize::from(tape.u16() % 4096);
+        file.extend(sealed(kind, 0, tape.bytes(len)));
     }
     read(&file);
 });

@@ -2,8 +2,8 @@
 //! port, real-time clock, keyboard controller, PCI.
 #![no_main]
 
-use ftvm_devices::Direction;
-use ftvm_fuzz::{Board, Script};
+use ftvm_devices::AccessDirection;
+use ftvm_fuzz::{Board, Tape};
 use libfuzzer_sys::fuzz_target;
 
 /// Ports with something behind them; others are tried too.
@@ -14,26 +14,21 @@ const PORTS: [u16; 40] = [
 ];
 
 fuzz_target!(|data: &[u8]| {
-    let mut script = Script::new(data);
+    let mut tape = Tape::new(data);
     let mut board = Board::default();
-    while !script.is_over() {
-        match script.u8() % 16 {
+    while !tape.is_over() {
+        match tape.u8() % 16 {
             0..=9 => {
-                let port = script.pick(&PORTS);
-                let direction = script.pick(&[Direction::Read, Direction::Write]);
-                let width = script.pick(&[1, 1, 1, 2, 4]);
-                let mut value = if width == 1 {
-                    u32::from(script.u8())
-                } else {
-                    script.u32()
-                }
-                .to_le_bytes();
+                let port = tape.pick(&PORTS);
+                let direction = tape.pick(&[AccessDirection::Read, AccessDirection::Write]);
+                let width = tape.pick(&[1, 1, 1, 2, 4]);
+                let mut value = if width == 1 { u32::from(tape.u8()) } else { tape.u32() }.to_le_bytes();
                 board.port(port, direction, &mut value[..width]);
             }
-            10 => board.port(script.u16(), Direction::Write, &mut script.u8().to_le_bytes()),
-            11 => board.pass(u64::from(script.u32())),
-            12 => board.pass(script.u64()),
-            13 => board.receive(&mut script),
+            10 => board.port(tape.u16(), AccessDirection::Write, &mut tape.u8().to_le_bytes()),
+            11 => board.pass(u64::from(tape.u32())),
+            12 => board.pass(tape.u64()),
+            13 => board.receive(&mut tape),
             14 => board.go_through_a_save(),
             _ => board.reset(),
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ftvm_fuzz::platform;
 use ftvm_hypervisor::DeliveryMode;
-use ftvm_hypervisor::scripted::{Program, ScriptedCpu};
+use ftvm_hypervisor::scripted::{Script, ScriptedCpu};
 use ftvm_machine::config::GuestKind;
 use ftvm_machine::machine::{Machine, MachineError, TimeSource, allocate_memory};
 use ftvm_schema::entry::Position;
@@ -18,6 +18,8 @@ const EXITS: usize = 20;
 struct Floor;
 
 impl TimeSource for Floor {
+    type Error = MachineError;
+
     fn read(&mut self, _at: Position, floor: u64) -> Result<u64, MachineError> {
         Ok(floor)
     }
@@ -27,7 +29,7 @@ fn machine() -> Machine<ScriptedCpu> {
     let mut config = ftvm_machine::testing::config(GuestKind::BareMetal);
     config.platform = platform();
     let memory = allocate_memory(config.memory).expect("RAM for a test");
-    let cpu = ScriptedCpu::new(&memory, Arc::new(Program::random(1, 40)), DeliveryMode::None);
+    let cpu = ScriptedCpu::new(&memory, Arc::new(Script::random(1, 40)), DeliveryMode::None);
     Machine::new(&config, memory, cpu).expect("a valid configuration")
 }
 

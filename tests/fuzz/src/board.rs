@@ -1,23 +1,26 @@
-//! The whole platform with guest RAM, and a guest and a host that do to it whatever a script says.
+//! The whole platform with guest RAM, and a guest and a host that do to it whatever a tape says.
+
+use std::sync::OnceLock;
 
 use ftvm_devices::{
-    Access, Chipset, Direction, DiskAccess, DiskConfig, DiskSharing, Effect, Env, NicConfig, PlatformConfig,
+    Access, AccessDirection, Chipset, ChipsetState, DeviceEnv, DiskAccess, DiskConfig, DiskSharing, Effect, NicConfig,
+    PlatformConfig,
 };
 use ftvm_hypervisor::GuestMemory;
 use ftvm_schema::entry::{ConsolePort, DiskStatus, Input};
 use ftvm_schema::request::DiskOp;
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::Script;
+use crate::Tape;
 
 /// Bytes of RAM.
 const RAM: u64 = 0x4_0000;
 /// Where the rings lie, three pages each: descriptors, available, used. What is below is for buffers.
-pub const RINGS: u64 = 0x2_0000;
+const RINGS: u64 = 0x2_0000;
 /// Bytes from one ring to the next.
-pub const RING: u64 = 0x3000;
+const RING: u64 = 0x3000;
 /// Entries of a ring: few, so that indices wrap.
-pub const RING_SIZE: u16 = 8;
+const RING_SIZE: u16 = 8;
 /// Where the functions' registers begin, and how far they are apart.
 const BARS: u64 = 0xE000_0000;
 const BAR: u64 = 0x4000;
@@ -25,8 +28,6 @@ const NOTIFY: u64 = 0x3000;
 
 /// Queues of each function, by slot: two cards, two disks, console, entropy source.
 const QUEUES: [u16; 6] = [2, 2, 1, 1, 2, 1];
-/// How many of these stand before the console.
-pub const CARDS_AND_DISKS: usize = 4;
 
 /// Most effects of one access or input: a chain in each entry of a ring, and for each of them what it leads to. More would
 /// mean that a guest can multiply its own work without bound.
@@ -81,8 +82,22 @@ impl Board {
         })
     }
 
-    fn act<T>(&mut self, act: impl FnOnce(&mut Chipset, &mut Env<'_>) -> T) -> T {
-        let mut env = Env {
+    /// A platform whose functions a driver has brought up, as [`Board::bring_up`] does, but at once.
+    #[must_use]
+    pub fn running() -> Self {
+        static RUNNING: OnceLock<ChipsetState> = OnceLock::new();
+        let state = RUNNING.get_or_init(|| {
+            let mut board = Board::default();
+            board.bring_up();
+            board.chipset.save()
+        });
+        let mut board = Board::default();
+        board.chipset.restore(state).expect("a state of the same platform");
+        board
+    }
+
+    fn act<T>(&mut self, act: impl FnOnce(&mut Chipset, &mut DeviceEnv<'_>) -> T) -> T {
+        let mut env = DeviceEnv {
             memory: &self.memory,
             now: self.now,
             effects: &mut self.effects,
@@ -109,35 +124,35 @@ impl Board {
     }
 
     /// A port access of 1, 2 or 4 bytes, after a fresh clock where the access asks for one, as the machine does it.
-    pub fn port(&mut self, port: u16, direction: Direction, data: &mut [u8]) {
+    pub fn port(&mut self, port: u16, direction: AccessDirection, data: &mut [u8]) {
         if self.chipset.access_needs_clock(Access::Port { port, dir: direction }) {
             self.pass(1);
         }
         self.act(|chipset, env| match direction {
-            Direction::Read => chipset.port_read(port, data, env),
-            Direction::Write => chipset.port_write(port, data, env),
+            AccessDirection::Read => chipset.port_read(port, data, env),
+            AccessDirection::Write => chipset.port_write(port, data, env),
         });
     }
 
     /// An access of 1 to 8 bytes to an address without RAM.
-    pub fn mmio(&mut self, address: u64, direction: Direction, data: &mut [u8]) {
+    pub fn mmio(&mut self, address: u64, direction: AccessDirection, data: &mut [u8]) {
         self.act(|chipset, env| match direction {
-            Direction::Read => chipset.mmio_read(address, data, env),
-            Direction::Write => chipset.mmio_write(address, data, env),
+            AccessDirection::Read => chipset.mmio_read(address, data, env),
+            AccessDirection::Write => chipset.mmio_write(address, data, env),
         });
     }
 
     /// One access to a register of PCI configuration space, by mechanism 1.
-    pub fn configure(&mut self, slot: u8, register: u8, direction: Direction, data: &mut [u8]) {
+    pub fn configure(&mut self, slot: u8, register: u8, direction: AccessDirection, data: &mut [u8]) {
         let address = 1 << 31 | u32::from(slot) << 11 | u32::from(register & 0xFC);
-        self.port(0xCF8, Direction::Write, &mut address.to_le_bytes());
+        self.port(0xCF8, AccessDirection::Write, &mut address.to_le_bytes());
         self.port(0xCFC + u16::from(register & 3), direction, data);
     }
 
     fn write_bar(&mut self, slot: usize, register: u64, data: &[u8]) {
         self.mmio(
             BARS + BAR * slot as u64 + register,
-            Direction::Write,
+            AccessDirection::Write,
             &mut data.to_vec(),
         );
     }
@@ -152,7 +167,7 @@ impl Board {
             for half in [0u32, 1] {
                 self.write_bar(slot, 0x00, &half.to_le_bytes());
                 let mut offered = [0; 4];
-                self.mmio(BARS + BAR * slot as u64 + 0x04, Direction::Read, &mut offered);
+                self.mmio(BARS + BAR * slot as u64 + 0x04, AccessDirection::Read, &mut offered);
                 self.write_bar(slot, 0x08, &half.to_le_bytes());
                 self.write_bar(slot, 0x0C, &offered);
             }
@@ -172,27 +187,27 @@ impl Board {
     }
 
     /// Something from outside arrives; what does not fit the devices' state must be refused without a change.
-    pub fn receive(&mut self, script: &mut Script<'_>) {
-        let kind = script.u8() % 5;
-        let len = usize::from(script.u8());
+    pub fn receive(&mut self, tape: &mut Tape<'_>) {
+        let kind = tape.u8() % 5;
+        let len = usize::from(tape.u8());
         let input = match kind {
             0 => Input::NetRx {
-                nic: script.u8() % 3,
-                frame: script.bytes(8 * len).to_vec(),
+                nic: tape.u8() % 3,
+                frame: tape.bytes(8 * len).to_vec(),
             },
             1 => Input::ConsoleRx {
-                port: script.pick(&[ConsolePort::Serial, ConsolePort::Virtio]),
-                bytes: script.bytes(len).to_vec(),
+                port: tape.pick(&[ConsolePort::Serial, ConsolePort::Virtio]),
+                bytes: tape.bytes(len).to_vec(),
             },
             2 => Input::Entropy {
-                bytes: script.bytes(len).to_vec(),
+                bytes: tape.bytes(len).to_vec(),
             },
-            3 => self.completion(script, len),
+            3 => self.completion(tape, len),
             _ => Input::DiskDone {
-                disk: script.u8() % 3,
-                id: script.u64(),
-                status: script.pick(&[DiskStatus::Ok, DiskStatus::IoError, DiskStatus::Unsupported]),
-                data: script.bytes(len).to_vec(),
+                disk: tape.u8() % 3,
+                id: tape.u64(),
+                status: tape.pick(&[DiskStatus::Ok, DiskStatus::IoError, DiskStatus::Unsupported]),
+                data: tape.bytes(len).to_vec(),
             },
         };
         let before = self.chipset.save();
@@ -205,14 +220,14 @@ impl Board {
     }
 
     /// The end of a request that a disk really has outstanding, if one has.
-    fn completion(&self, script: &mut Script<'_>, which: usize) -> Input {
+    fn completion(&self, tape: &mut Tape<'_>, which: usize) -> Input {
         let outstanding = self.chipset.outstanding_requests();
         let Some(request) = outstanding.get(which % outstanding.len().max(1)) else {
             return Input::Entropy { bytes: Vec::new() };
         };
-        let status = script.pick(&[DiskStatus::Ok, DiskStatus::Ok, DiskStatus::IoError]);
+        let status = tape.pick(&[DiskStatus::Ok, DiskStatus::Ok, DiskStatus::IoError]);
         let data = match request.op {
-            DiskOp::Read { len, .. } if status == DiskStatus::Ok => vec![script.u8(); len as usize],
+            DiskOp::Read { len, .. } if status == DiskStatus::Ok => vec![tape.u8(); len as usize],
             _ => Vec::new(),
         };
         Input::DiskDone {
@@ -224,32 +239,32 @@ impl Board {
     }
 
     /// A step of a driver whose rings and buffers hold whatever it likes.
-    pub fn drive(&mut self, script: &mut Script<'_>) {
-        let slot = usize::from(script.u8()) % QUEUES.len();
-        let queue = u16::from(script.u8()) % QUEUES[slot];
+    pub fn drive(&mut self, tape: &mut Tape<'_>) {
+        let slot = usize::from(tape.u8()) % QUEUES.len();
+        let queue = u16::from(tape.u8()) % QUEUES[slot];
         let before: u16 = QUEUES[..slot].iter().sum();
         let ring = RINGS + RING * u64::from(before + queue);
-        match script.u8() % 4 {
+        match tape.u8() % 4 {
             // A descriptor: address, length, flags, next.
             0 => {
-                let at = ring + 16 * u64::from(u16::from(script.u8()) % RING_SIZE);
-                let address = match script.u8() % 4 {
-                    0 => script.u64(),
-                    _ => u64::from(script.u32()) % (RAM + 0x1000),
+                let at = ring + 16 * u64::from(u16::from(tape.u8()) % RING_SIZE);
+                let address = match tape.u8() % 4 {
+                    0 => tape.u64(),
+                    _ => u64::from(tape.u32()) % (RAM + 0x1000),
                 };
-                let len = match script.u8() % 4 {
-                    0 => script.u32(),
-                    _ => u32::from(script.u16()),
+                let len = match tape.u8() % 4 {
+                    0 => tape.u32(),
+                    _ => u32::from(tape.u16()),
                 };
                 let mut bytes = address.to_le_bytes().to_vec();
                 bytes.extend(len.to_le_bytes());
-                bytes.extend(u16::from(script.u8() % 8).to_le_bytes());
-                bytes.extend(u16::from(script.u8() % 9).to_le_bytes());
+                bytes.extend(u16::from(tape.u8() % 8).to_le_bytes());
+                bytes.extend(u16::from(tape.u8() % 9).to_le_bytes());
                 self.poke(at, &bytes);
             }
             // Heads made available, and the index; then the notification.
             1 => {
-                let (slots, index) = (script.bytes(8), script.u16());
+                let (slots, index) = (tape.bytes(8), tape.u16());
                 for (at, head) in (ring + 0x1004..).step_by(2).zip(slots) {
                     self.poke(at, &u16::from(head % 9).to_le_bytes());
                 }
@@ -258,8 +273,8 @@ impl Board {
             }
             // The head of a disk request, or anything else, in RAM.
             2 => {
-                let (at, len) = (u64::from(script.u32()) % RAM, usize::from(script.u8()));
-                self.poke(at, script.bytes(len));
+                let (at, len) = (u64::from(tape.u32()) % RAM, usize::from(tape.u8()));
+                self.poke(at, tape.bytes(len));
             }
             _ => self.write_bar(slot, NOTIFY + 4 * u64::from(queue), &queue.to_le_bytes()),
         }

@@ -9,8 +9,8 @@
 
 mod board;
 mod frame;
-mod script;
+mod tape;
 
-pub use board::{Board, CARDS_AND_DISKS, RING, RING_SIZE, RINGS, platform};
+pub use board::{Board, platform};
 pub use frame::sealed;
-pub use script::Script;
+pub use tape::Tape;

@@ -2,7 +2,8 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -13,6 +14,8 @@ use ftvm_lab::nested::Turn;
 use ftvm_lab::pair::{ftvm, wait};
 use ftvm_lab::tun::Tap;
 use ftvm_lab::{kvm_test, scaled, time_factor};
+use nix::errno::Errno;
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn};
 use serde_json::Value;
 
 /// Acknowledged writes that the client makes.
@@ -171,6 +174,8 @@ kvm_test! {
 
 /// Clients that come at once, far more than kv has room for.
 const CROWD: usize = 500;
+/// Clients that take their handshake back: more than kv serves at a time.
+const TAKEN_BACK: usize = 200;
 /// Where kv is for them: a network that no other test's TAP is in.
 const CROWDED_IP: Ipv4Addr = Ipv4Addr::new(192, 168, 8, 2);
 /// For how long kv keeps the connection of a client that it has refused and that does not go, in seconds.
@@ -178,8 +183,8 @@ const PATIENCE: u64 = 10;
 
 kvm_test! {
     turn = Turn::Shared, programs = ["ip"];
-    /// Of a crowd as many are served as there is room for; the others are told, or find nobody who listens. Those who have
-    /// been told stay as long as they like, and yet the next crowd finds all the room again. Needs root.
+    /// Of a crowd as many are served as there is room for, and all others are told so. Those who have been told stay as
+    /// long as they like, and some take their handshake back; yet the next crowd finds all the room again. Needs root.
     fn kvm_kv_gives_back_every_place_that_a_crowd_took() {
         let dir = tempfile::tempdir().unwrap();
         let tap = Tap::new("ftvm-kv1");
@@ -192,8 +197,7 @@ kvm_test! {
 
         let first = Crowd::gather();
         println!("room for {room}: {first}");
-        assert_eq!(first.served.len() as u64, room, "{first}");
-        assert!(!first.told.is_empty(), "{first}");
+        first.assert_received(room);
         drop(first.served);
         wait("the places of those who have left", scaled(Duration::from_secs(10)), || {
             (witness.info("connected_clients") == 1).then_some(())
@@ -204,10 +208,20 @@ kvm_test! {
             (witness.info("uptime_in_seconds") >= until).then_some(())
         });
 
+        let begun = witness.info("uptime_in_seconds");
+        (0..TAKEN_BACK).for_each(|_| take_handshake_back());
+        wait("the places of handshakes that were taken back", scaled(Duration::from_secs(10)), || {
+            (witness.info("connected_clients") == 1).then_some(())
+        });
+        let took = witness.info("uptime_in_seconds") - begun;
+        assert!(took < PATIENCE / 2, "kv took {took} s to notice that they were taken back");
+        // One that came after another had taken its handshake back may have found its socket, and does not count.
+        let received = witness.info("total_connections_received");
+        assert!(received > 1 + CROWD as u64, "none of them was heard: {received}");
+
         let second = Crowd::gather();
         println!("room for {room}: {second}");
-        assert_eq!(second.served.len() as u64, room, "{second}");
-        assert!(!second.told.is_empty(), "{second}");
+        second.assert_received(room);
         drop((second, first.told, witness));
         let killed = Command::new("kill").args(["-TERM", &recording.0.id().to_string()]).status();
         assert!(killed.expect("kill").success());
@@ -264,6 +278,17 @@ impl Caller {
     }
 }
 
+/// Asks for a connection and is gone before the answer: this machine's stack resets the connection within its handshake.
+fn take_handshake_back() {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let socket = socket::socket(AddressFamily::Inet, SockType::Stream, flags, None).expect("a socket");
+    let begun = socket::connect(
+        socket.as_raw_fd(),
+        &SockaddrIn::from(SocketAddrV4::new(CROWDED_IP, PORT)),
+    );
+    assert_eq!(begun, Err(Errno::EINPROGRESS), "nobody can have answered yet");
+}
+
 /// How kv received the clients that came at once. They stay until this is dropped.
 #[derive(Default)]
 struct Crowd {
@@ -297,6 +322,13 @@ impl Crowd {
             }
         }
         crowd
+    }
+
+    /// As many were served as there was room for, and every other one heard why it was not.
+    fn assert_received(&self, room: u64) {
+        let room = usize::try_from(room).expect("a number of clients");
+        let received = (self.served.len(), self.told.len(), self.turned_away);
+        assert_eq!(received, (room, CROWD - room, 0), "served, told, turned away");
     }
 }
 

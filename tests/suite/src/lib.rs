@@ -28,6 +28,7 @@ mod simulation;
 mod standby;
 mod storage;
 mod tidy;
+mod walls;
 
 /// Exits that a long form of a test is to record and replay, if one is asked for.
 fn soak_exits() -> Option<u64> {

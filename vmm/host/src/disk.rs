@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 
 use crate::queue::EventSender;
 use ftvm_roles::host_event::HostEvent;
-use ftvm_roles::primary::{Effect, UnderWay};
+use ftvm_roles::primary::{LateEffect, UnderWay};
 
 /// Threads of a pool: enough to overlap a slow flush with reads, few enough to start at once.
 pub const DISK_THREADS: usize = 4;
@@ -178,8 +178,8 @@ impl Worker {
         for request in &self.requests {
             let disk = self.disks[usize::from(request.disk)].as_ref();
             let effect = match request.op {
-                DiskOp::Write { .. } => Effect::Lands,
-                DiskOp::Read { .. } | DiskOp::Flush => Effect::Nothing,
+                DiskOp::Write { .. } => LateEffect::Lands,
+                DiskOp::Read { .. } | DiskOp::Flush => LateEffect::Nothing,
             };
             *self.under_way[self.number].lock() = Some(UnderWay {
                 disk: request.disk,

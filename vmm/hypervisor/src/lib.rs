@@ -38,7 +38,8 @@ pub enum Interrupts {
 /// Guest RAM with a dirty bitmap for what the host writes; what the vCPU writes is in KVM's dirty log.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<vm_memory::bitmap::AtomicBitmap>;
 
-/// Why `Cpu::run` came back. Data of port and MMIO accesses is read and answered through [`Cpu::data`].
+/// Why `Cpu::run` came back. All but [`Exit::Interrupted`] and [`Exit::Terminal`] have a number: the guest caused them, and can
+/// go on. Data of port and MMIO accesses is read and answered through [`Cpu::data`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     /// `in`: `count` items of `size` bytes are to be supplied. One exit, one number, whatever `count` says.
@@ -65,14 +66,6 @@ pub enum Exit {
     Interrupted,
     /// The guest cannot go on.
     Terminal(Terminal),
-}
-
-impl Exit {
-    /// Whether the exit has a number: whether the guest caused it and can go on.
-    #[must_use]
-    pub fn is_numbered(&self) -> bool {
-        !matches!(self, Exit::Interrupted | Exit::Terminal(_))
-    }
 }
 
 /// An end of the guest that it brought about itself. Deterministic: a backup would meet it too.

@@ -35,7 +35,7 @@ pub struct ImageId {
 pub enum GuestKind {
     /// An ELF image by the contract of the `abi` crate; nothing in it is rewritten.
     BareMetal,
-    /// A Linux kernel whose clock reads have been rewritten ([`crate::machine::linux`]).
+    /// A Linux kernel whose clock reads have been rewritten at load (`boot::linux::rewrite`).
     Linux,
 }
 

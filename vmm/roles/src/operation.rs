@@ -44,6 +44,22 @@ impl Operation {
     }
 }
 
+/// What an operator asks at the control socket, as one JSON line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ControlRequest {
+    pub request: Asked,
+}
+
+/// The word of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Asked {
+    Status,
+    #[serde(untagged)]
+    Operation(Operation),
+}
+
 /// What became of an operation, in a sentence; an error says what to do.
 pub type Answer = Result<String, String>;
 

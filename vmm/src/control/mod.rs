@@ -12,23 +12,8 @@ pub use socket::{ControlError, ControlSocket, listen};
 
 use serde::{Deserialize, Serialize};
 
-use ftvm_roles::operation::{Answer, Operation, Unprotected};
-
-/// What a client asks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ControlRequest {
-    pub request: Asked,
-}
-
-/// The word of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Asked {
-    Status,
-    #[serde(untagged)]
-    Operation(Operation),
-}
+use ftvm_roles::operation::{Answer, Unprotected};
+pub use ftvm_roles::operation::{Asked, ControlRequest};
 
 /// What it is answered: just one of the fields.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,6 +137,8 @@ impl std::fmt::Display for Status {
 
 #[cfg(test)]
 mod tests {
+    use ftvm_roles::operation::Operation;
+
     use super::*;
 
     #[test]

@@ -6,6 +6,7 @@ use core::num::ParseIntError;
 use core::str::FromStr;
 
 use guest_rt::CommandLine;
+use kv_core::connection::Limits;
 use kv_core::log::FlushPolicy;
 
 /// What the command line says.
@@ -96,20 +97,44 @@ impl FromStr for Address {
     }
 }
 
-/// Bytes of each TCP receive and transmit buffer: a large window, because a failover is a time without acknowledgements.
-pub const RECEIVE_BUFFER: usize = 64 << 10;
-pub const TRANSMIT_BUFFER: usize = 32 << 10;
-/// Connections that listen for clients, or tell those beyond the limit that there are too many.
-pub const SPARE_CONNECTIONS: usize = 16;
+/// Bytes of a socket's buffers.
+#[derive(Clone, Copy)]
+pub struct Buffers {
+    pub receive: usize,
+    pub transmit: usize,
+}
+
+impl Buffers {
+    /// Of a client that is served: a large window, because a failover is a time without acknowledgements.
+    pub const LARGE: Buffers = Buffers {
+        receive: 64 << 10,
+        transmit: 32 << 10,
+    };
+    /// Of one that is told that there are too many: room for its first request, which nobody reads, and for the error.
+    pub const SMALL: Buffers = Buffers {
+        receive: 128,
+        transmit: 256,
+    };
+
+    const fn sum(self) -> usize {
+        self.receive + self.transmit
+    }
+}
+
+/// Connections of clients that were served and have not quite ended.
+const LEAVING: usize = 14;
+/// Clients that are told at a time that there are too many. Their buffers take 192 KiB of TCP's memory.
+pub const MAX_REFUSALS: usize = 512;
 const MAX_CLIENTS: usize = 128;
 /// Least heap: that which makes 64 clients.
 pub const MIN_HEAP: usize = 30 << 20;
 
 /// How the heap is shared out: a quarter to TCP's buffers, an eighth to requests and replies, half to the store by its own
-/// estimate. The last eighth is for the log's frames and for what estimates and fragmentation miss.
+/// estimate. The last eighth is for the log's frames, what is known of each connection, and what estimates and
+/// fragmentation miss.
 #[derive(Clone, Copy)]
 pub struct Shares {
-    pub max_clients: usize,
+    pub connections: Limits,
     pub session_memory: usize,
     pub max_reply: usize,
     pub max_store: usize,
@@ -117,10 +142,13 @@ pub struct Shares {
 
 impl Shares {
     pub fn of(heap: usize) -> Self {
-        let connections = heap / 4 / (RECEIVE_BUFFER + TRANSMIT_BUFFER);
         let session_memory = heap / 8;
         Self {
-            max_clients: connections.saturating_sub(SPARE_CONNECTIONS).min(MAX_CLIENTS),
+            connections: Limits {
+                clients: large_places(heap).saturating_sub(LEAVING).min(MAX_CLIENTS),
+                leaving: LEAVING,
+                refusals: MAX_REFUSALS,
+            },
             session_memory,
             max_reply: session_memory / 4,
             max_store: heap / 2,
@@ -128,4 +156,9 @@ impl Shares {
     }
 }
 
-const _: () = assert!(MIN_HEAP / 4 / (RECEIVE_BUFFER + TRANSMIT_BUFFER) >= 64 + SPARE_CONNECTIONS);
+/// Large sockets for which TCP's quarter of the heap has room, beside the small ones.
+const fn large_places(heap: usize) -> usize {
+    (heap / 4).saturating_sub(MAX_REFUSALS * Buffers::SMALL.sum()) / Buffers::LARGE.sum()
+}
+
+const _: () = assert!(large_places(MIN_HEAP) >= 64 + LEAVING);

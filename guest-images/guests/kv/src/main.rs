@@ -78,7 +78,7 @@ fn main(mut boot: Boot) -> u8 {
         let settings = Settings {
             max_memory,
             max_reply: shares.max_reply,
-            max_clients: shares.max_clients,
+            max_clients: shares.connections.clients,
             port: config.port,
             append_fsync: block.as_ref().map(|_| config.append_fsync),
         };

@@ -4,22 +4,20 @@ use alloc::vec::Vec;
 
 use guest_rt::abi::status;
 use guest_rt::{println, timer, user};
-use kv_core::connection::{Fate, Tcp, fate};
+use kv_core::connection::{Fate, Reception, Taken, Tcp, fate};
 use kv_core::engine::{Engine, Outcome};
 use kv_core::session::{Pause, Session};
 use smoltcp::iface::{
-    Config as InterfaceConfig, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet,
+    Config as InterfaceConfig, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet, SocketStorage,
 };
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{EthernetAddress, IpCidr, Ipv4Cidr};
 
-use crate::config::{Config, RECEIVE_BUFFER, SPARE_CONNECTIONS, Shares, TRANSMIT_BUFFER};
+use crate::config::{Buffers, Config, MAX_REFUSALS, MIN_HEAP, Shares};
 use crate::disk::Disk;
 use crate::network::Network;
 
-/// Sockets that wait for a client at a time.
-const LISTENERS: usize = 8;
 /// Frames taken in a round.
 const FRAMES: usize = 256;
 /// Requests that a connection executes in a round, before others have their turn.
@@ -62,6 +60,8 @@ impl Clock {
 
 struct Connection {
     socket: SocketHandle,
+    /// It has a large place, as one that is served or was; else a small one, to be told that there are too many.
+    is_large: bool,
     session: Session,
     /// Replies wait until the log is stable up to here.
     barrier: Option<u64>,
@@ -69,12 +69,29 @@ struct Connection {
     since: u64,
 }
 
-/// Connections that are served: of the others nothing more is taken, they only wait for the client to go.
-fn served(connections: &[Connection]) -> usize {
-    connections
-        .iter()
-        .filter(|connection| !connection.session.is_closing())
-        .count()
+// What is known of each client that is told, and as much again while the lists of them grow, is a small part of the
+// eighth of the heap that is nobody else's.
+const _: () =
+    assert!(2 * MAX_REFUSALS * (size_of::<Connection>() + size_of::<SocketStorage<'static>>()) <= MIN_HEAP / 8 / 2);
+
+/// Counts connections. Those that are closing are not served: nothing more is taken of them, they only wait for the client
+/// to go.
+fn taken(connections: &[Connection]) -> Taken {
+    let mut taken = Taken::default();
+    for connection in connections {
+        taken.served += usize::from(!connection.session.is_closing());
+        taken.large += usize::from(connection.is_large);
+        taken.small += usize::from(!connection.is_large);
+    }
+    taken
+}
+
+/// The socket that waits for the next client.
+#[derive(Clone, Copy)]
+struct Listener {
+    socket: SocketHandle,
+    /// What that client finds.
+    reception: Reception,
 }
 
 /// The server.
@@ -82,7 +99,8 @@ pub struct Server {
     network: Network,
     interface: Interface,
     sockets: SocketSet<'static>,
-    listeners: Vec<SocketHandle>,
+    /// One is enough, as each frame is followed by [`Server::accept`]. None if the next client is to find nobody.
+    listener: Option<Listener>,
     connections: Vec<Connection>,
     next_id: u64,
     port: u16,
@@ -120,7 +138,7 @@ impl Server {
             network,
             interface,
             sockets: SocketSet::new(Vec::new()),
-            listeners: Vec::new(),
+            listener: None,
             connections: Vec::new(),
             next_id: 1,
             port: config.port,
@@ -174,48 +192,57 @@ impl Server {
         true
     }
 
-    /// Turns sockets that a client has found into connections, and sees to it that others listen.
+    /// Turns the socket that a client has found into a connection, and sees to it that another listens.
     fn accept(&mut self) {
-        let mut at = 0;
-        while let Some(&socket) = self.listeners.get(at) {
-            if self.sockets.get::<Socket<'_>>(socket).state() == State::Listen {
-                at += 1;
-                continue;
-            }
-            self.listeners.swap_remove(at);
-            self.engine.statistics.connections_received += 1;
-            let mut session = Session::new(self.next_id);
-            self.next_id += 1;
-            if served(&self.connections) >= self.shares.max_clients {
-                self.engine.statistics.connections_rejected += 1;
-                session.refuse("ERR max number of clients reached");
-            }
-            self.connections.push(Connection {
-                socket,
-                session,
-                barrier: None,
-                since: Clock::uptime(),
-            });
+        let found = |listener: &mut Listener| self.sockets.get::<Socket<'_>>(listener.socket).state() != State::Listen;
+        let Some(Listener { socket, reception }) = self.listener.take_if(found) else {
+            return;
+        };
+        self.engine.statistics.connections_received += 1;
+        let mut session = Session::new(self.next_id);
+        self.next_id += 1;
+        let is_large = reception == Reception::Serve;
+        if !is_large {
+            self.engine.statistics.connections_rejected += 1;
+            session.refuse("ERR max number of clients reached");
         }
+        self.connections.push(Connection {
+            socket,
+            is_large,
+            session,
+            barrier: None,
+            since: Clock::uptime(),
+        });
         self.listen();
     }
 
+    /// Has a socket of the right size wait for the next client. No client has found the one that does so now.
     fn listen(&mut self) {
-        let most = self.shares.max_clients + SPARE_CONNECTIONS;
-        while self.listeners.len() < LISTENERS && self.connections.len() + self.listeners.len() < most {
-            let buffer = |size| SocketBuffer::new(alloc::vec![0; size]);
-            let mut socket = Socket::new(buffer(RECEIVE_BUFFER), buffer(TRANSMIT_BUFFER));
-            socket.set_nagle_enabled(false);
-            socket.set_ack_delay(None);
-            socket.set_keep_alive(Some(KEEP_ALIVE));
-            socket.set_timeout(Some(TIMEOUT));
-            // A new socket can listen on any port but 0, which the command line may say.
-            if socket.listen(self.port).is_err() {
-                println!("kv: port {} cannot be listened on", self.port);
-                guest_rt::power::exit(status::USAGE);
-            }
-            self.listeners.push(self.sockets.add(socket));
+        let reception = self.shares.connections.reception(taken(&self.connections));
+        if self.listener.is_some_and(|listener| listener.reception == reception) {
+            return;
         }
+        if let Some(unneeded) = self.listener.take() {
+            self.sockets.remove(unneeded.socket);
+        }
+        let buffers = match reception {
+            Reception::Serve => Buffers::LARGE,
+            Reception::Refuse => Buffers::SMALL,
+            Reception::Nobody => return,
+        };
+        let buffer = |size| SocketBuffer::new(alloc::vec![0; size]);
+        let mut socket = Socket::new(buffer(buffers.receive), buffer(buffers.transmit));
+        socket.set_nagle_enabled(false);
+        socket.set_ack_delay(None);
+        socket.set_keep_alive(Some(KEEP_ALIVE));
+        socket.set_timeout(Some(TIMEOUT));
+        // A new socket can listen on any port but 0, which the command line may say.
+        if socket.listen(self.port).is_err() {
+            println!("kv: port {} cannot be listened on", self.port);
+            guest_rt::power::exit(status::USAGE);
+        }
+        let socket = self.sockets.add(socket);
+        self.listener = Some(Listener { socket, reception });
     }
 
     fn drive_disk(&mut self) -> bool {
@@ -232,16 +259,16 @@ impl Server {
             .iter()
             .map(|connection| connection.session.memory())
             .sum();
-        self.engine.statistics.connected_clients = served(&self.connections);
+        self.engine.statistics.connected_clients = taken(&self.connections).served;
         for connection in &mut self.connections {
             if self.stopping {
                 break;
             }
-            if connection.barrier.is_some() {
+            // One that ends has had its last word: it hears no other reason, and nothing is taken of it.
+            if connection.barrier.is_some() || connection.session.is_closing() {
                 continue;
             }
             let socket = self.sockets.get_mut::<Socket<'_>>(connection.socket);
-            let was_closing = connection.session.is_closing();
             memory += receive(socket, &mut connection.session);
             if memory > self.shares.session_memory {
                 memory -= connection.session.memory();
@@ -264,7 +291,7 @@ impl Server {
                 }
                 _ => {}
             }
-            if connection.session.is_closing() && !was_closing {
+            if connection.session.is_closing() {
                 connection.since = Clock::uptime();
             }
             busy |= matches!(pause, Pause::Turn | Pause::Asked(_));

@@ -2,23 +2,24 @@
 //!
 //! The guest's directory holds one small file per generation, `gen-1`, `gen-2`, ...; the newest one is the register's
 //! value. A file comes into being whole, by link(2) from a temporary file that is already stable, and link(2) fails if
-//! the name exists, on NFS too: that is the compare-and-swap. The answer of link(2) is not believed, because a server may
-//! answer EEXIST to one's own success, or nothing at all. The directory is read again instead.
+//! the name exists, on NFS too: that is the compare-and-swap. The answer of link(2) is not believed, because a server
+//! may answer EEXIST to one's own success, or nothing at all. The directory is read again instead.
 //!
 //! # Why a generation is never won twice
-//! The newest file is never removed, and a number that was removed never comes back, so the newest generation only grows.
-//! A claim from G is won only if, *after* the link, G+1 is the newest and holds the claimant's id. Suppose that someone had
-//! won G+1 before. Either that file still exists, and the link fails. Or it was removed, which happens only when there is a
-//! newer file: then G+1 is not the newest, and the claim is lost. It makes no difference where in between the claimant
-//! slept. On NFS this rests on close-to-open consistency, which is the default: do not mount the share with `nocto`.
+//! The newest file is never removed, and a number that was removed never comes back, so the newest generation only
+//! grows. A claim from G is won only if, *after* the link, G+1 is the newest and holds the claimant's id. Suppose that
+//! someone had won G+1 before. Either that file still exists, and the link fails. Or it was removed, which happens only
+//! when there is a newer file: then G+1 is not the newest, and the claim is lost. It makes no difference where in
+//! between the claimant slept. On NFS this rests on close-to-open consistency, which is the default: do not mount the
+//! share with `nocto`.
 //!
 //! # Start and end
-//! A clean end is a swap too, to a file that says `ended`. Simply removing the files would be wrong in any order. If the
-//! newest goes first, a loser that wakes up finds its own generation to be the newest again, and wins the next one. If all
-//! go at once, a claim that was already on its way lands in an empty directory. With the end written down, everything
-//! older may be removed at leisure, a crash in between is harmless, and the next start goes on from there: the first start
-//! of a guest is the swap 0 -> 1, a later one E -> E+1, where E is the generation of the end. The directory of an owner
-//! that died without a clean end stays, and a start is refused until a person has removed it.
+//! A clean end is a swap too, to a file that says `ended`. Simply removing the files would be wrong in any order. If
+//! the newest goes first, a loser that wakes up finds its own generation to be the newest again, and wins the next one.
+//! If all go at once, a claim that was already on its way lands in an empty directory. With the end written down,
+//! everything older may be removed at leisure, a crash in between is harmless, and the next start goes on from there:
+//! the first start of a guest is the swap 0 -> 1, a later one E -> E+1, where E is the generation of the end. The
+//! directory of an owner that died without a clean end stays, and a start is refused until a person has removed it.
 
 mod nonce;
 
@@ -33,7 +34,8 @@ use super::register::{self, GenerationRegister, Started, check_id, check_name, f
 use super::{Arbiter, ArbiterError, ClaimOutcome, GenerationRecord, TestAndSet};
 use crate::textfile::{decimal, read_bounded, this_host};
 
-/// The most files accepted in a guest's directory. A life adds one per failover, so one with more is no directory of ours.
+/// The most files accepted in a guest's directory. A life adds one per failover, so one with more is no directory of
+/// ours.
 const ENTRIES: usize = 65_536;
 
 /// How often a directory is read that changes meanwhile. Each change is someone's start or end.
@@ -111,8 +113,8 @@ impl SharedDirectory {
         )))
     }
 
-    /// The newest record, if `listed` is the newest generation in a listing. A network file system may list a directory as
-    /// it was some seconds ago, so the numbers that follow are tried as well, up to the first that has no file.
+    /// The newest record, if `listed` is the newest generation in a listing. A network file system may list a directory
+    /// as it was some seconds ago, so the numbers that follow are tried as well, up to the first that has no file.
     fn newest_from(&self, listed: Option<u64>) -> Result<Option<GenerationRecord>, ArbiterError> {
         let mut newest = None;
         let mut candidate = listed.or(Some(1));
@@ -180,8 +182,8 @@ impl SharedDirectory {
         })
     }
 
-    /// Removes the generations below `newest`, which must be stable, the oldest first. What cannot be removed is left to the
-    /// next start or end.
+    /// Removes the generations below `newest`, which must be stable, the oldest first. What cannot be removed is left
+    /// to the next start or end.
     fn remove_older(&self, newest: u64) {
         let mut older = self.listed().unwrap_or_default();
         older.retain(|generation| *generation < newest);
@@ -189,8 +191,8 @@ impl SharedDirectory {
         self.remove(older.into_iter().map(|generation| self.generation_path(generation)));
     }
 
-    /// Removes temporary files and nonces, whoever left them. Only for the winner of a start: nobody has joined it yet, so no
-    /// nonce is needed, and whoever else is about to link a temporary file has lost.
+    /// Removes temporary files and nonces, whoever left them. Only for the winner of a start: nobody has joined it yet,
+    /// so no nonce is needed, and whoever else is about to link a temporary file has lost.
     fn remove_litter(&self) {
         let is_litter = |name: &String| name.starts_with(TEMPORARY_PREFIX) || name.starts_with(NONCE_PREFIX);
         let names = self.names().unwrap_or_default().into_iter();
@@ -215,8 +217,8 @@ impl SharedDirectory {
         self.directory.join(format!("{GENERATION_PREFIX}{generation}"))
     }
 
-    /// A name that nobody else uses. Host, process and counter are not enough for that, as a process number may come again
-    /// after a crash, so the time is part of it.
+    /// A name that nobody else uses. Host, process and counter are not enough for that, as a process number may come
+    /// again after a crash, so the time is part of it.
     fn temporary_path(&self) -> PathBuf {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
         let host = this_host();
@@ -248,7 +250,8 @@ impl<L: Fn(&Path, &Path) -> io::Result<()>> GenerationRegister for Linking<'_, L
         let answer = (self.link)(&temporary, &place);
         let _ = fs::remove_file(&temporary);
         match answer {
-            // The winner of a start has removed the temporary file, or the server has forgotten it. Reading again tells.
+            // The winner of a start has removed the temporary file, or the server has forgotten it. Reading again
+            // tells.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(failed("link a temporary file to", &place, error)),
             Ok(()) => Ok(()),
@@ -287,7 +290,8 @@ impl Arbiter for SharedDirectory {
         Ok(started.generation())
     }
 
-    /// A crash before the end is written down leaves the guest owned; one after that leaves old files for the next start.
+    /// A crash before the end is written down leaves the guest owned; one after that leaves old files for the next
+    /// start.
     fn end(&self, me: u128) -> Result<(), ArbiterError> {
         self.remove_older(register::end(&self.register(), me)?);
         Ok(())

@@ -1,6 +1,6 @@
-//! Is the share really shared? The primary leaves a nonce in the guest's directory, and the joining backup reads it through
-//! its own mount (PROTOCOL 10). Two hosts that look at two directories of the same name would otherwise notice only when
-//! both have won their test-and-set.
+//! Is the share really shared? The primary leaves a nonce in the guest's directory, and the joining backup reads it
+//! through its own mount (PROTOCOL 10). Two hosts that look at two directories of the same name would otherwise notice
+//! only when both have won their test-and-set.
 
 use std::fs;
 use std::io;

@@ -348,6 +348,17 @@ fn errors_say_what_to_do() {
 }
 
 #[test]
+fn an_error_keeps_what_the_system_said() {
+    let (_root, share) = share();
+    let error = failed("link", share.path(), errno(13));
+    let causes = std::iter::successors(std::error::Error::source(&error), |cause| cause.source());
+    let said: Vec<i32> = causes
+        .filter_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error())
+        .collect();
+    assert_eq!(said, [13]);
+}
+
+#[test]
 fn access_is_checked_before_it_matters() {
     let (_root, share) = share();
     assert!(share.check_access().is_err(), "no directory");

@@ -1,12 +1,13 @@
 //! The test-and-set as a key of an etcd cluster, for pairs without shared storage.
 //!
-//! `ftvm/GUEST/generation` holds the newest record. A swap is a transaction that writes the next one if the key's revision
-//! is still the one that was read. Revisions count all writes to the store and never come back, so a transaction that was
-//! long on its way finds another revision and does nothing. Reads go through a majority. The answer to a transaction is not
-//! believed, and the key is read again instead. Members are asked in turn, and all must belong to one cluster.
+//! `ftvm/GUEST/generation` holds the newest record. A swap is a transaction that writes the next one if the key's
+//! revision is still the one that was read. Revisions count all writes to the store and never come back, so a
+//! transaction that was long on its way finds another revision and does nothing. Reads go through a majority. The
+//! answer to a transaction is not believed, and the key is read again instead. Members are asked in turn, and all must
+//! belong to one cluster.
 //!
-//! What a claim rests on is etcd's promise: a majority of members keep what they have confirmed. A cluster restored from a
-//! backup has forgotten the latest generations, and must not be used by guests that run.
+//! What a claim rests on is etcd's promise: a majority of members keep what they have confirmed. A cluster restored
+//! from a backup has forgotten the latest generations, and must not be used by guests that run.
 
 mod endpoint;
 mod wire;
@@ -24,8 +25,8 @@ use self::wire::{EtcdAnswerError, KeyVersion, MemberAnswer};
 use super::register::{self, GenerationRegister, Started, check_id, check_name, check_nonce, foreign, no_nonce};
 use super::{Arbiter, ArbiterError, ClaimOutcome, GenerationRecord, TestAndSet};
 
-/// For one request to one member, from the connection to the end of the answer. A cluster that elects a leader needs one to
-/// two seconds.
+/// For one request to one member, from the connection to the end of the answer. A cluster that elects a leader needs
+/// one to two seconds.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// For the connection alone, so that a host that is down is passed over sooner.
@@ -117,7 +118,7 @@ impl MemberError {
 
 /// A generation register in an etcd cluster (3.4 or later) without authentication and TLS.
 #[derive(Debug)]
-pub struct Etcd {
+pub(super) struct Etcd {
     /// Where its members listen, 1 to [`ENDPOINTS`] of them.
     endpoints: Vec<Endpoint>,
     guest: String,
@@ -132,8 +133,9 @@ impl Etcd {
     /// The register of `guest` in the cluster with these members. Asks nobody yet.
     ///
     /// # Errors
-    /// When `guest` is no plain name: 1 to 64 letters, digits, `.`, `-` or `_`, not beginning with a dot; or without members.
-    pub fn new(endpoints: Vec<Endpoint>, guest: &str) -> Result<Self, ArbiterError> {
+    /// When `guest` is no plain name: 1 to 64 letters, digits, `.`, `-` or `_`, not beginning with a dot; or without
+    /// members.
+    pub(super) fn new(endpoints: Vec<Endpoint>, guest: &str) -> Result<Self, ArbiterError> {
         check_name("guest", guest)?;
         if endpoints.is_empty() || endpoints.len() > ENDPOINTS {
             let error = EtcdError::Endpoints(endpoints.len());
@@ -143,7 +145,8 @@ impl Etcd {
             .timeout_global(Some(TIMEOUT))
             .timeout_connect(Some(CONNECT))
             .max_response_header_size(HEADER_BYTES)
-            // A status is looked at in `ask_one`. A redirection is not followed: it would lead to something else than etcd.
+            // A status is looked at in `ask_one`. A redirection is not followed: it would lead to something else than
+            // etcd.
             .http_status_as_error(false)
             .max_redirects(0)
             .max_redirects_will_error(false)

@@ -1,8 +1,8 @@
 //! Requests to etcd's JSON gateway and its answers, as bytes (etcd, `api/etcdserverpb/rpc.proto`; the gateway's JSON is
 //! protobuf's: bytes in base64, 64-bit numbers in quotes, fields with their zero value left out).
 //!
-//! Since zero values are left out, `{}` would say "no such key", and something that is not etcd might answer so. Every answer
-//! must therefore have a header with a cluster and a revision, which etcd's always has.
+//! Since zero values are left out, `{}` would say "no such key", and something that is not etcd might answer so. Every
+//! answer must therefore have a header with a cluster and a revision, which etcd's always has.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

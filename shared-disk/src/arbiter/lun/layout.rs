@@ -6,9 +6,9 @@
 //! block 2 + 2 i    nonce of slot i: kind "FTVMNONC", the nonce's name, the nonce; all zero: none
 //! ```
 //!
-//! There are 64 slots. They are given out from the first on and never taken back, so all free ones lie behind the used ones,
-//! and two hosts that start a guest of the same name meet in the same slot. Every block that is not all zero has this form
-//! in its first 512 bytes, with little-endian numbers, and zeros after them:
+//! There are 64 slots. They are given out from the first on and never taken back, so all free ones lie behind the used
+//! ones, and two hosts that start a guest of the same name meet in the same slot. Every block that is not all zero has
+//! this form in its first 512 bytes, with little-endian numbers, and zeros after them:
 //!
 //! ```text
 //! 0..8 kind    8..10 length n of the name    10..12 length m of the content

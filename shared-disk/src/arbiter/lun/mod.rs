@@ -1,13 +1,14 @@
 //! The test-and-set as a block of a SCSI device that both hosts see.
 //!
-//! COMPARE AND WRITE (SBC-3, 5.3) replaces one logical block if it still holds what was read, and the device itself sees to
-//! it that nothing comes between. Cluster file systems use it to the same end, and every array that serves them has it. A
-//! guest's record lies in one block ([`layout`]), which is replaced and never emptied, so a claim that was long on its way
-//! finds another content and does nothing. The device's answer is not believed, and the block is read again instead.
+//! COMPARE AND WRITE (SBC-3, 5.3) replaces one logical block if it still holds what was read, and the device itself
+//! sees to it that nothing comes between. Cluster file systems use it to the same end, and every array that serves them
+//! has it. A guest's record lies in one block ([`layout`]), which is replaced and never emptied, so a claim that was
+//! long on its way finds another content and does nothing. The device's answer is not believed, and the block is read
+//! again instead.
 //!
-//! The device is ftvm's alone. A zeroed one is taken into use by the first start. One with any other content is refused, and
-//! not written to. Commands bypass the host's page cache (`crate::scsi`). Each call opens the device anew, because a path
-//! that was lost comes back as another device, and no call succeeds before the block is stable.
+//! The device is ftvm's alone. A zeroed one is taken into use by the first start. One with any other content is
+//! refused, and not written to. Commands bypass the host's page cache (`crate::scsi`). Each call opens the device anew,
+//! because a path that was lost comes back as another device, and no call succeeds before the block is stable.
 
 mod error;
 mod layout;
@@ -67,8 +68,8 @@ impl BlockDevice for ScsiDevice {
 
 type Opener = dyn Fn() -> Result<Box<dyn BlockDevice>, ScsiError> + Send + Sync;
 
-/// A generation register on a SCSI disk, or a partition of one, that is ftvm's alone. It has room for 64 guests, which keep
-/// their place. Needs CAP_SYS_RAWIO, and at least 2 MiB.
+/// A generation register on a SCSI disk, or a partition of one, that is ftvm's alone. It has room for 64 guests, which
+/// keep their place. Needs CAP_SYS_RAWIO, and at least 2 MiB.
 pub struct SharedLun {
     path: PathBuf,
     guest: String,
@@ -220,7 +221,8 @@ impl Arbiter for SharedLun {
         Ok(GenerationRegister::newest(self)?.0)
     }
 
-    /// Replaces the guest's nonce block by itself, for the device may not know COMPARE AND WRITE, or be write-protected.
+    /// Replaces the guest's nonce block by itself, for the device may not know COMPARE AND WRITE, or be
+    /// write-protected.
     fn check_access(&self) -> Result<(), ArbiterError> {
         let table = self.formatted()?;
         let block = table.nonce_block()?;

@@ -68,8 +68,8 @@ impl<'a> SlotTable<'a> {
         }
     }
 
-    /// Whether no block of a device in use is damaged. COMPARE AND WRITE is atomic against others of its kind, but a READ at
-    /// the same time may bring a block that is half written (seen with LIO). That passes at once.
+    /// Whether no block of a device in use is damaged. COMPARE AND WRITE is atomic against others of its kind, but a
+    /// READ at the same time may bring a block that is half written (seen with LIO). That passes at once.
     pub(super) fn is_sound(&self) -> bool {
         let sound = |block: u64| {
             let kind = if block % 2 == 1 {

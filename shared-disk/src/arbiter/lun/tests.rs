@@ -190,7 +190,8 @@ fn guests_have_places_of_their_own_as_long_as_there_are_any() {
 #[test]
 fn a_foreign_device_is_refused_and_never_written() {
     let last = (2 << 20) - 1;
-    // Boot sector, LVM label, ext4's and btrfs's superblocks, the last byte looked at in front, the first behind, the end.
+    // Boot sector, LVM label, ext4's and btrfs's superblocks, the last byte looked at in front, the first behind, the
+    // end.
     for at in [0, 512, 1080, 65_600, (1 << 20) - 1, (2 << 20) - (128 << 10), last] {
         let disk = Disk::new(512, 2);
         disk.set(at, &[1]);

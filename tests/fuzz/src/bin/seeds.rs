@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use ftvm_fuzz::platform;
 use ftvm_hypervisor::DeliveryMode;
-use ftvm_hypervisor::scripted::{Program, ScriptedCpu};
+use ftvm_hypervisor::scripted::{Script, ScriptedCpu};
 use ftvm_machine::config::{GuestKind, MachineConfig};
 use ftvm_machine::machine::{Machine, allocate_memory};
 use ftvm_schema::entry::{Digest, EndReason, OutputSeq};
@@ -103,6 +103,10 @@ fn all() -> Vec<(&'static str, Seeds)> {
             ("keys", &[0, 0, 0, 1, 0, 0, 0, 8, 1, 2, 3, 4, 5, 6, 7, 8]),
             ("sense", &[2, 0, 0, 0x70, 0, 6, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x29, 0]),
         ])),
+        ("control_request", plain(&[
+            ("status", br#"{"request":"status"}"#),
+            ("power-off", br#"{"request":"power-off"}"#),
+        ])),
         (
             "options",
             plain(&[
@@ -129,7 +133,7 @@ fn golden() -> impl Iterator<Item = (String, u8, Vec<u8>)> {
     })
 }
 
-/// As the targets `frames` and `log_file` take their scripts apart.
+/// As the targets `frames` and `log_file` take their tapes apart.
 fn framed(kind: u8, payload: &[u8]) -> Vec<u8> {
     let len = u16::try_from(payload.len())
         .expect("golden frames are short")
@@ -144,7 +148,7 @@ fn frames() -> Seeds {
 }
 
 fn log_files() -> Seeds {
-    use logging_channel::file::{RecordingEnd, FileHeader, LogWriter, Verify};
+    use logging_channel::file::{FileHeader, LogWriter, RecordingEnd, Verify};
     let header = FileHeader {
         version: logging_channel::message::PROTOCOL_VERSION,
         created_unix_ns: 1,
@@ -168,7 +172,7 @@ fn log_files() -> Seeds {
     let bytes = fs::read(&path).expect("the file was written");
     let _ = fs::remove_file(path);
     // The same for the target that seals frames itself: their kinds by place in its list.
-    let mut script = Vec::new();
+    let mut tape = Vec::new();
     let mut rest = bytes.as_slice();
     while let Some(head) = rest.get(..24) {
         let len = usize::from(u16::from_le_bytes([head[5], head[6]]));
@@ -178,15 +182,15 @@ fn log_files() -> Seeds {
             0x07 => 2,
             _ => 4,
         };
-        script.extend(framed(kind, &rest[24..24 + len]));
+        tape.extend(framed(kind, &rest[24..24 + len]));
         if kind == 1 {
             for (_, _, payload) in golden().filter(|(name, kind, _)| *kind == 7 && name.starts_with("entry")) {
-                script.extend(framed(2, &payload));
+                tape.extend(framed(2, &payload));
             }
         }
         rest = &rest[24 + len..];
     }
-    vec![("written".into(), bytes), ("script".into(), script)]
+    vec![("written".into(), bytes), ("tape".into(), tape)]
 }
 
 fn config() -> MachineConfig {
@@ -198,7 +202,7 @@ fn config() -> MachineConfig {
 fn state_records() -> Seeds {
     let config = config();
     let memory = allocate_memory(config.memory).expect("RAM for a test");
-    let cpu = ScriptedCpu::new(&memory, Arc::new(Program::random(1, 40)), DeliveryMode::None);
+    let cpu = ScriptedCpu::new(&memory, Arc::new(Script::random(1, 40)), DeliveryMode::None);
     let mut machine = Machine::new(&config, memory, cpu).expect("a valid configuration");
     let checkpoint = machine.checkpoint().expect("a new machine stands at an exit").0;
     vec![
@@ -331,7 +335,7 @@ fn linux_images() -> Seeds {
 /// Names in the smallest table that is taken for one: a marker's worth.
 const NAMES: usize = 256;
 
-/// A table as scripts/kallsyms.c writes it, in the order before Linux 6.4; all symbols are at the kernel's base.
+/// A table as tapes/kallsyms.c writes it, in the order before Linux 6.4; all symbols are at the kernel's base.
 fn kallsyms() -> Vec<u8> {
     let align = |table: &mut Vec<u8>| table.resize(table.len().next_multiple_of(8), 0);
     let mut table = vec![0; 4 * NAMES];

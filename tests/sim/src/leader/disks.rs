@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 
 use ftvm_roles::disks::DiskShell;
-use ftvm_roles::primary::{Effect, UnderWay};
+use ftvm_roles::primary::{LateEffect, UnderWay};
 use ftvm_schema::request::{DiskOp, DiskRequest};
 
 use super::super::checks::SAME_BYTES;
@@ -97,7 +97,11 @@ impl Side {
             env.reach(Point::DiskStart, common.id);
             let under_way = UnderWay {
                 disk: request.disk,
-                effect: if is_write { Effect::Lands } else { Effect::Nothing },
+                effect: if is_write {
+                    LateEffect::Lands
+                } else {
+                    LateEffect::Nothing
+                },
                 since_ns: env.local(common.host),
             };
             hands.under_way.push((request.id, under_way));

@@ -26,14 +26,14 @@ const UNSAFE_FILES: Exceptions = &[
     ("vmm/host/src/lease_guard.rs", "a timer that moves between threads"),
     ("vmm/host/src/net/tap.rs", "ioctl(TUNSETIFF)"),
     (
-        "vmm/hypervisor/src/scripted/mod.rs",
+        "vmm/hypervisor/src/scripted/execute.rs",
         "stores past the dirty bitmap, as a vCPU does",
     ),
     ("vmm/hypervisor/kvm/src/kick.rs", "the signal that interrupts a vCPU"),
-    ("vmm/hypervisor/kvm/src/lib.rs", "KVM"),
     ("vmm/hypervisor/kvm/src/run_page.rs", "the page that the kernel shares"),
     ("vmm/hypervisor/kvm/src/selftest/programs.rs", "programs in assembly"),
     ("vmm/hypervisor/kvm/src/state.rs", "KVM"),
+    ("vmm/hypervisor/kvm/src/vcpu/mod.rs", "KVM"),
     ("vmm/hypervisor/kvm/src/vm.rs", "KVM"),
 ];
 

@@ -14,29 +14,15 @@ const UNUSED: Exceptions = &[
 ];
 
 const SHARED_NAMES: Exceptions = &[
-    ("Access", OLD),
     ("Action", OLD),
-    ("Console", OLD),
-    ("Copies", OLD),
-    ("DiskReads", OLD),
     ("Effect", OLD),
     ("Ended", OLD),
     ("Failure", OLD),
-    ("Finding", OLD),
     ("Horizon", OLD),
-    ("Input", OLD),
-    ("Interrupts", OLD),
     ("Life", OLD),
     ("Marks", OLD),
-    ("Offer", OLD),
-    ("Program", OLD),
-    ("Reply", OLD),
-    ("Role", OLD),
-    ("Sink", OLD),
     ("Stage", OLD),
     ("Standing", OLD),
-    ("Step", OLD),
-    ("Verdict", OLD),
 ];
 
 /// Code of the program and of what tests it from outside, without what crates have for their own tests.

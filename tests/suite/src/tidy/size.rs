@@ -11,12 +11,6 @@ const FILE: usize = 450;
 const FUNCTION: usize = 60;
 
 const LONG_FILES: Exceptions = &[
-    ("logging-channel/src/codec/entries.rs", OLD),
-    ("logging-channel/src/transport.rs", OLD),
-    ("vmm/hypervisor/kvm/src/selftest/checks.rs", OLD),
-    ("vmm/hypervisor/kvm/src/selftest/mod.rs", OLD),
-    ("vmm/hypervisor/src/scripted/mod.rs", OLD),
-    ("vmm/machine/src/machine/mod.rs", OLD),
     ("vmm/roles/src/backup/mod.rs", OLD),
     ("vmm/roles/src/link/primary.rs", OLD),
     ("vmm/roles/src/live/mod.rs", OLD),
@@ -26,23 +20,12 @@ const LONG_FILES: Exceptions = &[
 ];
 
 const LONG_FUNCTIONS: Exceptions = &[
-    ("logging-channel/src/codec/encoder.rs::message", OLD),
-    ("logging-channel/src/flow/acks.rs::check", OLD),
-    ("vmm/machine/src/machine/mod.rs::handle", OLD),
     ("vmm/src/run/pair.rs::primary", OLD),
     ("vmm/src/run/protect.rs::go_live", OLD),
     ("vmm/src/run/protect.rs::protect", OLD),
 ];
 
 const TEXT_ERRORS: Exceptions = &[
-    ("logging-channel/src/session/run.rs", OLD),
-    ("vmm/hypervisor/kvm/src/selftest/mod.rs", OLD),
-    ("vmm/machine/src/audit/cpio.rs", OLD),
-    ("vmm/machine/src/audit/mod.rs", OLD),
-    ("vmm/machine/src/boot/elf.rs", OLD),
-    ("vmm/machine/src/boot/linux/cmdline.rs", OLD),
-    ("vmm/machine/src/boot/mod.rs", OLD),
-    ("vmm/machine/src/config.rs", OLD),
     ("vmm/roles/src/copies.rs", OLD),
     ("vmm/roles/src/following.rs", OLD),
     ("vmm/roles/src/operation.rs", OLD),

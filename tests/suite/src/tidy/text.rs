@@ -35,9 +35,9 @@ fn piece(before: Option<char>, rest: &str) -> (Piece, usize) {
             return (Piece::Literal, (until(&end, begin) + end.len()).min(rest.len()));
         }
     }
-    if rest.starts_with('"') {
+    if let Some(inner) = rest.strip_prefix('"') {
         let mut escaped = false;
-        let end = rest[1..].char_indices().find(|(_, c)| {
+        let end = inner.char_indices().find(|(_, c)| {
             let ends = *c == '"' && !escaped;
             escaped = *c == '\\' && !escaped;
             ends

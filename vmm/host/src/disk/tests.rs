@@ -130,7 +130,7 @@ fn what_a_thread_is_at_is_seen_from_outside() {
     under_way.sort_by_key(|request| request.effect);
     assert_eq!(
         under_way.iter().map(|request| request.effect).collect::<Vec<_>>(),
-        [Effect::Nothing, Effect::Lands]
+        [LateEffect::Nothing, LateEffect::Lands]
     );
     assert!(
         under_way

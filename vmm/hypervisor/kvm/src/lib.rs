@@ -29,4 +29,3 @@ mod vm;
 
 pub use state::KvmState;
 pub use vcpu::{KvmCpu, PageTableRefresh};
-pub use vm::TSS_ADDRESS;

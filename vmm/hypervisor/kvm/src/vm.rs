@@ -24,7 +24,7 @@ ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
 
 /// Three pages that KVM needs on Intel CPUs, below the 4 GiB border where no guest RAM or device may be (KVM API,
 /// KVM_SET_TSS_ADDR). The page below it is KVM's identity map.
-pub const TSS_ADDRESS: u64 = 0xfffb_d000;
+const TSS_ADDRESS: u64 = 0xfffb_d000;
 
 /// MSRs whose reads and writes leave to user space though KVM knows them: they show the host's time.
 /// IA32_TIME_STAMP_COUNTER, then IA32_MPERF and IA32_APERF.

@@ -34,7 +34,7 @@ fn history(cpu: &mut ScriptedCpu, exits: u64, answer: impl Fn(u64) -> u8, interr
                 cpu.run().unwrap()
             }
         };
-        if !exit.is_numbered() {
+        if matches!(exit, Exit::Interrupted | Exit::Terminal(_)) {
             continue;
         }
         number += 1;

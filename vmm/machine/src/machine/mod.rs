@@ -5,11 +5,11 @@
 //! leaves the guest piles up as [`Output`]s. So recording, replaying, the primary and the backup drive the same code
 //! (DESIGN, "The four ideas").
 
-pub mod clock;
+mod clock;
 mod error;
 mod exit;
 pub mod intervention;
-pub mod linux;
+pub(crate) mod linux;
 mod outgoing;
 pub mod pages;
 mod record_error;

@@ -11,7 +11,7 @@ use super::{Action, END_WAIT, Phase, Primary, Writes};
 
 /// Why the next generation is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Cause {
+pub(super) enum ClaimReason {
     /// The backup is taken for dead.
     Lost,
     /// It has been dismissed, and has said its last word.
@@ -27,7 +27,7 @@ impl Primary {
             self.phase,
             Phase::HandedOver { .. }
                 | Phase::Claiming {
-                    cause: Cause::HandedOver,
+                    cause: ClaimReason::HandedOver,
                     ..
                 }
         );
@@ -76,7 +76,7 @@ impl Primary {
             }
             ClaimOutcome::Lost { generation, .. } => {
                 self.phase = Phase::Over { writes: Writes::NotNow };
-                if cause == Cause::HandedOver {
+                if cause == ClaimReason::HandedOver {
                     return self.handed_over(Generation(*generation), actions);
                 }
                 let why = format!(
@@ -94,18 +94,18 @@ impl Primary {
     }
 
     /// The generation is this side's alone again.
-    fn won(&mut self, cause: Cause, actions: &mut Vec<Action>) {
+    fn won(&mut self, cause: ClaimReason, actions: &mut Vec<Action>) {
         self.go_on(actions);
         let (state, answer) = match cause {
-            Cause::Lost => (
+            ClaimReason::Lost => (
                 "the backup is lost; running on alone",
                 Err("the backup was lost meanwhile; the guest goes on here alone".to_owned()),
             ),
-            Cause::HandedOver => (
+            ClaimReason::HandedOver => (
                 "the backup has not taken over; running on alone",
                 Err("the backup was lost before it took over; the guest goes on here alone".to_owned()),
             ),
-            Cause::Dismissed => ("the backup has been dismissed; running on alone", Ok(())),
+            ClaimReason::Dismissed => ("the backup has been dismissed; running on alone", Ok(())),
         };
         self.report_state(state, actions);
         match self.asked {
@@ -140,10 +140,10 @@ impl Primary {
     /// The backup is lost; going on alone needs the test-and-set (PROTOCOL 11, 19).
     pub(super) fn suspect(&mut self, now: u64, reason: String, actions: &mut Vec<Action>) {
         let cause = if matches!(self.phase, Phase::HandedOver { .. }) {
-            Cause::HandedOver
+            ClaimReason::HandedOver
         } else {
             self.go_on(actions);
-            Cause::Lost
+            ClaimReason::Lost
         };
         actions.push(Action::Report(Event::Suspected { reason }));
         self.ask(now, cause, actions);
@@ -151,11 +151,11 @@ impl Primary {
 
     /// The backup that was dismissed has said its last word: it never goes live (PROTOCOL 27).
     pub(super) fn move_on(&mut self, now: u64, actions: &mut Vec<Action>) {
-        self.ask(now, Cause::Dismissed, actions);
+        self.ask(now, ClaimReason::Dismissed, actions);
     }
 
     /// Asks for the next generation.
-    pub(super) fn ask(&mut self, now: u64, cause: Cause, actions: &mut Vec<Action>) {
+    pub(super) fn ask(&mut self, now: u64, cause: ClaimReason, actions: &mut Vec<Action>) {
         self.phase = Phase::Claiming { since: now, cause };
         actions.push(Action::Pace(0));
         actions.push(Action::StopLogging);

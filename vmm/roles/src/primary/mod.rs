@@ -24,12 +24,12 @@ use crate::host_event::Control;
 use ftvm_machine::machine::intervention::BootCell;
 use ftvm_machine::output::{HELD_BYTES, Output, OutputQueue};
 use joining::{Joining, Stage};
-use leaving::Cause;
+use leaving::ClaimReason;
 use operating::{HANDOVER_SILENCE, Joins, Leaving, Standing};
 use pair::Pair;
 
 pub use operating::Failure;
-pub use silence::{DISK_SILENCE, Effect, UnderWay};
+pub use silence::{DISK_SILENCE, LateEffect, UnderWay};
 
 /// A joining backup that shows no sign of life for this long while it takes the state is given up.
 const JOIN_SILENCE: u64 = 10_000_000_000;
@@ -118,7 +118,7 @@ enum Phase {
     /// The backup may go live at any time; nothing is released under this generation any more (PROTOCOL 28).
     HandedOver { since: u64 },
     /// I have asked for the next generation; final (PROTOCOL 11).
-    Claiming { since: u64, cause: Cause },
+    Claiming { since: u64, cause: ClaimReason },
     /// The process is about to end; whether nobody will carry on, so that writes in flight may land whenever they do.
     Over { writes: Writes },
 }
@@ -147,7 +147,7 @@ pub struct Primary {
     /// What this host no longer reaches.
     lost: BTreeSet<Path>,
     /// Disks that do not answer, and what may come of it.
-    silent: BTreeMap<u8, Effect>,
+    silent: BTreeMap<u8, LateEffect>,
     /// Until then it hands nothing over by itself: what is lost on both hosts would go to and fro.
     calm_until: u64,
 }
@@ -385,7 +385,7 @@ impl Primary {
             Phase::Paired(pair) if pair.ended.is_some() && pair.tracker.all_acked() => self.end_alone(now, actions),
             Phase::Paired(_) => self.suspect(now, format!("connection to the backup: {why}"), actions),
             // The storage knows what that means; it is no reason yet to take the backup for dead.
-            Phase::HandedOver { .. } => self.ask(now, Cause::HandedOver, actions),
+            Phase::HandedOver { .. } => self.ask(now, ClaimReason::HandedOver, actions),
             Phase::Alone | Phase::Claiming { .. } | Phase::Over { .. } => {}
         }
     }

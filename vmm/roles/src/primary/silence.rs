@@ -17,14 +17,14 @@ pub const DISK_SILENCE: u64 = 7_000_000_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnderWay {
     pub disk: u8,
-    pub effect: Effect,
+    pub effect: LateEffect,
     /// When it was begun: CLOCK_BOOTTIME in nanoseconds.
     pub since_ns: u64,
 }
 
 /// What a request does when it ends late.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Effect {
+pub enum LateEffect {
     /// Nothing that anybody sees: it reads, or flushes.
     Nothing,
     /// It writes.
@@ -35,7 +35,7 @@ impl Primary {
     /// Which requests are under way, at every tick. Says which disks do not answer, and hands the guest over where that helps
     /// and does no harm.
     pub fn disks_under_way(&mut self, now: u64, under_way: &[UnderWay], actions: &mut Vec<Action>) {
-        let mut silent: BTreeMap<u8, (Effect, u64)> = BTreeMap::new();
+        let mut silent: BTreeMap<u8, (LateEffect, u64)> = BTreeMap::new();
         for request in under_way {
             let age = now.saturating_sub(request.since_ns);
             if age >= DISK_SILENCE {
@@ -46,14 +46,14 @@ impl Primary {
         for disk in self.silent.keys().filter(|disk| !silent.contains_key(disk)) {
             actions.push(Action::Report(Event::DiskAnswers { disk: *disk }));
         }
-        let harmless = silent.values().all(|(effect, _)| *effect == Effect::Nothing);
+        let harmless = silent.values().all(|(effect, _)| *effect == LateEffect::Nothing);
         let hands_over = !silent.is_empty() && harmless && self.would_hand_over(now);
         for (disk, (effect, longest)) in &silent {
             if hands_over || self.silent.get(disk) != Some(effect) {
                 actions.push(Action::Report(Event::DiskSilent {
                     disk: *disk,
                     silent_ms: longest / 1_000_000,
-                    write: *effect == Effect::Lands,
+                    write: *effect == LateEffect::Lands,
                     hands_over,
                 }));
             }
@@ -75,7 +75,7 @@ impl Primary {
 
     /// A disk that does not answer a write, if there is one: no state can be saved before that has ended (PROTOCOL 17).
     pub(super) fn hanging_write(&self) -> Option<u8> {
-        let mut hanging = self.silent.iter().filter(|(_, effect)| **effect == Effect::Lands);
+        let mut hanging = self.silent.iter().filter(|(_, effect)| **effect == LateEffect::Lands);
         hanging.next().map(|(disk, _)| *disk)
     }
 }

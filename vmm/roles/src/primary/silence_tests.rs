@@ -10,7 +10,7 @@ use crate::host_event::Control;
 
 const NOW: u64 = 100_000 * MS;
 
-fn asked(disk: u8, effect: Effect, age: u64) -> UnderWay {
+fn asked(disk: u8, effect: LateEffect, age: u64) -> UnderWay {
     UnderWay {
         disk,
         effect,
@@ -54,7 +54,7 @@ fn a_disk_that_does_not_answer_a_read_hands_over_to_a_healthier_backup() {
         (false, DISK_SILENCE, (vec![(0, false, false)], false)),
     ] {
         let mut primary = pair_with(healthy);
-        let calls = [asked(0, Effect::Nothing, age)];
+        let calls = [asked(0, LateEffect::Nothing, age)];
         assert_eq!(looked(&mut primary, NOW, &calls), expected);
         assert_eq!(looked(&mut primary, NOW, &calls), (vec![], false), "said and done once");
     }
@@ -63,8 +63,8 @@ fn a_disk_that_does_not_answer_a_read_hands_over_to_a_healthier_backup() {
 #[test]
 fn a_write_that_may_still_land_keeps_the_guest_here() {
     let mut primary = pair_with(true);
-    let read = asked(0, Effect::Nothing, DISK_SILENCE);
-    let write = asked(1, Effect::Lands, DISK_SILENCE);
+    let read = asked(0, LateEffect::Nothing, DISK_SILENCE);
+    let write = asked(1, LateEffect::Lands, DISK_SILENCE);
     let said = vec![(0, false, false), (1, true, false)];
     assert_eq!(looked(&mut primary, NOW, &[read, write]), (said, false));
     assert_eq!(primary.silent_disks().collect::<Vec<_>>(), [0, 1]);
@@ -83,8 +83,8 @@ fn a_write_that_may_still_land_keeps_the_guest_here() {
 #[test]
 fn a_write_of_a_disk_that_was_only_read_is_said_too() {
     let mut primary = pair_with(false);
-    let read = asked(0, Effect::Nothing, DISK_SILENCE);
-    let write = asked(0, Effect::Lands, DISK_SILENCE);
+    let read = asked(0, LateEffect::Nothing, DISK_SILENCE);
+    let write = asked(0, LateEffect::Lands, DISK_SILENCE);
     assert_eq!(looked(&mut primary, NOW, &[read]), (vec![(0, false, false)], false));
     assert_eq!(
         looked(&mut primary, NOW, &[write, read]),
@@ -95,7 +95,7 @@ fn a_write_of_a_disk_that_was_only_read_is_said_too() {
 #[test]
 fn a_backup_that_recovers_takes_over_later() {
     let mut primary = pair_with(false);
-    let read = [asked(0, Effect::Nothing, DISK_SILENCE)];
+    let read = [asked(0, LateEffect::Nothing, DISK_SILENCE)];
     assert_eq!(looked(&mut primary, NOW, &read), (vec![(0, false, false)], false));
     let health = Message::Health(Health::default());
     primary.message(NOW, Generation(1), health, &mut Vec::new());
@@ -105,7 +105,7 @@ fn a_backup_that_recovers_takes_over_later() {
 #[test]
 fn a_handover_that_cannot_end_is_not_tried_again_at_once() {
     let mut primary = pair_with(true);
-    let read = [asked(0, Effect::Nothing, DISK_SILENCE)];
+    let read = [asked(0, LateEffect::Nothing, DISK_SILENCE)];
     assert!(looked(&mut primary, NOW, &read).1);
     primary.hold(output(at(200, 0), 0));
     let given_up = NOW + 5_001 * MS;
@@ -128,6 +128,6 @@ fn nobody_joins_while_a_write_may_still_land() {
         primary.disks_under_way(NOW, &[asked(0, effect, DISK_SILENCE)], &mut Vec::new());
         primary.may_join()
     };
-    assert!(look(&mut primary, Effect::Lands).is_err_and(|why| why.contains("disk 0 does not answer")));
-    assert_eq!(look(&mut primary, Effect::Nothing), Ok(()));
+    assert!(look(&mut primary, LateEffect::Lands).is_err_and(|why| why.contains("disk 0 does not answer")));
+    assert_eq!(look(&mut primary, LateEffect::Nothing), Ok(()));
 }

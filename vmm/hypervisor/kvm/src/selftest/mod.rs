@@ -168,16 +168,6 @@ impl Capabilities {
         })
     }
 
-    /// The best way of delivery that this host and one with `theirs` both have.
-    #[must_use]
-    pub fn common_delivery(&self, theirs: &[DeliveryMode]) -> DeliveryMode {
-        self.delivery_modes
-            .iter()
-            .copied()
-            .find(|mode| theirs.contains(mode))
-            .unwrap_or(DeliveryMode::None)
-    }
-
     /// The best way of delivery here.
     #[must_use]
     pub fn best_delivery(&self) -> DeliveryMode {
@@ -208,19 +198,6 @@ mod tests {
         assert!(found.checks[0].remedy.contains("nested host"));
         assert_eq!(found.best_delivery(), DeliveryMode::None);
         assert_eq!(found.page_table_refresh(), PageTableRefresh::ReplaceSlots);
-    }
-
-    #[test]
-    fn a_pair_delivers_in_the_best_way_that_both_have() {
-        use DeliveryMode::{None, Window, WindowStiStep};
-        let mut ours = Capabilities::without_kvm(&CpuError::Unsupported("".into()));
-        ours.delivery_modes = vec![Window, WindowStiStep, None];
-        assert_eq!(ours.common_delivery(&[WindowStiStep, None]), WindowStiStep);
-        assert_eq!(ours.common_delivery(&[Window, WindowStiStep, None]), Window);
-        assert_eq!(ours.common_delivery(&[None]), None);
-        assert_eq!(ours.common_delivery(&[]), None);
-        ours.delivery_modes = vec![WindowStiStep, None];
-        assert_eq!(ours.common_delivery(&[Window, None]), None);
     }
 
     #[test]

@@ -11,7 +11,7 @@ pub const CODE: u64 = 0x1_0000;
 /// Eight quadwords that handlers count in: 8 traps, 16 interrupts, 24 a running mix.
 pub const COUNTERS: u64 = 0x2_0000;
 /// Top of the stack that user code starts with.
-pub const USER_STACK: u64 = 0x1_f000;
+const USER_STACK: u64 = 0x1_f000;
 
 /// A program and its arguments' registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +100,7 @@ global_asm!(
     "ltr ax",
     "xor eax, eax",
     "push 0x2b",
-    "push 0x1f000", // USER_STACK
+    "push {user_stack}",
     "push r10",
     "push 0x33",
     "push r11",
@@ -326,6 +326,7 @@ global_asm!(
     "iretq",
     "ftvm_tiny_end:",
     ".popsection",
+    user_stack = const USER_STACK,
 );
 
 unsafe extern "C" {

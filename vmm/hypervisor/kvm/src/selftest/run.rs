@@ -4,7 +4,7 @@ use ftvm_hypervisor::profile::CpuProfile;
 use ftvm_hypervisor::{CpuError, DeliveryMode};
 
 use super::bench::VcpuBench;
-use super::checks::{self, RAM, Violation};
+use super::checks::{self, Deviation, RAM};
 use super::guest::Privilege;
 use super::{Capabilities, Check, CheckName, CheckVerdict};
 use crate::PageTableRefresh;
@@ -98,7 +98,7 @@ impl Capabilities {
         });
     }
 
-    pub(super) fn must_hold(&mut self, name: CheckName, found: Result<Violation, CpuError>, fine: &str, remedy: &str) {
+    pub(super) fn must_hold(&mut self, name: CheckName, found: Result<Deviation, CpuError>, fine: &str, remedy: &str) {
         match found {
             Ok(None) => self.note(name, CheckVerdict::Ok, fine.to_owned(), ""),
             Ok(Some(finding)) => self.note(name, CheckVerdict::Failed, finding, remedy),

@@ -1,6 +1,6 @@
 //! Guest memory: what the dirty log names, and page tables that the host writes.
 
-use super::{RAM, Violation};
+use super::{Deviation, RAM};
 use crate::PageTableRefresh;
 use crate::selftest::bench::VcpuBench;
 use crate::selftest::guest::{ArgumentRegisters, Privilege};
@@ -14,7 +14,7 @@ const SECOND: (u64, u32) = (0x60_0000, 0x2222_2222);
 const IDLE_RUNS: u32 = 200;
 
 /// Whether every page that changed between two looks was in the second, and every page that was not forgotten in between.
-pub fn dirty_log(bench: &mut VcpuBench, harvests: u32) -> Result<Violation, CpuError> {
+pub fn dirty_log(bench: &mut VcpuBench, harvests: u32) -> Result<Deviation, CpuError> {
     let (mut pages, mut left) = (Vec::new(), Vec::new());
     for privilege in [Privilege::Kernel, Privilege::User] {
         let mask = RAM as u64 / 2 - 1;
@@ -72,7 +72,7 @@ fn missed_page(before: &[u8], after: &[u8], harvested: &[u64]) -> Option<u64> {
 }
 
 /// Whether the vCPU sees page tables that the host has written, after a restore by `refresh`.
-pub fn host_page_tables(bench: &mut VcpuBench, refresh: PageTableRefresh) -> Result<Violation, CpuError> {
+pub fn host_page_tables(bench: &mut VcpuBench, refresh: PageTableRefresh) -> Result<Deviation, CpuError> {
     bench.cpu.set_page_table_refresh(refresh);
     for privilege in [Privilege::Kernel, Privilege::User] {
         for (address, value) in [FIRST, SECOND] {

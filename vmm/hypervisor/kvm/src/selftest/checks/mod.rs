@@ -33,11 +33,11 @@ pub enum OutRip {
     Behind,
 }
 
-/// A violated expectation, in words; `None` if all is well.
-pub type Violation = Option<String>;
+/// What deviates from the expectation, in words; `None` if all is well.
+pub type Deviation = Option<String>;
 
 /// Whether windows open at the same instruction every time in `mode`, both behind `sti` and behind `popf`.
-pub fn window(bench: &mut VcpuBench, mode: DeliveryMode, rounds: u32) -> Result<Violation, CpuError> {
+pub fn window(bench: &mut VcpuBench, mode: DeliveryMode, rounds: u32) -> Result<Deviation, CpuError> {
     bench.cpu.set_delivery_mode(mode);
     let cases = [
         (TinyProgram::WindowSti, Label::WindowAfterStore),
@@ -125,7 +125,7 @@ pub fn kernel_speed(bench: &mut VcpuBench) -> Result<(Duration, bool), CpuError>
 }
 
 /// Whether guests see the CPUID table they were given.
-pub fn cpuid(bench: &mut VcpuBench, profile: &CpuProfile) -> Result<Violation, CpuError> {
+pub fn cpuid(bench: &mut VcpuBench, profile: &CpuProfile) -> Result<Deviation, CpuError> {
     for expected in profile
         .cpuid
         .iter()

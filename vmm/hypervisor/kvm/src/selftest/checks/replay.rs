@@ -1,6 +1,6 @@
 //! What replay stands on: equal exits with equal registers and memory, state that can be moved, exits in parts.
 
-use super::{RAM, Violation};
+use super::{Deviation, RAM};
 use crate::selftest::bench::VcpuBench;
 use crate::selftest::guest::{ArgumentRegisters, Interrupts, MMIO, Privilege, TABLE, VECTOR};
 use crate::selftest::programs::TinyProgram;
@@ -13,7 +13,7 @@ use ftvm_schema::entry::RegisterFile;
 const MOST_FRAGMENTS: usize = 16;
 
 /// Whether a vCPU saved at a kick and restored into another VM comes to the same result, `times` times.
-pub fn save_restore(bench: &mut VcpuBench, profile: &CpuProfile, times: u32) -> Result<Violation, CpuError> {
+pub fn save_restore(bench: &mut VcpuBench, profile: &CpuProfile, times: u32) -> Result<Deviation, CpuError> {
     for (program, privilege) in [
         (TinyProgram::Mix, Privilege::Kernel),
         (TinyProgram::MixSse, Privilege::User),
@@ -99,7 +99,7 @@ impl Mix {
 }
 
 /// Whether an access that takes several exits gives them one by one, each by completing the one before it.
-pub fn fragments(bench: &mut VcpuBench) -> Result<Violation, CpuError> {
+pub fn fragments(bench: &mut VcpuBench) -> Result<Deviation, CpuError> {
     let out = |port| Exit::PortWrite {
         port,
         size: 1,
@@ -170,7 +170,7 @@ struct Step {
 ///
 /// The first run decides what is answered and when an interrupt comes, the second does the same at the same exits; kicks
 /// fall differently in both.
-pub fn exit_replay(profile: &CpuProfile, privilege: Privilege, exits: u32, seed: u64) -> Result<Violation, CpuError> {
+pub fn exit_replay(profile: &CpuProfile, privilege: Privilege, exits: u32, seed: u64) -> Result<Deviation, CpuError> {
     let mut recorded = Vec::new();
     let mut memory = Vec::new();
     for run in 0..2 {

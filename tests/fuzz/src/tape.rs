@@ -1,16 +1,16 @@
 //! Arbitrary bytes as a list of things to do.
 
-/// Numbers and byte strings, taken from the front; what is missing at the end is zero, so that every input is a script.
+/// Numbers and byte strings, taken from the front; what is missing at the end is zero, so that every input is a tape.
 #[derive(Clone, Copy, Debug)]
-pub struct Script<'a> {
+pub struct Tape<'a> {
     rest: &'a [u8],
 }
 
-impl<'a> Script<'a> {
-    /// The script that `rest` is.
+impl<'a> Tape<'a> {
+    /// The tape that `rest` is.
     #[must_use]
     pub fn new(rest: &'a [u8]) -> Self {
-        Script { rest }
+        Tape { rest }
     }
 
     /// Whether nothing is left.
