@@ -7,7 +7,6 @@ use super::tree::{Part, tree};
 use super::{Exceptions, Files, OLD, is_product, judge};
 
 const UNUSED: Exceptions = &[
-    ("ANNOUNCE_AT", OLD),
     ("USER_STACK", OLD),
     ("acked_frame", OLD),
     ("common_delivery", OLD),
