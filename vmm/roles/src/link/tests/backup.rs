@@ -116,10 +116,8 @@ fn who_takes_nothing_in_speaks_acks_and_does_not_suspect() {
     link.step(BackupEvent::Link(frame(1, 101, BOUND)), &mut world);
     world.taken(|_| false);
     assert!(!link.takes_more());
-    let mut number = 0;
-    for _ in 0..8 * 8 {
+    for number in 1..=8 * 8 {
         world.later(D / 8);
-        number += 1;
         let heartbeat = Heartbeat {
             guest: 1,
             generation: G,
