@@ -11,7 +11,7 @@ use ftvm_kvm::selftest::Capabilities;
 use ftvm_machine::boot::Kernel;
 use ftvm_machine::output::Output;
 use ftvm_roles::clock::LiveClock;
-use ftvm_roles::live::{Live, LiveConfig, Marks, Sink, SinkError};
+use ftvm_roles::live::{Live, LiveConfig, MarkPolicy, Sink, SinkError};
 use ftvm_schema::entry::{LogEntry, Mark, Position};
 use ftvm_schema::record;
 use logging_channel::file::{Existing, FileHeader, LogWriter, Verify};
@@ -132,7 +132,7 @@ pub fn live(name: &str, cmdline: &str, exits: Option<u64>, log: Log, path: &Path
     };
     let settings = LiveConfig {
         patience: PATIENCE,
-        marks: Marks::EveryExits(MARK_EVERY),
+        marks: MarkPolicy::EveryExits(MARK_EVERY),
         checks: log == Log::Exit,
         max_exits: exits,
     };

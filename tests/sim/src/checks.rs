@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ftvm_machine::output::{Emission, Output};
-use ftvm_roles::following::Horizon;
+use ftvm_roles::following::Takeover;
 use ftvm_schema::entry::Position;
 
 use super::network::ProcId;
@@ -145,7 +145,7 @@ impl Checks {
     }
 
     /// A side becomes live at `horizon` with `made` outputs so far, and what `new` says is to be done first.
-    pub fn goes_live(&mut self, now: u64, by: ProcId, generation: u64, horizon: Position, made: u64, new: &Horizon) {
+    pub fn goes_live(&mut self, now: u64, by: ProcId, generation: u64, horizon: Position, made: u64, new: &Takeover) {
         if self.dismissed.contains(&by) {
             let what = format!("process {by} goes live under generation {generation} after its dismissal");
             self.fail(now, DISMISSED, what);

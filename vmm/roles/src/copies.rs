@@ -8,7 +8,7 @@
 use ftvm_schema::request::DiskRequest;
 
 /// This host's copies of the private disks. An error is a sentence; it makes this host useless as a backup (PROTOCOL 16).
-pub trait Copies: std::fmt::Debug {
+pub trait DiskCopies: std::fmt::Debug {
     /// Puts extents of a disk in their place, ahead of the state record: `content` as in
     /// [`Message::Blocks`](logging_channel::message::Message::Blocks).
     ///
@@ -48,7 +48,7 @@ pub trait Copies: std::fmt::Debug {
 #[derive(Clone, Copy, Debug)]
 pub struct NoCopies;
 
-impl Copies for NoCopies {
+impl DiskCopies for NoCopies {
     fn put(&mut self, disk: u8, _numbers: &[u64], _content: &[u8]) -> Result<(), String> {
         Err(format!("blocks of disk {disk} came, which is no private disk here"))
     }

@@ -11,8 +11,8 @@ use shared_disk::plan::{DiskPlan, Gate, PlanError, PlanLimits};
 use super::primary::{UnderWay, Writes};
 use ftvm_devices::{MAX_OUTSTANDING, MAX_OUTSTANDING_DATA};
 
-/// The hands of [`Disks`]. It counts the writes that have begun and are not over, and owns the fence: a timer that ends this
-/// process when the lease does. Whenever the last write is over, it disarms the fence itself, at that moment.
+/// The hands of [`Disks`]. It counts the writes that have begun and are not over, and owns the lease guard: a timer that ends this
+/// process when the lease does. Whenever the last write is over, it disarms the lease guard itself, at that moment.
 pub trait DiskShell {
     type Error: std::error::Error + 'static;
     /// A write is about to start: from here on it counts.
@@ -22,17 +22,17 @@ pub trait DiskShell {
     /// A write that began does not start after all.
     ///
     /// # Errors
-    /// The fence cannot be disarmed.
+    /// The lease guard cannot be disarmed.
     fn write_given_up(&mut self) -> Result<(), Self::Error>;
     /// This process is to end at CLOCK_BOOTTIME `deadline_ns`, unless all writes are over before. Nothing if none counts.
     ///
     /// # Errors
-    /// The fence cannot be armed.
+    /// The lease guard cannot be armed.
     fn arm(&mut self, deadline_ns: u64) -> Result<(), Self::Error>;
     /// Nobody else may write: no deadline any more.
     ///
     /// # Errors
-    /// The fence cannot be disarmed.
+    /// The lease guard cannot be disarmed.
     fn disarm(&mut self) -> Result<(), Self::Error>;
     /// Starts the I/O.
     ///
@@ -79,10 +79,10 @@ pub struct Disks<S> {
     plans: Vec<DiskPlan>,
     /// Requests whose turn in the plan has come, waiting for leave to write.
     ready: Vec<DiskRequest>,
-    /// Disks that nobody else reaches: what touches them waits for no ack, no lease and no fence.
+    /// Disks that nobody else reaches: what touches them waits for no ack, no lease and no lease guard.
     private: Vec<u8>,
-    /// What the fence was last told; while no write has begun since, it need not be told again.
-    fence: Option<Writes>,
+    /// What the lease guard was last told; while no write has begun since, it need not be told again.
+    guard: Option<Writes>,
 }
 
 impl<S: DiskShell> Disks<S> {
@@ -94,7 +94,7 @@ impl<S: DiskShell> Disks<S> {
             plans: (0..count).map(|_| DiskPlan::new(PlanLimits::default())).collect(),
             ready: Vec::new(),
             private: Vec::new(),
-            fence: None,
+            guard: None,
         }
     }
 
@@ -209,7 +209,7 @@ impl<S: DiskShell> Disks<S> {
         !self.ready.is_empty()
     }
 
-    /// Starts the requests whose turn has come. `writes` is asked after the fence is armed, right before each write
+    /// Starts the requests whose turn has come. `writes` is asked after the lease guard is armed, right before each write
     /// starts: the order of PROTOCOL 14.
     ///
     /// # Errors
@@ -225,7 +225,7 @@ impl<S: DiskShell> Disks<S> {
                 }
             } else if is_write {
                 self.shell.write_begins();
-                self.fence = None;
+                self.guard = None;
                 if let Writes::Until(deadline) = writes() {
                     self.shell.arm(deadline).map_err(DisksError::Shell)?;
                 }
@@ -244,9 +244,9 @@ impl<S: DiskShell> Disks<S> {
     /// The lease has been renewed, or there is none any more: writes in flight have longer to land.
     ///
     /// # Errors
-    /// If the fence fails.
-    pub fn extend_fence(&mut self, writes: Writes) -> Result<(), DisksError<S::Error>> {
-        if self.fence == Some(writes) {
+    /// If the lease guard fails.
+    pub fn extend_guard(&mut self, writes: Writes) -> Result<(), DisksError<S::Error>> {
+        if self.guard == Some(writes) {
             return Ok(());
         }
         let done = match writes {
@@ -254,7 +254,7 @@ impl<S: DiskShell> Disks<S> {
             Writes::Freely => self.shell.disarm(),
             Writes::NotNow | Writes::Settling => return Ok(()),
         };
-        self.fence = Some(writes);
+        self.guard = Some(writes);
         done.map_err(DisksError::Shell)
     }
 
@@ -276,7 +276,7 @@ mod tests {
     /// Hands that do everything at once.
     #[derive(Debug, Default)]
     struct Hands {
-        fenced: usize,
+        begun: usize,
         started: Vec<(u8, u64)>,
     }
 
@@ -284,7 +284,7 @@ mod tests {
         type Error = std::convert::Infallible;
 
         fn write_begins(&mut self) {
-            self.fenced += 1;
+            self.begun += 1;
         }
 
         fn writes(&self) -> usize {
@@ -361,12 +361,12 @@ mod tests {
         }
         assert_eq!(started(&mut disks, Writes::Settling), []);
         assert_eq!(started(&mut disks, Writes::NotNow), [(1, 0)], "no lease, no ack");
-        assert_eq!(disks.shell().fenced, 0);
+        assert_eq!(disks.shell().begun, 0);
         disks.release(&write(0, 0)).unwrap();
         assert_eq!(started(&mut disks, Writes::Settling), []);
         assert_eq!(started(&mut disks, Writes::NotNow), []);
         assert_eq!(started(&mut disks, Writes::Until(7)), [(0, 0)]);
-        assert!(disks.shell().fenced > 0);
+        assert!(disks.shell().begun > 0);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use ftvm_schema::entry::{EndReason, Input, LogEntry, OutputSeq, Position};
 use ftvm_schema::request::DiskRequest;
 
 use super::clock::LiveClock;
-use super::copies::Copies;
+use super::copies::DiskCopies;
 use super::replay::{DiskReader, ReplayError, Replayer};
 use ftvm_hypervisor::Cpu;
 use ftvm_machine::machine::Machine;
@@ -55,7 +55,7 @@ pub enum FollowReport {
 /// What a machine that goes live leaves to be done outside, in this order: requests issued again, outputs emitted again,
 /// entropy asked for again.
 #[derive(Debug)]
-pub struct Horizon {
+pub struct Takeover {
     pub requests: Vec<DiskRequest>,
     pub outputs: Vec<Output>,
     pub entropy: Option<u32>,
@@ -84,7 +84,7 @@ impl<C: Cpu> Following<C> {
 
     /// With private disks of its own.
     #[must_use]
-    pub fn with_copies(mut self, copies: Box<dyn Copies + Send>) -> Self {
+    pub fn with_copies(mut self, copies: Box<dyn DiskCopies + Send>) -> Self {
         self.replayer = self.replayer.with_copies(copies);
         self
     }
@@ -162,9 +162,9 @@ impl<C: Cpu> Following<C> {
 
     /// The machine at its horizon, what is to be done outside first, and the time it lives on with.
     #[must_use]
-    pub fn into_live(self) -> (Machine<C>, Horizon, LiveClock) {
+    pub fn into_live(self) -> (Machine<C>, Takeover, LiveClock) {
         let (machine, mut outputs) = self.replayer.into_live();
-        let horizon = Horizon {
+        let takeover = Takeover {
             requests: machine.chipset().outstanding_requests(),
             outputs: std::iter::from_fn(|| outputs.pop()).collect(),
             entropy: machine.chipset().entropy_wanted(),
@@ -175,7 +175,7 @@ impl<C: Cpu> Following<C> {
         if machine.paused() {
             clock.stop(machine.now());
         }
-        (machine, horizon, clock)
+        (machine, takeover, clock)
     }
 
     fn progress(&mut self, result: Result<(), ReplayError>) -> Progress {

@@ -12,7 +12,7 @@ use shared_disk::plan::Gate;
 
 use super::clone::Blocks;
 use super::disks::{DiskShell, Disks};
-use super::primary::{Action, Primary, UnderWay, Writes};
+use super::primary::{Primary, PrimaryAction, UnderWay, Writes};
 use super::terms::Terms;
 use ftvm_hypervisor::sequence::Sequence;
 
@@ -65,7 +65,7 @@ impl DiskShell for Shell {
     type Error = std::convert::Infallible;
 
     fn write_begins(&mut self) {
-        panic!("a private write needs no fence");
+        panic!("a private write needs no lease guard");
     }
 
     fn writes(&self) -> usize {
@@ -134,7 +134,7 @@ struct World {
     round: Option<Vec<u64>>,
     /// Copied and not written by the backup.
     on_the_way: VecDeque<(u64, Content)>,
-    owed: VecDeque<Action>,
+    owed: VecDeque<PrimaryAction>,
     granted: bool,
     late: bool,
 }
@@ -274,7 +274,7 @@ impl World {
         }
     }
 
-    fn call(&mut self, call: impl FnOnce(&mut Primary, &mut Vec<Action>)) {
+    fn call(&mut self, call: impl FnOnce(&mut Primary, &mut Vec<PrimaryAction>)) {
         let mut actions = Vec::new();
         call(&mut self.core, &mut actions);
         self.owed.extend(actions);
@@ -283,10 +283,12 @@ impl World {
     /// The oldest thing that the core wants done.
     fn act(&mut self) {
         match self.owed.pop_front() {
-            Some(Action::SendBlocks { blocks, .. }) => self.begin_round(blocks),
-            Some(Action::TakeDirty) => self.call(|core, actions| core.dirty(0, vec![], actions)),
-            Some(Action::SendPages { .. }) => self.call(|core, actions| core.pages_sent(0, BACKUP, 0, 0, actions)),
-            Some(Action::SaveState) => self.save(),
+            Some(PrimaryAction::SendBlocks { blocks, .. }) => self.begin_round(blocks),
+            Some(PrimaryAction::TakeDirty) => self.call(|core, actions| core.dirty(0, vec![], actions)),
+            Some(PrimaryAction::SendPages { .. }) => {
+                self.call(|core, actions| core.pages_sent(0, BACKUP, 0, 0, actions))
+            }
+            Some(PrimaryAction::SaveState) => self.save(),
             _ => {}
         }
     }
@@ -320,7 +322,7 @@ impl World {
         assert!(
             actions
                 .iter()
-                .any(|action| matches!(action, Action::Send(Message::Grant(_))))
+                .any(|action| matches!(action, PrimaryAction::Send(Message::Grant(_))))
         );
         self.granted = true;
         if self.plant != Plant::UnfinishedForgotten {

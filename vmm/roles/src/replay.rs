@@ -13,7 +13,7 @@ use ftvm_schema::request::DiskRequest;
 use logging_channel::chunk::{Assembler, ChunkError};
 use serde::Serialize;
 
-use super::copies::{Copies, NoCopies};
+use super::copies::{DiskCopies, NoCopies};
 use super::difference::{Difference, MarkDifference, OtherContents};
 use ftvm_hypervisor::Cpu;
 use ftvm_machine::machine::state::MAX_RECORD;
@@ -140,7 +140,7 @@ pub struct Replayer<C: Cpu> {
     checkpoint: Assembler,
     /// Outputs made here and not yet known to be released by the primary.
     unreleased: OutputQueue,
-    copies: Box<dyn Copies + Send>,
+    copies: Box<dyn DiskCopies + Send>,
     last_good: ExitSeq,
     /// Tells the time.
     now: fn() -> Instant,
@@ -200,13 +200,13 @@ impl<C: Cpu> Replayer<C> {
 
     /// With private disks of its own.
     #[must_use]
-    pub fn with_copies(mut self, copies: Box<dyn Copies + Send>) -> Self {
+    pub fn with_copies(mut self, copies: Box<dyn DiskCopies + Send>) -> Self {
         self.copies = copies;
         self
     }
 
     /// This host's copies of the private disks.
-    pub fn copies(&mut self) -> &mut dyn Copies {
+    pub fn copies(&mut self) -> &mut dyn DiskCopies {
         &mut *self.copies
     }
 

@@ -27,7 +27,7 @@ use ftvm_roles::clock::LiveClock;
 use ftvm_roles::disks::Disks;
 use ftvm_roles::event::clean_end;
 use ftvm_roles::exit_code::ExitCode;
-use ftvm_roles::live::{Live, LiveConfig, Marks, Sink, SinkError, Totals};
+use ftvm_roles::live::{Live, LiveConfig, MarkPolicy, Sink, SinkError, Totals};
 use ftvm_roles::primary::Writes;
 use ftvm_roles::replay::describe_end;
 
@@ -110,7 +110,7 @@ pub(super) fn run(args: &RecordArgs) -> Result<ExitCode, Failure> {
     watch_signals(&sender, args.seconds.map(Duration::from_secs))?;
     let live = LiveConfig {
         patience: Duration::from_millis(args.guest.patience),
-        marks: Marks::EveryExits(MARK_EVERY),
+        marks: MarkPolicy::EveryExits(MARK_EVERY),
         checks: args.verify == VerifyArg::Exit,
         max_exits: args.exits,
     };

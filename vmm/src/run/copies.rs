@@ -15,7 +15,7 @@ use super::marks::{Marks, MarksError};
 use ftvm_devices::{DiskSharing, PlatformConfig};
 use ftvm_host::option::DiskOption;
 use ftvm_host::reads::{ReadsError, insist};
-use ftvm_roles::copies::Copies;
+use ftvm_roles::copies::DiskCopies;
 
 /// Bytes written during a clone after which they are made stable: a message is then never long on its way, and little is
 /// left to do when the state is waited for.
@@ -217,7 +217,7 @@ pub fn agree(options: &[DiskOption], platform: &PlatformConfig) -> Result<(), Co
     Ok(())
 }
 
-impl Copies for PrivateDisks {
+impl DiskCopies for PrivateDisks {
     fn put(&mut self, disk: u8, numbers: &[u64], content: &[u8]) -> Result<(), String> {
         said(self.write_blocks(disk, numbers, content))
     }

@@ -17,9 +17,9 @@ use ftvm_hypervisor::Cpu;
 use ftvm_machine::machine::Machine;
 use ftvm_machine::machine::intervention::BootCell;
 use ftvm_roles::backup::Backup;
-use ftvm_roles::copies::Copies;
+use ftvm_roles::copies::DiskCopies;
 use ftvm_roles::event::Protection;
-use ftvm_roles::following::{FollowOrder, FollowReport, Following, Horizon};
+use ftvm_roles::following::{FollowOrder, FollowReport, Following, Takeover};
 use ftvm_roles::link::backup::{BackupEvent, BackupLink, Followed};
 use ftvm_roles::link::world::BackupWorld;
 use ftvm_roles::operation::Unprotected;
@@ -39,7 +39,7 @@ pub(super) enum ToFollower {
 pub(super) enum FromFollower {
     Report(FollowReport),
     /// At the horizon: what the new life must do first.
-    AtHorizon(Box<Horizon>),
+    AtHorizon(Box<Takeover>),
 }
 
 /// The vCPU thread of a backup, and the way to it.
@@ -70,7 +70,7 @@ pub(super) type BackupShell = Shell<Standing>;
 /// If the host has no thread to give.
 pub(super) fn start_follower<C: Cpu + 'static>(
     machine: Machine<C>,
-    copies: Box<dyn Copies + Send>,
+    copies: Box<dyn DiskCopies + Send>,
     disks: impl DiskReader + Send + 'static,
 ) -> Result<Follower, Failure> {
     // Unbounded here, bounded by what the link takes in before it is executed (roles::link::backup).
@@ -86,7 +86,7 @@ pub(super) fn start_follower<C: Cpu + 'static>(
 
 fn follow<C: Cpu>(
     machine: Machine<C>,
-    copies: Box<dyn Copies + Send>,
+    copies: Box<dyn DiskCopies + Send>,
     mut disks: impl DiskReader,
     orders: &crossbeam_channel::Receiver<ToFollower>,
     reports: &mpsc::UnboundedSender<FromFollower>,

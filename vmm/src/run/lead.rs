@@ -36,7 +36,7 @@ use ftvm_roles::event::Event;
 use ftvm_roles::exit_code::ExitCode;
 use ftvm_roles::host_event::HostEvent;
 use ftvm_roles::link::begin::Beginning;
-use ftvm_roles::link::ending::Ended;
+use ftvm_roles::link::ending::LinkEnd;
 use ftvm_roles::link::guest::Reins;
 use ftvm_roles::link::primary::{ANNOUNCE_EVERY, PrimaryEvent, PrimaryLink, SECOND};
 use ftvm_roles::link::world::{Call, ConnectionId, PrimaryWorld};
@@ -104,7 +104,7 @@ pub(super) async fn begin(
     if let Some(fencing) = shell.side.pending.fencing.take() {
         shell.side.outside.fenced(fencing).await?;
     }
-    link.fenced(shell)?;
+    link.disks_reserved(shell)?;
     Ok(link)
 }
 
@@ -151,7 +151,7 @@ fn interval(period: Duration) -> tokio::time::Interval {
 async fn end(mut shell: PrimaryShell, mut link: PrimaryLink<DiskThreads>) -> ExitCode {
     link.leave(&mut shell);
     shell.last_words().await;
-    let Ended { code, why, hands } = link.end(&mut shell);
+    let LinkEnd { code, why, hands } = link.end(&mut shell);
     if let Some(noting) = shell.side.pending.noting.take() {
         match tokio::time::timeout(END_NOTED, noting).await {
             Ok(Ok(Ok(()))) => {}
@@ -185,7 +185,7 @@ impl PrimaryWorld for PrimaryShell {
         self.side.outside.take_disks()
     }
 
-    fn fence(&mut self) {
+    fn reserve_disks(&mut self) {
         self.side.pending.fencing = Some(self.side.outside.fence_disks(self.me.0));
     }
 
@@ -203,7 +203,7 @@ impl PrimaryWorld for PrimaryShell {
         watch_signals(&self.side.events, None).map_err(OutsideError::Signals)
     }
 
-    fn open_door(&mut self) -> Result<(), OutsideError> {
+    fn listen_for_backups(&mut self) -> Result<(), OutsideError> {
         let own = self.side.door.open(&self.side.terms, &self.link)?;
         self.heartbeats.extend(own);
         Ok(())
@@ -271,7 +271,7 @@ impl PrimaryWorld for PrimaryShell {
         self.side.outside.want_entropy(len)
     }
 
-    fn let_out(&mut self, output: &Output) -> Result<Call, OutsideError> {
+    fn release(&mut self, output: &Output) -> Result<Call, OutsideError> {
         self.side.outside.emit(&output.emission).map(|_| Call::Over)
     }
 

@@ -11,7 +11,7 @@ use super::super::copies::PrivateDisks;
 use super::super::link::{Connection, connection_id, link_events};
 use super::*;
 use ftvm_devices::{DiskAccess, DiskConfig, DiskSharing, PlatformConfig};
-use ftvm_roles::copies::Copies as _;
+use ftvm_roles::copies::DiskCopies as _;
 
 const BACKUP: Incarnation = Incarnation(9);
 const G: Generation = Generation(3);

@@ -9,7 +9,7 @@ use ftvm_hypervisor::Cpu;
 use ftvm_machine::machine::Machine;
 use ftvm_roles::clock::LiveClock;
 use ftvm_roles::link::guest::{FromGuest, PairSink, Reins, ToLink, take_together};
-use ftvm_roles::live::{Live, LiveConfig, Marks};
+use ftvm_roles::live::{Live, LiveConfig, MarkPolicy};
 use ftvm_roles::terms::Terms;
 
 /// Batches that may wait for the link; a full queue stops the vCPU (PROTOCOL 9). A batch is one exit's worth, or a
@@ -79,7 +79,7 @@ impl Life {
 pub fn live<C: Cpu>(machine: Machine<C>, life: Life) {
     let config = LiveConfig {
         patience: life.patience,
-        marks: Marks::EveryFlush,
+        marks: MarkPolicy::EveryFlush,
         checks: false,
         max_exits: None,
     };

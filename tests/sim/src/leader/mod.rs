@@ -19,7 +19,7 @@ use ftvm_roles::link::begin::Beginning;
 use ftvm_roles::link::guest::{PairSink, Reins};
 use ftvm_roles::link::primary::{PrimaryEvent, PrimaryLink};
 use ftvm_roles::link::world::LinkEvent;
-use ftvm_roles::live::{Live, LiveConfig, Marks};
+use ftvm_roles::live::{Live, LiveConfig, MarkPolicy};
 use ftvm_roles::operation::Operation;
 use ftvm_roles::primary::Primary;
 use ftvm_roles::terms::Terms;
@@ -63,7 +63,7 @@ impl Leader {
         let sink = PairSink::new(said.clone(), reins.clone(), terms.disk_reads);
         let config = LiveConfig {
             patience: Duration::from_nanos(terms.patience_ns),
-            marks: Marks::EveryFlush,
+            marks: MarkPolicy::EveryFlush,
             checks: false,
             max_exits: None,
         };
@@ -152,7 +152,7 @@ impl Leader {
     pub fn fenced(&mut self, env: &mut Env, common: &mut Common) {
         env.reach(Point::Resume, common.id);
         self.side.fenced = true;
-        self.with_link(env, common, |link, world| link.fenced(world));
+        self.with_link(env, common, |link, world| link.disks_reserved(world));
         for request in std::mem::take(&mut self.side.unordered) {
             self.link.hands().start_unordered(request);
         }

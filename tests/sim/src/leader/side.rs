@@ -128,7 +128,7 @@ impl Side {
     pub fn next_said(&mut self, env: &mut Env, common: &Common, core: &Primary) -> Option<FromGuest> {
         let mut message = self.vcpu.said.next()?;
         match &mut message {
-            FromGuest::Batch { outputs, done, .. } => {
+            FromGuest::Batch { outputs, finished, .. } => {
                 if let Some(last) = outputs.iter().rfind(|output| output.emission.is_output()) {
                     self.outputs_made = last.seq.0 + 1;
                 }
@@ -145,7 +145,7 @@ impl Side {
                         }
                     }
                     Some(Plant::WriteBeforeRead) => {
-                        for end in done {
+                        for end in finished {
                             end.known = Known::Received;
                         }
                     }

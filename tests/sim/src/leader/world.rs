@@ -121,7 +121,7 @@ impl PrimaryWorld for SimWorld<'_> {
         Ok(Disks::new(SimDisks::default(), 1))
     }
 
-    fn fence(&mut self) {
+    fn reserve_disks(&mut self) {
         let delay = self.env.rng.delay(1, self.env.terms.storage.0);
         self.env.after(delay, self.common.id, What::Fenced);
     }
@@ -147,7 +147,7 @@ impl PrimaryWorld for SimWorld<'_> {
         Ok(())
     }
 
-    fn open_door(&mut self) -> Result<(), SimError> {
+    fn listen_for_backups(&mut self) -> Result<(), SimError> {
         Ok(())
     }
 
@@ -197,8 +197,8 @@ impl PrimaryWorld for SimWorld<'_> {
     fn tell(&mut self, event: HostEvent) -> Result<(), SimError> {
         let (env, common, side) = (&mut *self.env, &mut *self.common, &mut *self.side);
         match &event {
-            HostEvent::Control(Control::Stand) if env.plant == Some(Plant::ReleaseAfterHandover) => {
-                side.vcpu.said.ahead(FromGuest::Obeyed(Control::Stand));
+            HostEvent::Control(Control::StandStill) if env.plant == Some(Plant::ReleaseAfterHandover) => {
+                side.vcpu.said.ahead(FromGuest::Obeyed(Control::StandStill));
                 return Ok(());
             }
             HostEvent::DiskDone {
@@ -233,7 +233,7 @@ impl PrimaryWorld for SimWorld<'_> {
         unreachable!("the simulated guest asks for none");
     }
 
-    fn let_out(&mut self, output: &Output) -> Result<Call, SimError> {
+    fn release(&mut self, output: &Output) -> Result<Call, SimError> {
         let (env, common, side) = (&mut *self.env, &mut *self.common, &mut *self.side);
         let lease = side.lease_stands(env, common);
         env.checks

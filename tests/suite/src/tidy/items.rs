@@ -13,17 +13,7 @@ const UNUSED: Exceptions = &[
     ("is_numbered", OLD),
 ];
 
-const SHARED_NAMES: Exceptions = &[
-    ("Action", OLD),
-    ("Effect", OLD),
-    ("Ended", OLD),
-    ("Failure", OLD),
-    ("Horizon", OLD),
-    ("Life", OLD),
-    ("Marks", OLD),
-    ("Stage", OLD),
-    ("Standing", OLD),
-];
+const SHARED_NAMES: Exceptions = &[("Effect", OLD), ("Life", OLD)];
 
 /// Code of the program and of what tests it from outside, without what crates have for their own tests.
 fn code(files: &Files) -> BTreeMap<String, String> {

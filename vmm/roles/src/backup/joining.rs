@@ -7,11 +7,11 @@ use logging_channel::message::{Ack, BLOCKS_UNDER_WAY, Grant, Message};
 
 use super::super::event::{Event, Protection};
 use super::super::terms::Terms;
-use super::{Action, Backup, Phase};
+use super::{Backup, BackupAction, Phase};
 use ftvm_machine::machine::state::MAX_RECORD;
 
 impl Backup {
-    pub(super) fn pages(&mut self, now: u64, numbers: Vec<u64>, content: Vec<u8>, actions: &mut Vec<Action>) {
+    pub(super) fn pages(&mut self, now: u64, numbers: Vec<u64>, content: Vec<u8>, actions: &mut Vec<BackupAction>) {
         let Phase::Joining {
             loaded: false, last, ..
         } = &mut self.phase
@@ -19,11 +19,11 @@ impl Backup {
             return self.give_up("pages came after the state was complete".to_owned(), actions);
         };
         *last = now;
-        actions.push(Action::LoadPages { numbers, content });
+        actions.push(BackupAction::LoadPages { numbers, content });
         self.show_life(actions);
     }
 
-    pub(super) fn blocks(&mut self, now: u64, order: Action, actions: &mut Vec<Action>) {
+    pub(super) fn blocks(&mut self, now: u64, order: BackupAction, actions: &mut Vec<BackupAction>) {
         let Phase::Joining {
             loaded: false, last, ..
         } = &mut self.phase
@@ -40,12 +40,12 @@ impl Backup {
         actions.push(order);
     }
 
-    /// The vCPU thread has carried out the oldest [`Action::LoadBlocks`] or [`Action::FlushBlocks`].
-    pub fn blocks_written(&mut self, now: u64, actions: &mut Vec<Action>) {
+    /// The vCPU thread has carried out the oldest [`BackupAction::LoadBlocks`] or [`BackupAction::FlushBlocks`].
+    pub fn blocks_written(&mut self, now: u64, actions: &mut Vec<BackupAction>) {
         self.blocks.1 += 1;
         if let Phase::Joining { last, .. } = &mut self.phase {
             *last = now;
-            actions.push(Action::Send(Message::BlocksWritten {
+            actions.push(BackupAction::Send(Message::BlocksWritten {
                 incarnation: self.terms.me,
                 messages: self.blocks.1,
             }));
@@ -53,14 +53,14 @@ impl Backup {
     }
 
     /// While the state comes; nothing is acked, and nothing echoed.
-    fn show_life(&self, actions: &mut Vec<Action>) {
-        actions.push(Action::Send(Message::Ack(Ack {
+    fn show_life(&self, actions: &mut Vec<BackupAction>) {
+        actions.push(BackupAction::Send(Message::Ack(Ack {
             incarnation: self.terms.me,
             ..Ack::default()
         })));
     }
 
-    pub(super) fn state(&mut self, now: u64, chunk: Chunk, actions: &mut Vec<Action>) {
+    pub(super) fn state(&mut self, now: u64, chunk: Chunk, actions: &mut Vec<BackupAction>) {
         let Phase::Joining {
             state,
             loaded: loaded @ false,
@@ -73,10 +73,10 @@ impl Backup {
         match state.add(chunk) {
             Ok(Some(record)) => {
                 *loaded = true;
-                actions.push(Action::Report(Event::StateRecord {
+                actions.push(BackupAction::Report(Event::StateRecord {
                     bytes: record.len() as u64,
                 }));
-                actions.push(Action::Load(record));
+                actions.push(BackupAction::Load(record));
             }
             Ok(None) => {}
             Err(error) => return self.give_up(format!("state record: {error}"), actions),
@@ -84,7 +84,7 @@ impl Backup {
         self.show_life(actions);
     }
 
-    pub(super) fn grant(&mut self, now: u64, grant: &Grant, actions: &mut Vec<Action>) {
+    pub(super) fn grant(&mut self, now: u64, grant: &Grant, actions: &mut Vec<BackupAction>) {
         let Phase::Joining { loaded: true, .. } = &self.phase else {
             return self.give_up("a grant came before the state was complete".to_owned(), actions);
         };
@@ -106,7 +106,7 @@ impl Backup {
             },
             now,
         );
-        actions.push(Action::Report(Event::State {
+        actions.push(BackupAction::Report(Event::State {
             protection: Protection::Protected,
             why: format!("following from exit {}", grant.at.exit.0),
         }));

@@ -65,7 +65,7 @@ fn a_grant_or_state_that_does_not_fit_is_refused() {
     let (mut backup, mut actions) = (joining(now), Vec::new());
     backup.message(now, G, Message::Refuse { reason }, &mut actions);
     let said = actions.iter().find_map(|action| match action {
-        Action::End { why, .. } => Some(why.as_str()),
+        BackupAction::End { why, .. } => Some(why.as_str()),
         _ => None,
     });
     assert_eq!(said, Some("the primary refuses: no?[2J"));
@@ -82,19 +82,19 @@ fn blocks_are_written_in_order_and_said_to_be_and_not_too_many_wait() {
     };
     backup.message(0, G, blocks(), &mut actions);
     backup.message(0, G, Message::FlushBlocks, &mut actions);
-    let load = Action::LoadBlocks {
+    let load = BackupAction::LoadBlocks {
         disk: 1,
         numbers: vec![3],
         content: vec![7],
     };
-    assert_eq!(actions, [load, Action::FlushBlocks]);
+    assert_eq!(actions, [load, BackupAction::FlushBlocks]);
     for messages in 1..=2 {
         actions.clear();
         backup.blocks_written(JOIN_SILENCE, &mut actions);
         let incarnation = ME;
         assert_eq!(
             actions,
-            [Action::Send(Message::BlocksWritten { incarnation, messages })]
+            [BackupAction::Send(Message::BlocksWritten { incarnation, messages })]
         );
     }
     // A slow disk's progress is a sign of life.
@@ -104,10 +104,9 @@ fn blocks_are_written_in_order_and_said_to_be_and_not_too_many_wait() {
     for _ in 0..BLOCKS_UNDER_WAY {
         backup.message(0, G, blocks(), &mut actions);
     }
-    assert!(!actions.iter().any(|action| matches!(action, Action::End { .. })));
+    assert!(!actions.iter().any(|action| matches!(action, BackupAction::End { .. })));
     backup.message(0, G, blocks(), &mut actions);
-    let too_many =
-        |action: &Action| matches!(action, Action::End { code: ExitCode::NotEntitled, why } if why.contains("32"));
+    let too_many = |action: &BackupAction| matches!(action, BackupAction::End { code: ExitCode::NotEntitled, why } if why.contains("32"));
     assert!(actions.iter().any(too_many), "{actions:?}");
 }
 
@@ -127,7 +126,7 @@ fn blocks_behind_the_state_are_refused() {
         assert!(
             matches!(
                 &actions[..],
-                [Action::End {
+                [BackupAction::End {
                     code: ExitCode::NotEntitled,
                     ..
                 }]

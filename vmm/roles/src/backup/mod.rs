@@ -31,7 +31,7 @@ const DRIFT_PPM: u32 = 1000;
 
 /// What the link is to do.
 #[derive(Debug, PartialEq)]
-pub enum Action {
+pub enum BackupAction {
     /// Send on the connection to the primary.
     Send(Message),
     /// Give the vCPU thread the machine's state.
@@ -169,7 +169,7 @@ impl Backup {
     }
 
     /// The primary says something under `generation`.
-    pub fn message(&mut self, now: u64, generation: Generation, message: Message, actions: &mut Vec<Action>) {
+    pub fn message(&mut self, now: u64, generation: Generation, message: Message, actions: &mut Vec<BackupAction>) {
         if matches!(self.phase, Phase::Claiming(_) | Phase::Over) {
             return; // PROTOCOL 11
         }
@@ -184,10 +184,10 @@ impl Backup {
             Message::State(chunk) => self.state(now, chunk, actions),
             Message::Pages { numbers, content } => self.pages(now, numbers, content, actions),
             Message::Blocks { disk, numbers, content } => {
-                let order = Action::LoadBlocks { disk, numbers, content };
+                let order = BackupAction::LoadBlocks { disk, numbers, content };
                 self.blocks(now, order, actions);
             }
-            Message::FlushBlocks => self.blocks(now, Action::FlushBlocks, actions),
+            Message::FlushBlocks => self.blocks(now, BackupAction::FlushBlocks, actions),
             Message::Grant(grant) => self.grant(now, &grant, actions),
             Message::Log { number, entries } => self.log(now, number, entries, actions),
             Message::Bye if matches!(self.phase, Phase::Ending) => {}
@@ -204,7 +204,7 @@ impl Backup {
     }
 
     /// What this host reaches of what the guest needs.
-    pub fn health(&mut self, health: Health, actions: &mut Vec<Action>) {
+    pub fn health(&mut self, health: Health, actions: &mut Vec<BackupAction>) {
         if self.health.0 != health {
             self.health = (health, Told::No);
         }
@@ -213,28 +213,28 @@ impl Backup {
         }
     }
 
-    fn tell_health(&mut self, actions: &mut Vec<Action>) {
+    fn tell_health(&mut self, actions: &mut Vec<BackupAction>) {
         if self.health.1 == Told::No {
             self.health.1 = Told::Yes;
-            actions.push(Action::Send(Message::Health(self.health.0.clone())));
+            actions.push(BackupAction::Send(Message::Health(self.health.0.clone())));
         }
     }
 
     /// The primary wants this backup no more (PROTOCOL 27): from its last word on it never asks for the generation.
-    fn dismissed(&mut self, actions: &mut Vec<Action>) {
-        actions.push(Action::Send(Message::Bye));
+    fn dismissed(&mut self, actions: &mut Vec<BackupAction>) {
+        actions.push(BackupAction::Send(Message::Bye));
         self.give_up("dismissed by the primary's operator".to_owned(), actions);
     }
 
     /// The primary releases nothing more under this generation: there is no lease to outwait (PROTOCOL 28).
-    fn handed_over(&mut self, now: u64, actions: &mut Vec<Action>) {
-        actions.push(Action::Report(Event::HandedOver));
+    fn handed_over(&mut self, now: u64, actions: &mut Vec<BackupAction>) {
+        actions.push(BackupAction::Report(Event::HandedOver));
         self.claim(now, true, actions);
     }
 
-    fn boot(&mut self, chunk: Chunk, actions: &mut Vec<Action>) {
+    fn boot(&mut self, chunk: Chunk, actions: &mut Vec<BackupAction>) {
         match self.boot.add(chunk) {
-            Ok(Some(record)) => actions.push(Action::KeepBoot(record)),
+            Ok(Some(record)) => actions.push(BackupAction::KeepBoot(record)),
             Ok(None) => {}
             Err(error) => self.give_up(format!("boot record: {error}"), actions),
         }
@@ -242,7 +242,7 @@ impl Backup {
 
     /// The vCPU thread has executed up to here. Acked at once where a read of a shared disk lies before it, as a write to
     /// these blocks may be waiting for that; otherwise now and then, and with the next frame.
-    pub fn executed(&mut self, now: u64, at: Position, actions: &mut Vec<Action>) {
+    pub fn executed(&mut self, now: u64, at: Position, actions: &mut Vec<BackupAction>) {
         if let Some(inbox) = &mut self.inbox {
             inbox.executed(at);
         }
@@ -266,7 +266,7 @@ impl Backup {
     }
 
     /// The time of [`Backup::wakes_at`] may have come.
-    pub fn due(&mut self, now: u64, actions: &mut Vec<Action>) {
+    pub fn due(&mut self, now: u64, actions: &mut Vec<BackupAction>) {
         match &self.phase {
             Phase::Following if self.executed_owed.is_some_and(|at| at <= now) => {
                 self.executed_acked = now;
@@ -278,12 +278,12 @@ impl Backup {
     }
 
     /// The replay differs from the recording: no usable backup any more, and never entitled (PROTOCOL 16, 17).
-    pub fn diverged(&mut self, at: Position, what: &str, actions: &mut Vec<Action>) {
+    pub fn diverged(&mut self, at: Position, what: &str, actions: &mut Vec<BackupAction>) {
         if matches!(self.phase, Phase::Over) {
             return;
         }
         if !matches!(self.phase, Phase::Claiming(_)) {
-            actions.push(Action::Send(Message::Diverged {
+            actions.push(BackupAction::Send(Message::Diverged {
                 at,
                 what: what.to_owned(),
             }));
@@ -292,20 +292,20 @@ impl Backup {
     }
 
     /// The guest's recorded end has been replayed (PROTOCOL 18).
-    pub fn guest_ended(&mut self, reason: &EndReason, actions: &mut Vec<Action>) {
+    pub fn guest_ended(&mut self, reason: &EndReason, actions: &mut Vec<BackupAction>) {
         if matches!(self.phase, Phase::Over) {
             return;
         }
         if matches!(self.phase, Phase::Ending) {
-            actions.push(Action::Send(Message::Bye));
+            actions.push(BackupAction::Send(Message::Bye));
         }
         self.phase = Phase::Over;
         let (code, why) = super::event::clean_end(reason);
-        actions.push(Action::End { code, why });
+        actions.push(BackupAction::End { code, why });
     }
 
     /// The connection is gone. Early evidence: the test-and-set may start, the lease is outwaited all the same.
-    pub fn closed(&mut self, now: u64, why: &str, actions: &mut Vec<Action>) {
+    pub fn closed(&mut self, now: u64, why: &str, actions: &mut Vec<BackupAction>) {
         match &self.phase {
             Phase::Joining { .. } => {
                 self.give_up(
@@ -319,14 +319,14 @@ impl Backup {
     }
 
     /// A heartbeat of this guest arrived.
-    pub fn heartbeat(&mut self, now: u64, heartbeat: &Heartbeat, actions: &mut Vec<Action>) {
+    pub fn heartbeat(&mut self, now: u64, heartbeat: &Heartbeat, actions: &mut Vec<BackupAction>) {
         if heartbeat.generation > self.terms.generation && !matches!(self.phase, Phase::Claiming(_) | Phase::Over) {
             self.phase = Phase::Over;
             let why = format!(
                 "generation {} is live, this backup was made under {}",
                 heartbeat.generation.0, self.terms.generation.0
             );
-            return actions.push(Action::End {
+            return actions.push(BackupAction::End {
                 code: ExitCode::Lost,
                 why,
             });
@@ -352,7 +352,7 @@ impl Backup {
     }
 
     /// Time passes; at least every quarter of the detection time, and when the lease ends.
-    pub fn tick(&mut self, now: u64, actions: &mut Vec<Action>) {
+    pub fn tick(&mut self, now: u64, actions: &mut Vec<BackupAction>) {
         match &mut self.phase {
             Phase::Joining { last, .. } if now.saturating_sub(*last) > JOIN_SILENCE => {
                 let why = format!(
@@ -371,7 +371,7 @@ impl Backup {
     }
 
     /// The storage has answered.
-    pub fn claimed(&mut self, now: u64, outcome: &ClaimOutcome, actions: &mut Vec<Action>) {
+    pub fn claimed(&mut self, now: u64, outcome: &ClaimOutcome, actions: &mut Vec<BackupAction>) {
         let Phase::Claiming(claim) = &mut self.phase else {
             return;
         };
@@ -379,7 +379,7 @@ impl Backup {
             ClaimOutcome::Won { generation } => {
                 claim.won = Some(Generation(*generation));
                 let took_ns = now.saturating_sub(claim.since);
-                actions.push(Action::Report(Event::ClaimWon {
+                actions.push(BackupAction::Report(Event::ClaimWon {
                     generation: *generation,
                     took_ns,
                 }));
@@ -389,7 +389,7 @@ impl Backup {
                 self.phase = Phase::Over;
                 let wanted = self.terms.generation.0 + 1;
                 let why = format!("the test-and-set for generation {wanted} was lost: the primary goes on");
-                actions.push(Action::End {
+                actions.push(BackupAction::End {
                     code: ExitCode::Lost,
                     why,
                 });
@@ -398,32 +398,32 @@ impl Backup {
     }
 
     /// Everything delivered before the drain was asked for is executed.
-    pub fn drained(&mut self, now: u64, actions: &mut Vec<Action>) {
+    pub fn drained(&mut self, now: u64, actions: &mut Vec<BackupAction>) {
         let Phase::Claiming(claim) = &mut self.phase else {
             return;
         };
         claim.drained = true;
-        actions.push(Action::Report(Event::Drained {
+        actions.push(BackupAction::Report(Event::Drained {
             took_ns: now.saturating_sub(claim.since),
         }));
         self.advance(now, actions);
     }
 
-    fn advance(&mut self, now: u64, actions: &mut Vec<Action>) {
+    fn advance(&mut self, now: u64, actions: &mut Vec<BackupAction>) {
         let over_at = self.lease.over_at();
         let Phase::Claiming(claim) = &mut self.phase else {
             return;
         };
         if !claim.lease_over && now >= over_at {
             claim.lease_over = true;
-            actions.push(Action::Report(Event::LeaseOver {
+            actions.push(BackupAction::Report(Event::LeaseOver {
                 waited_ns: now.saturating_sub(claim.since),
             }));
         }
         if let (true, true, Some(generation)) = (claim.lease_over, claim.drained, claim.won) {
             let (took_ns, planned) = (now.saturating_sub(claim.since), claim.planned);
             self.phase = Phase::Over;
-            actions.push(Action::GoLive {
+            actions.push(BackupAction::GoLive {
                 generation,
                 took_ns,
                 planned,
@@ -431,7 +431,7 @@ impl Backup {
         }
     }
 
-    fn log(&mut self, now: u64, number: u64, entries: Vec<LogEntry>, actions: &mut Vec<Action>) {
+    fn log(&mut self, now: u64, number: u64, entries: Vec<LogEntry>, actions: &mut Vec<BackupAction>) {
         let (Phase::Following | Phase::Ending, Some(inbox)) = (&self.phase, &mut self.inbox) else {
             return self.give_up("log came before the grant".to_owned(), actions);
         };
@@ -447,29 +447,29 @@ impl Backup {
         }
         self.detector.evidence(now);
         if !stored.is_empty() {
-            actions.push(Action::Deliver(stored));
+            actions.push(BackupAction::Deliver(stored));
         }
         self.ack(now, actions);
     }
 
-    fn ack(&mut self, now: u64, actions: &mut Vec<Action>) {
+    fn ack(&mut self, now: u64, actions: &mut Vec<BackupAction>) {
         self.executed_owed = None;
         if let Some(ack) = self.inbox.as_mut().and_then(Inbox::ack) {
             self.lease.sent(now);
-            actions.push(Action::Send(Message::Ack(ack)));
+            actions.push(BackupAction::Send(Message::Ack(ack)));
         }
     }
 
-    fn suspect(&mut self, now: u64, reason: String, actions: &mut Vec<Action>) {
+    fn suspect(&mut self, now: u64, reason: String, actions: &mut Vec<BackupAction>) {
         if matches!(self.phase, Phase::Ending) {
             return; // the end is known: there is nothing to take over
         }
-        actions.push(Action::Report(Event::Suspected { reason }));
+        actions.push(BackupAction::Report(Event::Suspected { reason }));
         self.claim(now, false, actions);
     }
 
     /// Asks for the generation after this one, and drains the log meanwhile; final.
-    fn claim(&mut self, now: u64, planned: bool, actions: &mut Vec<Action>) {
+    fn claim(&mut self, now: u64, planned: bool, actions: &mut Vec<BackupAction>) {
         if let Some(discarded) = self.inbox.as_mut().and_then(Inbox::close) {
             tracing::info!(?discarded, "an incomplete checkpoint is discarded (PROTOCOL 4)");
         }
@@ -479,17 +479,17 @@ impl Backup {
             planned,
             ..Claim::default()
         });
-        actions.push(Action::Report(Event::ClaimAsked {
+        actions.push(BackupAction::Report(Event::ClaimAsked {
             generation: self.terms.generation.0 + 1,
         }));
-        actions.push(Action::Claim(self.terms.generation));
-        actions.push(Action::Drain);
+        actions.push(BackupAction::Claim(self.terms.generation));
+        actions.push(BackupAction::Drain);
         self.advance(now, actions);
     }
 
-    fn give_up(&mut self, why: String, actions: &mut Vec<Action>) {
+    fn give_up(&mut self, why: String, actions: &mut Vec<BackupAction>) {
         self.phase = Phase::Over;
-        actions.push(Action::End {
+        actions.push(BackupAction::End {
             code: ExitCode::NotEntitled,
             why,
         });
@@ -499,8 +499,8 @@ impl Backup {
 /// What is to be done, without the acks that a later one of it says all of. They are evidence of the same moment
 /// (PROTOCOL 12).
 #[must_use]
-pub fn only_the_last_ack(actions: Vec<Action>) -> Vec<Action> {
-    let is_ack = |action: &Action| matches!(action, Action::Send(Message::Ack(_)));
+pub fn only_the_last_ack(actions: Vec<BackupAction>) -> Vec<BackupAction> {
+    let is_ack = |action: &BackupAction| matches!(action, BackupAction::Send(Message::Ack(_)));
     let last = actions.iter().rposition(is_ack);
     let kept = actions.into_iter().enumerate();
     let kept = kept.filter(|(at, action)| !is_ack(action) || Some(*at) == last);

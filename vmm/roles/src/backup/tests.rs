@@ -62,7 +62,7 @@ pub(super) fn following(now: u64) -> Backup {
     for chunk in chunk::split(b"the state") {
         backup.message(now, G, Message::State(chunk), &mut actions);
     }
-    assert!(actions.contains(&Action::Load(b"the state".to_vec())));
+    assert!(actions.contains(&BackupAction::Load(b"the state".to_vec())));
     backup.message(now, G, grant(), &mut actions);
     actions.clear();
     backup.message(
@@ -75,22 +75,22 @@ pub(super) fn following(now: u64) -> Backup {
         &mut actions,
     );
     let acked = actions.iter().find_map(|action| match action {
-        Action::Send(Message::Ack(ack)) => Some((ack.frame, ack.received, ack.echo_ns)),
+        BackupAction::Send(Message::Ack(ack)) => Some((ack.frame, ack.received, ack.echo_ns)),
         _ => None,
     });
     assert_eq!(acked, Some((1, at(100), 55)));
     backup
 }
 
-pub(super) fn claims(actions: &[Action]) -> bool {
-    actions.contains(&Action::Claim(G))
+pub(super) fn claims(actions: &[BackupAction]) -> bool {
+    actions.contains(&BackupAction::Claim(G))
 }
 
-fn live(actions: &[Action]) -> bool {
+fn live(actions: &[BackupAction]) -> bool {
     actions.iter().any(|action| {
         matches!(
             action,
-            Action::GoLive {
+            BackupAction::GoLive {
                 generation: Generation(4),
                 ..
             }
@@ -98,10 +98,10 @@ fn live(actions: &[Action]) -> bool {
     })
 }
 
-pub(super) fn ends_with(actions: &[Action], expected: ExitCode) -> bool {
+pub(super) fn ends_with(actions: &[BackupAction], expected: ExitCode) -> bool {
     actions
         .iter()
-        .any(|action| matches!(action, Action::End { code, .. } if *code == expected))
+        .any(|action| matches!(action, BackupAction::End { code, .. } if *code == expected))
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn going_live_needs_lease_storage_and_drain() {
         let mut backup = following(now);
         let mut actions = Vec::new();
         backup.closed(now, "reset", &mut actions);
-        assert!(claims(&actions) && actions.contains(&Action::Drain));
+        assert!(claims(&actions) && actions.contains(&BackupAction::Drain));
         if missing != "storage" {
             backup.claimed(now + MS, &won, &mut actions);
         }
@@ -217,7 +217,7 @@ fn a_diverged_backup_never_asks() {
     assert!(
         actions
             .iter()
-            .any(|action| matches!(action, Action::Send(Message::Diverged { .. })))
+            .any(|action| matches!(action, BackupAction::Send(Message::Diverged { .. })))
     );
     backup.closed(now, "reset", &mut actions);
     backup.tick(now + 2 * D, &mut actions);
@@ -264,7 +264,7 @@ fn what_does_not_continue_is_not_acked() {
         assert!(
             !actions
                 .iter()
-                .any(|action| matches!(action, Action::Send(Message::Ack(_)) | Action::Deliver(_)))
+                .any(|action| matches!(action, BackupAction::Send(Message::Ack(_)) | BackupAction::Deliver(_)))
         );
         assert!(claims(&actions), "what is stored stands, and the stream is over");
     }
@@ -278,7 +278,7 @@ fn a_read_done_here_is_acked_as_soon_as_it_is_executed() {
         let mut actions = Vec::new();
         backup.executed(now, at(exit), &mut actions);
         actions.iter().find_map(|action| match action {
-            Action::Send(Message::Ack(ack)) => Some(ack.executed),
+            BackupAction::Send(Message::Ack(ack)) => Some(ack.executed),
             _ => None,
         })
     };
@@ -339,7 +339,7 @@ fn execution_is_acked_now_and_then() {
     assert_eq!(due(&mut backup, owed - 1), vec![]);
     let acked = due(&mut backup, owed);
     assert!(
-        matches!(acked[..], [Action::Send(Message::Ack(ack))] if ack.executed == at(112)),
+        matches!(acked[..], [BackupAction::Send(Message::Ack(ack))] if ack.executed == at(112)),
         "{acked:?}"
     );
     assert_eq!((backup.wakes_at(), due(&mut backup, owed)), (None, vec![]));
@@ -359,9 +359,9 @@ fn waiting_for_the_next_ack_is_no_lag() {
         let mut backup = following(now);
         let mut tracker = AckTracker::new(ME, at(100), OutputSeq(0));
         tracker.sent(1, 10, &[mark(100, 55)], now).unwrap();
-        let told = |tracker: &mut AckTracker, actions: &mut Vec<Action>, now| {
+        let told = |tracker: &mut AckTracker, actions: &mut Vec<BackupAction>, now| {
             for action in actions.drain(..) {
-                if let Action::Send(Message::Ack(ack)) = action {
+                if let BackupAction::Send(Message::Ack(ack)) = action {
                     tracker.acked(&ack, now).unwrap();
                 }
             }
@@ -396,7 +396,7 @@ fn a_handover_needs_no_lease_but_the_rest() {
         let mut backup = following(now);
         let mut actions = Vec::new();
         backup.message(now, G, Message::Handover, &mut actions);
-        assert!(claims(&actions) && actions.contains(&Action::Drain));
+        assert!(claims(&actions) && actions.contains(&BackupAction::Drain));
         assert!(!backup.may_speak(), "final (PROTOCOL 11)");
         if missing != "storage" {
             backup.claimed(now, &ClaimOutcome::Won { generation: 4 }, &mut actions);
@@ -430,7 +430,7 @@ fn a_dismissed_backup_never_asks() {
     let mut backup = following(now);
     let mut actions = Vec::new();
     backup.message(now, G, Message::Dismiss, &mut actions);
-    assert!(actions.contains(&Action::Send(Message::Bye)));
+    assert!(actions.contains(&BackupAction::Send(Message::Bye)));
     assert!(ends_with(&actions, ExitCode::NotEntitled));
     backup.closed(now, "gone", &mut actions);
     backup.tick(now + 10 * D, &mut actions);
@@ -466,7 +466,7 @@ fn a_host_says_what_it_reaches_once_and_when_that_changes() {
         backup.message(0, G, Message::State(chunk), &mut actions);
     }
     backup.message(0, G, grant(), &mut actions);
-    let said = Action::Send(Message::Health(whole.clone()));
+    let said = BackupAction::Send(Message::Health(whole.clone()));
     assert!(actions.contains(&said), "with the grant, it may be asked at once");
     actions.clear();
     backup.health(whole.clone(), &mut actions);
@@ -475,7 +475,7 @@ fn a_host_says_what_it_reaches_once_and_when_that_changes() {
     for (health, said) in [(&whole, true), (&whole, false), (&lost, true), (&whole, true)] {
         actions.clear();
         backup.health(health.clone(), &mut actions);
-        let expected = Action::Send(Message::Health(health.clone()));
+        let expected = BackupAction::Send(Message::Health(health.clone()));
         assert_eq!(actions.contains(&expected), said);
     }
 }
@@ -486,10 +486,10 @@ fn the_boot_record_is_kept_when_it_is_whole() {
     let mut backup = following(0);
     let mut actions = Vec::new();
     for piece in chunk::split(&record) {
-        assert!(!actions.iter().any(|action| matches!(action, Action::KeepBoot(_))));
+        assert!(!actions.iter().any(|action| matches!(action, BackupAction::KeepBoot(_))));
         backup.message(0, G, Message::Boot(piece), &mut actions);
     }
-    assert!(actions.contains(&Action::KeepBoot(record)));
+    assert!(actions.contains(&BackupAction::KeepBoot(record)));
 }
 
 #[test]
@@ -501,9 +501,9 @@ fn of_the_acks_of_one_turn_the_last_one_says_all() {
         let entries = vec![mark(100 + number, 55 + number)];
         backup.message(now, G, Message::Log { number, entries }, &mut actions);
     }
-    let acks = |actions: &[Action]| -> Vec<u64> {
+    let acks = |actions: &[BackupAction]| -> Vec<u64> {
         let acks = actions.iter().filter_map(|action| match action {
-            Action::Send(Message::Ack(ack)) => Some(ack.frame),
+            BackupAction::Send(Message::Ack(ack)) => Some(ack.frame),
             _ => None,
         });
         acks.collect()
@@ -511,5 +511,5 @@ fn of_the_acks_of_one_turn_the_last_one_says_all() {
     assert_eq!(acks(&actions), [2, 3, 4]);
     let (others, all) = (actions.len() - 3, only_the_last_ack(actions));
     assert_eq!((acks(&all), all.len()), (vec![4], others + 1));
-    assert_eq!(only_the_last_ack(vec![Action::Drain]), [Action::Drain]);
+    assert_eq!(only_the_last_ack(vec![BackupAction::Drain]), [BackupAction::Drain]);
 }

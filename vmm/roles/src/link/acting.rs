@@ -8,53 +8,53 @@ use crate::host_event::Control;
 use crate::host_event::HostEvent;
 use crate::host_event::StopKind;
 use crate::operation::Answer;
-use crate::primary::Action;
+use crate::primary::PrimaryAction;
 
 impl<H: DiskShell> PrimaryLink<H> {
     /// Carries out what the core has decided.
     pub(super) fn act<W: PrimaryWorld<Hands = H>>(
         &mut self,
-        actions: Vec<Action>,
+        actions: Vec<PrimaryAction>,
         world: &mut W,
     ) -> Result<(), W::Error> {
         for action in actions {
             match action {
-                Action::Send(message) => {
+                PrimaryAction::Send(message) => {
                     if let Some(connection) = self.connection {
                         world.send(connection, self.core.generation(), message);
                     }
                 }
-                Action::Close => {
+                PrimaryAction::Close => {
                     if let Some(connection) = self.connection.take() {
                         world.close(connection);
                     }
                 }
-                Action::TakeDirty => world.tell(HostEvent::Control(Control::TakeDirty))?,
-                Action::SendPages { to, pages } => {
+                PrimaryAction::TakeDirty => world.tell(HostEvent::Control(Control::TakeDirty))?,
+                PrimaryAction::SendPages { to, pages } => {
                     if let Some(connection) = self.connection {
                         world.send_pages(connection, self.core.generation(), to, pages);
                     }
                 }
-                Action::SendBlocks { to, blocks } => {
+                PrimaryAction::SendBlocks { to, blocks } => {
                     if let Some(connection) = self.connection {
                         world.send_blocks(connection, self.core.generation(), to, blocks);
                     }
                 }
-                Action::SaveState => world.tell(HostEvent::Control(Control::SaveState))?,
-                Action::Pace(idle) => world.pace(idle),
-                Action::StopLogging => world.stop_logging(),
-                Action::Claim(generation) => world.claim(generation, self.terms.me),
-                Action::Order(order) => world.tell(HostEvent::Control(order))?,
-                Action::PowerOff => world.tell(HostEvent::Stop(StopKind::Operator))?,
-                Action::TellFailures => {
+                PrimaryAction::SaveState => world.tell(HostEvent::Control(Control::SaveState))?,
+                PrimaryAction::Pace(idle) => world.pace(idle),
+                PrimaryAction::StopLogging => world.stop_logging(),
+                PrimaryAction::Claim(generation) => world.claim(generation, self.terms.me),
+                PrimaryAction::Order(order) => world.tell(HostEvent::Control(order))?,
+                PrimaryAction::PowerOff => world.tell(HostEvent::Stop(StopKind::Operator))?,
+                PrimaryAction::TellFailures => {
                     for failure in std::mem::take(&mut self.withheld) {
                         world.tell(failure)?;
                     }
                 }
-                Action::Answer { ticket, answer } => self.answer(ticket, answer, world),
-                Action::Die => world.die(),
-                Action::Report(event) => self.report(event, world),
-                Action::End { code, why } => self.over = Some((code, why)),
+                PrimaryAction::Answer { ticket, answer } => self.answer(ticket, answer, world),
+                PrimaryAction::Die => world.die(),
+                PrimaryAction::Report(event) => self.report(event, world),
+                PrimaryAction::End { code, why } => self.over = Some((code, why)),
             }
         }
         if self.protection != self.core.protection() {

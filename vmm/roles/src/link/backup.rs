@@ -10,7 +10,7 @@ use shared_disk::arbiter::ClaimOutcome;
 
 use super::AT_ONCE;
 use super::world::{BackupWorld, ConnectionId, LinkEvent};
-use crate::backup::{Action, Backup, only_the_last_ack};
+use crate::backup::{Backup, BackupAction, only_the_last_ack};
 use crate::event::Event;
 use crate::exit_code::ExitCode;
 use crate::following::{FollowOrder, FollowReport, Progress};
@@ -140,7 +140,7 @@ impl BackupLink {
     }
 
     /// Takes in what has come already; whether more would be taken.
-    fn take_in<W: BackupWorld>(&mut self, most: usize, world: &mut W, actions: &mut Vec<Action>) -> bool {
+    fn take_in<W: BackupWorld>(&mut self, most: usize, world: &mut W, actions: &mut Vec<BackupAction>) -> bool {
         let mut unexecuted = self.unexecuted + actions.iter().map(weight).sum::<usize>();
         for _ in 0..most {
             if !self.has_room(unexecuted) {
@@ -158,7 +158,7 @@ impl BackupLink {
         unexecuted < self.most_unexecuted || !self.core.listens()
     }
 
-    fn link_event<W: BackupWorld>(&mut self, event: LinkEvent, world: &mut W, actions: &mut Vec<Action>) {
+    fn link_event<W: BackupWorld>(&mut self, event: LinkEvent, world: &mut W, actions: &mut Vec<BackupAction>) {
         let now = world.now_ns();
         match event {
             LinkEvent::Message {
@@ -173,7 +173,7 @@ impl BackupLink {
                 self.claimed &= !matches!(outcome, ClaimOutcome::Lost { .. });
                 self.core.claimed(now, &outcome, actions);
             }
-            LinkEvent::StorageSilent(why) => actions.push(Action::Report(Event::StorageUnreachable { why })),
+            LinkEvent::StorageSilent(why) => actions.push(BackupAction::Report(Event::StorageUnreachable { why })),
             // What an old connection still says, and what only a primary is told.
             LinkEvent::Message { .. }
             | LinkEvent::Closed { .. }
@@ -183,7 +183,7 @@ impl BackupLink {
         }
     }
 
-    fn followed<W: BackupWorld>(&mut self, report: FollowReport, world: &W, actions: &mut Vec<Action>) {
+    fn followed<W: BackupWorld>(&mut self, report: FollowReport, world: &W, actions: &mut Vec<BackupAction>) {
         self.unexecuted -= self.orders.pop_front().unwrap_or(0);
         let now = world.now_ns();
         match report {
@@ -196,7 +196,7 @@ impl BackupLink {
     }
 
     /// Time passes. Whatever arrived while this process slept is evidence, and comes before the verdict (PROTOCOL 15).
-    fn tick<W: BackupWorld>(&mut self, world: &mut W, actions: &mut Vec<Action>) {
+    fn tick<W: BackupWorld>(&mut self, world: &mut W, actions: &mut Vec<BackupAction>) {
         if !self.take_in(usize::MAX, world, actions) {
             self.core.takes_nothing_in(world.now_ns());
         }
@@ -210,28 +210,28 @@ impl BackupLink {
         }
     }
 
-    fn act<W: BackupWorld>(&mut self, actions: Vec<Action>, world: &mut W) {
+    fn act<W: BackupWorld>(&mut self, actions: Vec<BackupAction>, world: &mut W) {
         for action in actions {
             let bytes = weight(&action);
             match action {
-                Action::Send(message) => world.send(self.connection, self.core.generation(), message),
-                Action::LoadPages { numbers, content } => {
+                BackupAction::Send(message) => world.send(self.connection, self.core.generation(), message),
+                BackupAction::LoadPages { numbers, content } => {
                     self.order(FollowOrder::Pages { numbers, content }, bytes, world);
                 }
-                Action::LoadBlocks { disk, numbers, content } => {
+                BackupAction::LoadBlocks { disk, numbers, content } => {
                     self.order(FollowOrder::Blocks { disk, numbers, content }, bytes, world);
                 }
-                Action::FlushBlocks => self.order(FollowOrder::FlushBlocks, bytes, world),
-                Action::Load(record) => self.order(FollowOrder::Load(record), bytes, world),
-                Action::Deliver(entries) => self.order(FollowOrder::Entries(entries), bytes, world),
-                Action::Drain => self.order(FollowOrder::Drain, bytes, world),
-                Action::Claim(of) => {
+                BackupAction::FlushBlocks => self.order(FollowOrder::FlushBlocks, bytes, world),
+                BackupAction::Load(record) => self.order(FollowOrder::Load(record), bytes, world),
+                BackupAction::Deliver(entries) => self.order(FollowOrder::Entries(entries), bytes, world),
+                BackupAction::Drain => self.order(FollowOrder::Drain, bytes, world),
+                BackupAction::Claim(of) => {
                     self.claimed = true;
                     world.claim(of, self.owner);
                 }
-                Action::Report(event) => self.report(event, world),
-                Action::KeepBoot(record) => world.keep_boot(record),
-                Action::GoLive {
+                BackupAction::Report(event) => self.report(event, world),
+                BackupAction::KeepBoot(record) => world.keep_boot(record),
+                BackupAction::GoLive {
                     generation,
                     took_ns,
                     planned,
@@ -243,7 +243,7 @@ impl BackupLink {
                     });
                     return;
                 }
-                Action::End { code, why } => {
+                BackupAction::End { code, why } => {
                     world.close(self.connection);
                     let claimed = self.claimed;
                     self.over = Some(Followed::Ended { code, why, claimed });
@@ -267,11 +267,11 @@ impl BackupLink {
 }
 
 /// Bytes of what an order to the vCPU thread carries, as [`UNEXECUTED_BYTES`] counts them.
-fn weight(action: &Action) -> usize {
+fn weight(action: &BackupAction) -> usize {
     let in_memory = |entry: &LogEntry| size_of::<LogEntry>() + data_bytes(entry);
     match action {
-        Action::LoadPages { content, .. } => content.len(),
-        Action::Deliver(entries) => entries.iter().map(in_memory).sum(),
+        BackupAction::LoadPages { content, .. } => content.len(),
+        BackupAction::Deliver(entries) => entries.iter().map(in_memory).sum(),
         _ => 0,
     }
 }

@@ -17,7 +17,7 @@ use super::primary::{ANNOUNCEMENTS, PrimaryLink};
 use super::world::{Call, PrimaryWorld};
 use crate::disks::DiskShell;
 use crate::event::Event;
-use crate::following::Horizon;
+use crate::following::Takeover;
 use crate::primary::{Primary, Writes};
 use crate::terms::Terms;
 use ftvm_machine::machine::intervention::BootCell;
@@ -29,14 +29,14 @@ pub enum Beginning {
     /// The guest is started here.
     Started,
     /// It goes live here, at its horizon.
-    WentLive(Box<Horizon>),
+    WentLive(Box<Takeover>),
 }
 
 /// How far a primary's beginning has come.
 #[derive(Debug)]
-pub(super) enum Stage {
-    /// The disks are being fenced.
-    Fencing(Beginning),
+pub(super) enum LinkStage {
+    /// Disks whose device can do it are being reserved for this host.
+    Reserving(Beginning),
     /// Outputs of the old life are emitted again.
     Resuming(Box<Resuming>),
     /// The guest lives here.
@@ -83,7 +83,7 @@ impl Guest {
 
 impl<H: DiskShell> PrimaryLink<H> {
     /// A primary begins under the generation of `terms`, which it has won; `boot` has the state to reset to, or will have
-    /// it. Goes on with [`PrimaryLink::fenced`] when the disks are.
+    /// it. Nothing runs or is written before [`PrimaryLink::disks_reserved`].
     ///
     /// # Errors
     /// A disk cannot be opened.
@@ -95,22 +95,22 @@ impl<H: DiskShell> PrimaryLink<H> {
     ) -> Result<Self, W::Error> {
         let paused = match &beginning {
             Beginning::Started => false,
-            Beginning::WentLive(horizon) => horizon.paused,
+            Beginning::WentLive(takeover) => takeover.paused,
         };
         let disks = world.open_disks()?;
         let core = Primary::new(terms)
             .with(boot, paused)
             .with_private_disks(disks.private_count());
-        world.fence();
-        Ok(PrimaryLink::new(core, terms, Stage::Fencing(beginning), disks))
+        world.reserve_disks();
+        Ok(PrimaryLink::new(core, terms, LinkStage::Reserving(beginning), disks))
     }
 
     /// Nobody else writes to the disks any more: the guest may live here.
     ///
     /// # Errors
     /// The guest cannot live here.
-    pub fn fenced<W: PrimaryWorld<Hands = H>>(&mut self, world: &mut W) -> Result<(), W::Error> {
-        let Stage::Fencing(beginning) = std::mem::replace(&mut self.stage, Stage::Leading) else {
+    pub fn disks_reserved<W: PrimaryWorld<Hands = H>>(&mut self, world: &mut W) -> Result<(), W::Error> {
+        let LinkStage::Reserving(beginning) = std::mem::replace(&mut self.stage, LinkStage::Leading) else {
             return Ok(());
         };
         let generation = self.core.generation();
@@ -127,9 +127,9 @@ impl<H: DiskShell> PrimaryLink<H> {
                 let Generation(generation) = generation;
                 world.report(Event::Leading { generation });
             }
-            Beginning::WentLive(horizon) => {
+            Beginning::WentLive(takeover) => {
                 self.core.came_over(world.now_ns());
-                self.resume(*horizon)?;
+                self.resume(*takeover)?;
             }
         }
         self.finish_turn(world)
@@ -138,22 +138,22 @@ impl<H: DiskShell> PrimaryLink<H> {
     /// From here on the guest hears what happens outside, and whoever hears of it may ask, give orders and join.
     fn take_up<W: PrimaryWorld<Hands = H>>(&mut self, guest: Guest, world: &mut W) -> Result<(), W::Error> {
         world.take_inputs()?;
-        guest.needs(world.open_door(), "no backup can join")
+        guest.needs(world.listen_for_backups(), "no backup can join")
     }
 
     /// Disk requests again, in the order of the plan; outputs again, which follow in the turn.
-    fn resume<E>(&mut self, horizon: Horizon) -> Result<(), E>
+    fn resume<E>(&mut self, takeover: Takeover) -> Result<(), E>
     where
         E: From<crate::disks::DisksError<H::Error>>,
     {
-        let reissued = horizon.requests.len() as u64;
-        for request in &horizon.requests {
+        let reissued = takeover.requests.len() as u64;
+        for request in &takeover.requests {
             self.disks.accept(request, Gate::Open)?;
         }
         self.disks.start_ready(|| Writes::Freely)?;
-        self.stage = Stage::Resuming(Box::new(Resuming {
-            outputs: horizon.outputs.into(),
-            entropy: horizon.entropy,
+        self.stage = LinkStage::Resuming(Box::new(Resuming {
+            outputs: takeover.outputs.into(),
+            entropy: takeover.entropy,
             reissued,
             reemitted: 0,
         }));
@@ -162,11 +162,11 @@ impl<H: DiskShell> PrimaryLink<H> {
 
     /// Takes up what the old life has left, before anything new; false while a system call is under way.
     pub(super) fn come_live<W: PrimaryWorld<Hands = H>>(&mut self, world: &mut W) -> Result<bool, W::Error> {
-        let Stage::Resuming(resuming) = &mut self.stage else {
+        let LinkStage::Resuming(resuming) = &mut self.stage else {
             return Ok(true);
         };
         while let Some(output) = resuming.outputs.pop_front() {
-            match world.let_out(&output)? {
+            match world.release(&output)? {
                 Call::Over => resuming.emitted_again(&output),
                 Call::UnderWay => {
                     self.call = Some(output);
@@ -175,7 +175,7 @@ impl<H: DiskShell> PrimaryLink<H> {
             }
         }
         let (entropy, reissued, reemitted) = (resuming.entropy, resuming.reissued, resuming.reemitted);
-        self.stage = Stage::Leading;
+        self.stage = LinkStage::Leading;
         if let Some(len) = entropy {
             world.want_entropy(len)?;
         }

@@ -9,7 +9,7 @@ use crate::host_event::StopKind;
 
 /// How a primary's life in this process ended.
 #[derive(Debug)]
-pub struct Ended<H> {
+pub struct LinkEnd<H> {
     /// The exit code.
     pub code: ExitCode,
     pub why: String,
@@ -33,7 +33,7 @@ impl<H: DiskShell> PrimaryLink<H> {
     }
 
     /// What is left to be done for a guest whose life has ended here; nothing leaves after this.
-    pub fn end<W: PrimaryWorld<Hands = H>>(mut self, world: &mut W) -> Ended<H> {
+    pub fn end<W: PrimaryWorld<Hands = H>>(mut self, world: &mut W) -> LinkEnd<H> {
         let cleanly = self.ends_cleanly();
         let (code, why) = self.over.take().unwrap_or((ExitCode::Error, String::new()));
         if code == ExitCode::HandedOver {
@@ -57,6 +57,6 @@ impl<H: DiskShell> PrimaryLink<H> {
             world.give_disks_back();
             world.note_end();
         }
-        Ended { code, why, hands }
+        LinkEnd { code, why, hands }
     }
 }

@@ -30,7 +30,7 @@ pub enum FromGuest {
     Batch {
         entries: Vec<LogEntry>,
         outputs: Vec<Output>,
-        done: Vec<DiskEnd>,
+        finished: Vec<DiskEnd>,
     },
     /// Pages written since this was last said.
     Dirty(Vec<u64>),
@@ -68,7 +68,7 @@ pub struct PairSink<L> {
     reins: Reins,
     entries: Vec<LogEntry>,
     outputs: Vec<Output>,
-    done: Vec<DiskEnd>,
+    finished: Vec<DiskEnd>,
     disk_reads: DiskReads,
 }
 
@@ -81,7 +81,7 @@ impl<L: ToLink> PairSink<L> {
             reins,
             entries: Vec::new(),
             outputs: Vec::new(),
-            done: Vec::new(),
+            finished: Vec::new(),
             disk_reads,
         }
     }
@@ -106,7 +106,12 @@ impl<L: ToLink> PairSink<L> {
 /// out and did not fit: it is said next.
 pub fn take_together(first: FromGuest, mut next: impl FnMut() -> Option<FromGuest>) -> (FromGuest, Option<FromGuest>) {
     let mut taken = first;
-    let FromGuest::Batch { entries, outputs, done } = &mut taken else {
+    let FromGuest::Batch {
+        entries,
+        outputs,
+        finished,
+    } = &mut taken
+    else {
         return (taken, None);
     };
     let mut bytes = payload(entries);
@@ -115,12 +120,12 @@ pub fn take_together(first: FromGuest, mut next: impl FnMut() -> Option<FromGues
             FromGuest::Batch {
                 entries: more,
                 outputs: further,
-                done: ended,
+                finished: ended,
             } if entries.len() + more.len() <= TOGETHER.0 && bytes + payload(&more) <= TOGETHER.1 => {
                 bytes += payload(&more);
                 entries.extend(more);
                 outputs.extend(further);
-                done.extend(ended);
+                finished.extend(ended);
             }
             other => return (taken, Some(other)),
         }
@@ -168,13 +173,13 @@ impl<L: ToLink> Sink for PairSink<L> {
     }
 
     fn flush(&mut self) -> Result<(), SinkError> {
-        if self.entries.is_empty() && self.outputs.is_empty() && self.done.is_empty() {
+        if self.entries.is_empty() && self.outputs.is_empty() && self.finished.is_empty() {
             return Ok(());
         }
         let batch = FromGuest::Batch {
             entries: std::mem::take(&mut self.entries),
             outputs: std::mem::take(&mut self.outputs),
-            done: std::mem::take(&mut self.done),
+            finished: std::mem::take(&mut self.finished),
         };
         self.send(batch)
     }
@@ -194,7 +199,7 @@ impl<L: ToLink> Sink for PairSink<L> {
         } else {
             Known::Received
         };
-        self.done.push(DiskEnd { at, disk, id, known });
+        self.finished.push(DiskEnd { at, disk, id, known });
     }
 
     fn dirty(&mut self, pages: Vec<u64>) -> Result<(), SinkError> {
@@ -248,13 +253,16 @@ mod tests {
         sink.log(LogEntry::Input { at: at.exit, input }).unwrap();
         sink.disk_done(1, 5, at);
         sink.flush().unwrap();
-        let Some(FromGuest::Batch { mut entries, done, .. }) = sink.link.0.borrow_mut().pop_front() else {
+        let Some(FromGuest::Batch {
+            mut entries, finished, ..
+        }) = sink.link.0.borrow_mut().pop_front()
+        else {
             panic!("no batch")
         };
         let Some(LogEntry::Input { input, .. }) = entries.pop() else {
             panic!("no input")
         };
-        (input, done[0].known)
+        (input, finished[0].known)
     }
 
     fn clock(exit: u64) -> LogEntry {

@@ -13,7 +13,7 @@ use shared_disk::arbiter::ClaimOutcome;
 use shared_disk::plan::Gate;
 
 use super::AT_ONCE;
-use super::begin::Stage;
+use super::begin::LinkStage;
 use super::guest::FromGuest;
 use super::world::{ConnectionId, LinkEvent, PrimaryWorld};
 use crate::disks::{DiskEnd, DiskShell, Disks};
@@ -21,7 +21,7 @@ use crate::event::{Event, Protection};
 use crate::exit_code::ExitCode;
 use crate::host_event::HostEvent;
 use crate::operation::{Operation, Path};
-use crate::primary::{Action, Failure, Primary};
+use crate::primary::{FailedRequest, Primary, PrimaryAction};
 use crate::terms::Terms;
 use ftvm_machine::output::Output;
 
@@ -60,7 +60,7 @@ pub enum PrimaryEvent {
     },
     /// What this host reaches.
     Health(Health),
-    /// A disk's device has refused a write: another host has fenced this one off.
+    /// A disk's device has refused a write: another host has reserved it, and is live.
     Superseded,
     /// Time passes; at least every eighth of the detection time.
     Tick,
@@ -75,11 +75,11 @@ pub enum PrimaryEvent {
 pub struct PrimaryLink<H> {
     pub(super) core: Primary,
     pub(super) terms: Terms,
-    pub(super) stage: Stage,
+    pub(super) stage: LinkStage,
     pub(super) disks: Disks<H>,
     pub(super) connection: Option<ConnectionId>,
-    /// Ends of disk requests that the guest knows and the backup may not yet.
-    pub(super) done: VecDeque<DiskEnd>,
+    /// Disk requests that are finished: the guest knows, and the backup may not yet. At most one for each that was under way.
+    pub(super) finished: VecDeque<DiskEnd>,
     /// The output whose system call is under way.
     pub(super) call: Option<Output>,
     /// The machine's state, saved for a joining backup: outputs from before it leave first.
@@ -109,7 +109,7 @@ pub(super) struct Saved {
 }
 
 impl<H: DiskShell> PrimaryLink<H> {
-    pub(super) fn new(core: Primary, terms: Terms, stage: Stage, disks: Disks<H>) -> Self {
+    pub(super) fn new(core: Primary, terms: Terms, stage: LinkStage, disks: Disks<H>) -> Self {
         PrimaryLink {
             protection: core.protection(),
             core,
@@ -117,7 +117,7 @@ impl<H: DiskShell> PrimaryLink<H> {
             stage,
             disks,
             connection: None,
-            done: VecDeque::new(),
+            finished: VecDeque::new(),
             call: None,
             saved: None,
             first_output: false,
@@ -148,11 +148,11 @@ impl<H: DiskShell> PrimaryLink<H> {
         self.over.as_ref().map(|(code, why)| (*code, why.as_str()))
     }
 
-    /// Whether the link does nothing else until its disks are fenced ([`PrimaryLink::fenced`]), or an output's system call is
-    /// over ([`PrimaryLink::call_over`]).
+    /// Whether the link does nothing else until its disks are reserved ([`PrimaryLink::disks_reserved`]), or an output's system call
+    /// is over ([`PrimaryLink::call_over`]).
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        self.call.is_some() || matches!(self.stage, Stage::Fencing(_))
+        self.call.is_some() || matches!(self.stage, LinkStage::Reserving(_))
     }
 
     /// Whether announcements are due every [`ANNOUNCE_EVERY`].
@@ -164,7 +164,7 @@ impl<H: DiskShell> PrimaryLink<H> {
     /// Whether the vCPU thread is listened to; if not, its queue fills and it stops (PROTOCOL 9).
     pub fn takes_more<W: PrimaryWorld<Hands = H>>(&self, world: &W) -> bool {
         let queued = self.connection.map_or(0, |connection| world.queued(connection));
-        matches!(self.stage, Stage::Leading)
+        matches!(self.stage, LinkStage::Leading)
             && self.listening
             && self.call.is_none()
             && self.core.has_room(world.now_ns())
@@ -201,8 +201,8 @@ impl<H: DiskShell> PrimaryLink<H> {
                     .core
                     .path_lost(world.now_ns(), Path::Disk(disk), &what, &mut actions)
                 {
-                    Failure::Withheld => self.withheld.push(failure),
-                    Failure::Told => world.tell(failure)?,
+                    FailedRequest::Withheld => self.withheld.push(failure),
+                    FailedRequest::Told => world.tell(failure)?,
                 }
             }
             PrimaryEvent::Health(health) => {
@@ -211,7 +211,7 @@ impl<H: DiskShell> PrimaryLink<H> {
                     self.core.path_lost(world.now_ns(), Path::Nic(nic), what, &mut actions);
                 }
             }
-            PrimaryEvent::Superseded => self.core.fenced_off(&mut actions),
+            PrimaryEvent::Superseded => self.core.write_refused(&mut actions),
             PrimaryEvent::Tick => self.tick(world, &mut actions)?,
             PrimaryEvent::Second => self.second(world),
             PrimaryEvent::Announce => {
@@ -245,7 +245,7 @@ impl<H: DiskShell> PrimaryLink<H> {
             // What an old connection still says is about a pair that is over.
             LinkEvent::Message { .. } | LinkEvent::Closed { .. } => {}
             LinkEvent::Joined { connection, backup } => {
-                if matches!(self.stage, Stage::Leading) && self.core.may_join().is_ok() {
+                if matches!(self.stage, LinkStage::Leading) && self.core.may_join().is_ok() {
                     world.accept(connection);
                     self.connection = Some(connection);
                     self.core.joined(now, backup, &mut actions);
@@ -256,7 +256,7 @@ impl<H: DiskShell> PrimaryLink<H> {
             LinkEvent::PagesSent { to, pages, bytes } => self.core.pages_sent(now, to, pages, bytes, &mut actions),
             LinkEvent::BlocksSent { to, bytes } => self.core.blocks_sent(now, to, bytes, &mut actions),
             LinkEvent::Claimed(outcome) => self.claimed(&outcome, world, &mut actions),
-            LinkEvent::StorageSilent(why) => actions.push(Action::Report(Event::StorageUnreachable { why })),
+            LinkEvent::StorageSilent(why) => actions.push(PrimaryAction::Report(Event::StorageUnreachable { why })),
         }
         self.act(actions, world)
     }
@@ -269,7 +269,7 @@ impl<H: DiskShell> PrimaryLink<H> {
         &mut self,
         outcome: &ClaimOutcome,
         world: &mut W,
-        actions: &mut Vec<Action>,
+        actions: &mut Vec<PrimaryAction>,
     ) {
         self.core.claimed(world.now_ns(), outcome, actions);
         if matches!(outcome, ClaimOutcome::Won { .. }) {
@@ -293,11 +293,15 @@ impl<H: DiskShell> PrimaryLink<H> {
         &mut self,
         message: FromGuest,
         world: &mut W,
-        actions: &mut Vec<Action>,
+        actions: &mut Vec<PrimaryAction>,
     ) -> Result<(), W::Error> {
         let now = world.now_ns();
         match message {
-            FromGuest::Batch { entries, outputs, done } => {
+            FromGuest::Batch {
+                entries,
+                outputs,
+                finished,
+            } => {
                 let last = entries.iter().rev().find_map(|entry| match entry {
                     LogEntry::Mark(mark) => Some(mark.at.exit),
                     _ => None,
@@ -310,9 +314,9 @@ impl<H: DiskShell> PrimaryLink<H> {
                         self.core.hold(output);
                     }
                 }
-                for end in done {
+                for end in finished {
                     self.disks.finished(end.disk, end.id)?;
-                    self.done.push_back(end);
+                    self.finished.push_back(end);
                 }
             }
             FromGuest::Dirty(pages) => self.core.dirty(now, pages, actions),
@@ -328,7 +332,11 @@ impl<H: DiskShell> PrimaryLink<H> {
     }
 
     /// Time passes. Whatever arrived while this process slept is evidence, and comes before the verdict (PROTOCOL 15).
-    fn tick<W: PrimaryWorld<Hands = H>>(&mut self, world: &mut W, actions: &mut Vec<Action>) -> Result<(), W::Error> {
+    fn tick<W: PrimaryWorld<Hands = H>>(
+        &mut self,
+        world: &mut W,
+        actions: &mut Vec<PrimaryAction>,
+    ) -> Result<(), W::Error> {
         while let Some(event) = world.next_event() {
             self.link_event(event, world)?;
         }

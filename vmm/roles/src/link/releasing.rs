@@ -2,7 +2,7 @@
 
 use shared_disk::plan::Gate;
 
-use super::begin::Stage;
+use super::begin::LinkStage;
 use super::primary::{PrimaryLink, Saved};
 use super::world::{Call, PrimaryWorld};
 use crate::disks::DiskShell;
@@ -16,7 +16,7 @@ impl<H: DiskShell> PrimaryLink<H> {
     /// The guest cannot go on here.
     pub fn call_over<W: PrimaryWorld<Hands = H>>(&mut self, world: &mut W) -> Result<(), W::Error> {
         if let Some(output) = self.call.take() {
-            self.landed(&output, world)?;
+            self.call_returned(&output, world)?;
         }
         self.finish_turn(world)
     }
@@ -24,7 +24,7 @@ impl<H: DiskShell> PrimaryLink<H> {
     /// Lets out what may leave, and sees whether that was the last thing waited for.
     pub(super) fn finish_turn<W: PrimaryWorld<Hands = H>>(&mut self, world: &mut W) -> Result<(), W::Error> {
         loop {
-            if self.call.is_some() || matches!(self.stage, Stage::Fencing(_)) {
+            if self.call.is_some() || matches!(self.stage, LinkStage::Reserving(_)) {
                 return Ok(());
             }
             if !self.come_live(world)? || !self.release_due(world)? {
@@ -51,21 +51,21 @@ impl<H: DiskShell> PrimaryLink<H> {
     /// Releases what may leave at this moment; false if a system call is under way.
     fn release_due<W: PrimaryWorld<Hands = H>>(&mut self, world: &mut W) -> Result<bool, W::Error> {
         // Writes in flight live as long as the lease does, and an ack may just have renewed it.
-        self.disks.extend_fence(self.core.may_write(world.now_ns()))?;
+        self.disks.extend_guard(self.core.may_write(world.now_ns()))?;
         // The clock is read before each one: nothing lies between the look at the lease and the call (PROTOCOL 12).
         while let Some(output) = self.core.next_release(world.now_ns()) {
-            match world.let_out(&output)? {
-                Call::Over => self.landed(&output, world)?,
+            match world.release(&output)? {
+                Call::Over => self.call_returned(&output, world)?,
                 Call::UnderWay => {
                     self.call = Some(output);
                     return Ok(false);
                 }
             }
         }
-        while let Some(end) = self.done.front().copied()
+        while let Some(end) = self.finished.front().copied()
             && self.core.knows(&end)
         {
-            self.done.pop_front();
+            self.finished.pop_front();
             self.disks.acked(end.disk, end.id)?;
         }
         if self.disks.has_ready() {
@@ -76,15 +76,15 @@ impl<H: DiskShell> PrimaryLink<H> {
     }
 
     /// An output has left: the log may say so (PROTOCOL 7). A disk request may start.
-    fn landed<W: PrimaryWorld<Hands = H>>(&mut self, output: &Output, world: &mut W) -> Result<(), W::Error> {
-        if let Stage::Resuming(resuming) = &mut self.stage {
+    fn call_returned<W: PrimaryWorld<Hands = H>>(&mut self, output: &Output, world: &mut W) -> Result<(), W::Error> {
+        if let LinkStage::Resuming(resuming) = &mut self.stage {
             resuming.emitted_again(output);
             return Ok(()); // of the old life: its place in the plan is taken, and its number counted
         }
         if let Emission::Disk(request) | Emission::PrivateDisk(request) = &output.emission {
             self.disks.release(request)?;
         }
-        self.core.released(output.seq);
+        self.core.call_returned(output.seq);
         if std::mem::take(&mut self.first_output) {
             world.report(Event::FirstOutput);
         }

@@ -90,8 +90,8 @@ pub trait PrimaryWorld: World {
     /// One cannot be opened.
     fn open_disks(&mut self) -> Result<Disks<Self::Hands>, Self::Error>;
     /// Has the devices themselves refuse every other host's writes (PROTOCOL 14). That may take a while: the shell says when
-    /// it is done ([`PrimaryLink::fenced`](super::primary::PrimaryLink::fenced)), and until then nothing is written.
-    fn fence(&mut self);
+    /// it is done ([`PrimaryLink::disks_reserved`](super::primary::PrimaryLink::disks_reserved)), and until then nothing is written.
+    fn reserve_disks(&mut self);
     /// From now on the private disks are those of this generation, which this side owns.
     ///
     /// # Errors
@@ -108,7 +108,7 @@ pub trait PrimaryWorld: World {
     ///
     /// # Errors
     /// There is no place for them to join at.
-    fn open_door(&mut self) -> Result<(), Self::Error>;
+    fn listen_for_backups(&mut self) -> Result<(), Self::Error>;
 
     // The link.
 
@@ -152,7 +152,7 @@ pub trait PrimaryWorld: World {
     ///
     /// # Errors
     /// The outside cannot take it for good, as a file on a full disk.
-    fn let_out(&mut self, output: &Output) -> Result<Call, Self::Error>;
+    fn release(&mut self, output: &Output) -> Result<Call, Self::Error>;
     /// Tells the switches where the guest is now (PROTOCOL 22).
     fn announce(&mut self);
 

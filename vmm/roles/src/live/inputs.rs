@@ -6,7 +6,7 @@ use std::time::Instant;
 use ftvm_schema::entry::{ConsolePort, EndReason, Input, Intervention, LogEntry};
 
 use super::super::patience::Waiting;
-use super::{CONSOLE_BACKLOG, EVENTS_PER_EXIT, Events, Live, LiveError, Now, Sink, Standing};
+use super::{CONSOLE_BACKLOG, EVENTS_PER_EXIT, Events, Live, LiveError, Now, Sink, Standstill};
 use crate::host_event::Control;
 use crate::host_event::HostEvent;
 use crate::host_event::MAX_EVENTS;
@@ -74,9 +74,9 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
             HostEvent::Stop(_) => self.stopping = Some(EndReason::Stopped),
             HostEvent::Control(order) => self.obey(order, time)?,
             event => match &mut self.standing {
-                Standing::No => self.take_input(event)?,
+                Standstill::No => self.take_input(event)?,
                 // What may be lost is, as from a full queue.
-                Standing::Still(kept) => {
+                Standstill::Still(kept) => {
                     let may_be_lost = matches!(event, HostEvent::Frame { .. } | HostEvent::Console { .. });
                     if !may_be_lost || kept.len() < MAX_EVENTS {
                         kept.push_back(event);
@@ -128,12 +128,12 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
                 self.clock.go_on(time());
             }
             Control::Intervene(Intervention::Reset) => self.input(Input::Control(Intervention::Reset))?,
-            Control::Stand => {
+            Control::StandStill => {
                 self.flush()?;
-                self.standing = Standing::Still(VecDeque::new());
+                self.standing = Standstill::Still(VecDeque::new());
             }
-            Control::Go => {
-                if let Standing::Still(kept) = std::mem::take(&mut self.standing) {
+            Control::GoOn => {
+                if let Standstill::Still(kept) = std::mem::take(&mut self.standing) {
                     for event in kept {
                         self.take_input(event)?;
                     }

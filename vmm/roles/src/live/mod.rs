@@ -59,7 +59,7 @@ const FAULTS_TOLD: u64 = 32;
 
 /// Which marks a log carries (PROTOCOL 2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Marks {
+pub enum MarkPolicy {
     /// At every flush: a backup's horizon moves only with them.
     EveryFlush,
     /// In a file: not more often than every so many exits, with registers.
@@ -130,7 +130,7 @@ pub trait Sink {
 pub struct LiveConfig {
     /// How long a tick waits for the guest to exit by itself; see [`super::patience`].
     pub patience: Duration,
-    pub marks: Marks,
+    pub marks: MarkPolicy,
     /// Whether a check byte is kept for every exit.
     pub checks: bool,
     /// End after this many exits.
@@ -198,7 +198,7 @@ pub struct Live<C: Cpu, S: Sink, E: Events> {
     last_harvest: Instant,
     harvest_every: Duration,
     stopping: Option<EndReason>,
-    standing: Standing,
+    standing: Standstill,
     /// Devices that wait for a reset, by PCI slot.
     faults: Vec<(u8, QueueFault)>,
     totals: Totals,
@@ -206,7 +206,7 @@ pub struct Live<C: Cpu, S: Sink, E: Events> {
 
 /// Whether a guest that is to be handed over stands still.
 #[derive(Debug, Default)]
-enum Standing {
+enum Standstill {
     #[default]
     No,
     /// It takes no inputs, and has been sent these: they are for whoever goes on with it, if that is this side.
@@ -279,7 +279,7 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
             last_harvest: now,
             harvest_every: HARVEST_EVERY.0,
             stopping: None,
-            standing: Standing::No,
+            standing: Standstill::No,
             faults: Vec::new(),
             totals: Totals::default(),
         }
@@ -426,7 +426,7 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
     }
 
     fn is_standing(&self) -> bool {
-        matches!(self.standing, Standing::Still(_))
+        matches!(self.standing, Standstill::Still(_))
     }
 
     /// The guest sleeps, until something raises an interrupt.
@@ -501,8 +501,8 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
 
     fn mark(&self) -> Mark {
         let registers = match self.config.marks {
-            Marks::EveryFlush => None,
-            Marks::EveryExits(_) => Some(Box::new(self.machine.cpu().registers())),
+            MarkPolicy::EveryFlush => None,
+            MarkPolicy::EveryExits(_) => Some(Box::new(self.machine.cpu().registers())),
         };
         Mark {
             at: self.machine.at(),
@@ -531,9 +531,9 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
     fn flush(&mut self) -> Result<(), LiveError> {
         let at = self.machine.at().exit;
         let due = match self.config.marks {
-            Marks::EveryFlush => self.unflushed > 0 || self.machine.has_outputs() || at > self.last_mark,
+            MarkPolicy::EveryFlush => self.unflushed > 0 || self.machine.has_outputs() || at > self.last_mark,
             // Between exits the registers, which these marks carry, belong to no position.
-            Marks::EveryExits(exits) => at.0 - self.last_mark.0 >= exits && self.machine.at_exit(),
+            MarkPolicy::EveryExits(exits) => at.0 - self.last_mark.0 >= exits && self.machine.at_exit(),
         };
         if due && self.sink.logging() {
             self.collect_checks(1)?;

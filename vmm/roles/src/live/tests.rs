@@ -1,4 +1,4 @@
-//! Standing still: for the operator, and for a handover.
+//! Standstill still: for the operator, and for a handover.
 
 use std::sync::Arc;
 
@@ -84,7 +84,7 @@ fn guest(start: Instant) -> Guest {
     let machine = Machine::new(&config(GuestKind::BareMetal), memory, cpu).unwrap();
     let settings = LiveConfig {
         patience: Duration::from_millis(30),
-        marks: Marks::EveryFlush,
+        marks: MarkPolicy::EveryFlush,
         checks: false,
         max_exits: None,
     };
@@ -190,10 +190,10 @@ fn a_guest_that_is_handed_over_takes_nothing_and_logs_nothing() {
     steps(&mut live, start, 4);
     let now = start + Duration::from_millis(10);
     tell(&mut live, now, typed());
-    tell(&mut live, now, HostEvent::Control(Control::Stand));
+    tell(&mut live, now, HostEvent::Control(Control::StandStill));
     tell(&mut live, now, typed());
     steps(&mut live, now, 1);
-    assert_eq!(live.sink().obeyed, [Control::Stand]);
+    assert_eq!(live.sink().obeyed, [Control::StandStill]);
     let at = live.machine().at();
     assert!(
         matches!(live.sink().entries.last(), Some(LogEntry::Mark(mark)) if mark.at == at),
@@ -205,7 +205,7 @@ fn a_guest_that_is_handed_over_takes_nothing_and_logs_nothing() {
     assert_eq!((live.sink().entries.len(), live.sink().outputs), (entries, outputs));
     assert_eq!(live.machine().at(), at);
     // It goes on, and has missed nothing.
-    tell(&mut live, now, HostEvent::Control(Control::Go));
+    tell(&mut live, now, HostEvent::Control(Control::GoOn));
     steps(&mut live, now + Duration::from_secs(1), 12);
     assert!(live.machine().at().exit > at.exit);
     let bytes: usize = live
@@ -228,13 +228,13 @@ fn a_guest_that_is_handed_over_takes_nothing_and_logs_nothing() {
 fn what_may_be_lost_is_kept_only_up_to_a_bound() {
     let start = Instant::now();
     let mut live = guest(start);
-    tell(&mut live, start, HostEvent::Control(Control::Stand));
+    tell(&mut live, start, HostEvent::Control(Control::StandStill));
     steps(&mut live, start, 1);
     for _ in 0..crate::host_event::MAX_EVENTS + 100 {
         tell(&mut live, start, typed());
     }
     steps(&mut live, start, 100);
-    let Standing::Still(kept) = &live.standing else {
+    let Standstill::Still(kept) = &live.standing else {
         panic!("it stands")
     };
     assert_eq!(kept.len(), crate::host_event::MAX_EVENTS);

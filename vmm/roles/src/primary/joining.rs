@@ -7,7 +7,7 @@ use logging_channel::message::{Grant, Message};
 use super::super::clone::{After, Rounds};
 use super::super::event::Event;
 use super::pair::Pair;
-use super::{Action, Phase, Primary};
+use super::{Phase, Primary, PrimaryAction};
 
 /// A backup that is getting the guest's pages while the guest runs on.
 #[derive(Debug)]
@@ -17,17 +17,17 @@ pub(super) struct Joining {
     /// The last sign of life.
     pub heard: u64,
     pub rounds: Rounds,
-    pub stage: Stage,
+    pub stage: JoinStage,
 }
 
 /// How far it has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stage {
+pub(super) enum JoinStage {
     /// A round's blocks of private disks.
     Blocks,
     /// A round's pages.
     Rounds,
-    /// The state record is next, once no write is in flight: one that began without a lease has no fence, and could land
+    /// The state record is next, once no write is in flight: one that began without a lease has no lease guard, and could land
     /// after the backup has gone live (PROTOCOL 14).
     Settling,
     /// Blocks of private disks that were written since the last round are on their way: nothing writes any more, so the
@@ -40,48 +40,48 @@ pub(super) enum Stage {
 impl Primary {
     /// A backup has passed the handshake: it gets the guest's pages, and the blocks of its private disks, in rounds; then,
     /// as soon as no write is in flight ([`Primary::settled`]), the state record.
-    pub fn joined(&mut self, now: u64, backup: Incarnation, actions: &mut Vec<Action>) {
+    pub fn joined(&mut self, now: u64, backup: Incarnation, actions: &mut Vec<PrimaryAction>) {
         self.phase = Phase::Joining(Joining {
             backup,
             begun: now,
             heard: now,
             rounds: Rounds::default(),
-            stage: Stage::Rounds,
+            stage: JoinStage::Rounds,
         });
         self.look(actions);
         self.report_state("a backup is joining", actions);
     }
 
     /// The next round begins.
-    fn look(&mut self, actions: &mut Vec<Action>) {
+    fn look(&mut self, actions: &mut Vec<PrimaryAction>) {
         match &mut self.phase {
-            Phase::Joining(joining) if self.private_disks > 0 => joining.send_blocks(Stage::Blocks, actions),
+            Phase::Joining(joining) if self.private_disks > 0 => joining.send_blocks(JoinStage::Blocks, actions),
             _ => self.take_dirty(actions),
         }
     }
 
-    fn take_dirty(&mut self, actions: &mut Vec<Action>) {
+    fn take_dirty(&mut self, actions: &mut Vec<PrimaryAction>) {
         self.dirty_owed += 1;
-        actions.push(Action::TakeDirty);
+        actions.push(PrimaryAction::TakeDirty);
     }
 
     /// The vCPU thread has read the dirty log.
-    pub fn dirty(&mut self, now: u64, pages: Vec<u64>, actions: &mut Vec<Action>) {
+    pub fn dirty(&mut self, now: u64, pages: Vec<u64>, actions: &mut Vec<PrimaryAction>) {
         self.dirty_owed = self.dirty_owed.saturating_sub(1);
         if let Phase::Joining(joining) = &mut self.phase
-            && joining.stage == Stage::Rounds
+            && joining.stage == JoinStage::Rounds
             && self.dirty_owed == 0
         {
             joining.heard = now;
-            actions.push(Action::SendPages {
+            actions.push(PrimaryAction::SendPages {
                 to: joining.backup,
                 pages: joining.rounds.looked(pages),
             });
         }
     }
 
-    /// The backup `to` has written, and made stable, what an [`Action::SendBlocks`] named: so many bytes of its disks.
-    pub fn blocks_sent(&mut self, now: u64, to: Incarnation, bytes: u64, actions: &mut Vec<Action>) {
+    /// The backup `to` has written, and made stable, what an [`PrimaryAction::SendBlocks`] named: so many bytes of its disks.
+    pub fn blocks_sent(&mut self, now: u64, to: Incarnation, bytes: u64, actions: &mut Vec<PrimaryAction>) {
         let Phase::Joining(joining) = &mut self.phase else {
             return;
         };
@@ -90,44 +90,44 @@ impl Primary {
         }
         joining.heard = now;
         match joining.stage {
-            Stage::Blocks => {
+            JoinStage::Blocks => {
                 joining.rounds.blocks_sent(bytes);
-                joining.stage = Stage::Rounds;
+                joining.stage = JoinStage::Rounds;
                 self.take_dirty(actions);
             }
-            Stage::LastBlocks => {
+            JoinStage::LastBlocks => {
                 joining.rounds.blocks_sent(bytes);
-                joining.stage = Stage::Asked;
-                actions.push(Action::SaveState);
+                joining.stage = JoinStage::Asked;
+                actions.push(PrimaryAction::SaveState);
             }
-            Stage::Rounds | Stage::Settling | Stage::Asked => {}
+            JoinStage::Rounds | JoinStage::Settling | JoinStage::Asked => {}
         }
     }
 
-    /// The pages of an [`Action::SendPages`] are on their way to the backup `to`.
-    pub fn pages_sent(&mut self, now: u64, to: Incarnation, pages: u64, bytes: u64, actions: &mut Vec<Action>) {
+    /// The pages of an [`PrimaryAction::SendPages`] are on their way to the backup `to`.
+    pub fn pages_sent(&mut self, now: u64, to: Incarnation, pages: u64, bytes: u64, actions: &mut Vec<PrimaryAction>) {
         if let Phase::Joining(joining) = &mut self.phase
             && joining.backup == to
-            && joining.stage == Stage::Rounds
+            && joining.stage == JoinStage::Rounds
         {
             joining.heard = now;
             let idle = joining.rounds.idle();
             let after = joining.rounds.sent(pages, bytes);
             if joining.rounds.idle() != idle {
-                actions.push(Action::Pace(joining.rounds.idle()));
+                actions.push(PrimaryAction::Pace(joining.rounds.idle()));
             }
             match after {
                 After::Look => self.look(actions),
-                After::State => joining.stage = Stage::Settling,
+                After::State => joining.stage = JoinStage::Settling,
             }
         }
     }
 
     /// The joining backup is not to become one any more, and the guest runs as if it had never been there.
-    pub(super) fn give_join_up(&mut self, actions: &mut Vec<Action>) {
+    pub(super) fn give_join_up(&mut self, actions: &mut Vec<PrimaryAction>) {
         if let Phase::Joining(joining) = std::mem::replace(&mut self.phase, Phase::Alone) {
             joining.let_run(actions);
-            actions.push(Action::StopLogging);
+            actions.push(PrimaryAction::StopLogging);
         }
     }
 
@@ -135,15 +135,22 @@ impl Primary {
     /// Outputs before it have all been released: until here nothing was granted. Those behind it wait for acks
     /// (PROTOCOL 17). A state that was asked for on behalf of a backup that has gone is of no use to the next, which lacks
     /// the pages.
-    pub fn state_saved(&mut self, now: u64, record: &[u8], mark: Mark, stopped_ns: u64, actions: &mut Vec<Action>) {
+    pub fn state_saved(
+        &mut self,
+        now: u64,
+        record: &[u8],
+        mark: Mark,
+        stopped_ns: u64,
+        actions: &mut Vec<PrimaryAction>,
+    ) {
         let joining = match &self.phase {
-            Phase::Joining(joining) if joining.stage == Stage::Asked => joining,
-            _ => return actions.push(Action::StopLogging),
+            Phase::Joining(joining) if joining.stage == JoinStage::Asked => joining,
+            _ => return actions.push(PrimaryAction::StopLogging),
         };
         let backup = joining.backup;
         joining.let_run(actions);
         let (rounds, pages, bytes, disk_bytes) = joining.rounds.totals();
-        actions.push(Action::Report(Event::Cloned {
+        actions.push(PrimaryAction::Report(Event::Cloned {
             rounds,
             pages,
             bytes,
@@ -153,7 +160,7 @@ impl Primary {
             stopped_ns,
         }));
         for chunk in chunk::split(record) {
-            actions.push(Action::Send(Message::State(chunk)));
+            actions.push(PrimaryAction::Send(Message::State(chunk)));
         }
         let grant = Grant {
             generation: self.generation,
@@ -162,8 +169,8 @@ impl Primary {
             digest: mark.digest,
             outputs: mark.outputs,
         };
-        actions.push(Action::Send(Message::Grant(grant)));
-        actions.push(Action::Report(Event::StateRecord {
+        actions.push(PrimaryAction::Send(Message::Grant(grant)));
+        actions.push(PrimaryAction::Report(Event::StateRecord {
             bytes: record.len() as u64,
         }));
         let pair = Pair::new(&self.terms, now, backup, &mark, self.released);
@@ -174,15 +181,15 @@ impl Primary {
 
 impl Joining {
     /// A guest that was slowed for its clone need not be any more.
-    fn let_run(&self, actions: &mut Vec<Action>) {
+    fn let_run(&self, actions: &mut Vec<PrimaryAction>) {
         if self.rounds.idle() > 0 {
-            actions.push(Action::Pace(0));
+            actions.push(PrimaryAction::Pace(0));
         }
     }
 
-    pub fn send_blocks(&mut self, stage: Stage, actions: &mut Vec<Action>) {
+    pub fn send_blocks(&mut self, stage: JoinStage, actions: &mut Vec<PrimaryAction>) {
         self.stage = stage;
-        actions.push(Action::SendBlocks {
+        actions.push(PrimaryAction::SendBlocks {
             to: self.backup,
             blocks: self.rounds.blocks(),
         });

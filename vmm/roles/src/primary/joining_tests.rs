@@ -25,7 +25,7 @@ fn a_joining_backup_may_go_before_the_grant_and_costs_nothing() {
 }
 
 #[test]
-fn a_backup_is_granted_nothing_while_an_unfenced_write_is_in_flight() {
+fn a_backup_is_granted_nothing_while_an_unguarded_write_is_in_flight() {
     let mut primary = Primary::new(terms());
     let mut actions = Vec::new();
     assert_eq!(primary.may_write(0), Writes::Freely);
@@ -36,14 +36,17 @@ fn a_backup_is_granted_nothing_while_an_unfenced_write_is_in_flight() {
         "the guest runs on during the rounds"
     );
     primary.settled(0, 0, &mut actions);
-    assert!(!actions.contains(&Action::SaveState), "nor is its state wanted yet");
+    assert!(
+        !actions.contains(&PrimaryAction::SaveState),
+        "nor is its state wanted yet"
+    );
     clone_pages(&mut primary, 0, &mut actions);
     assert_eq!(primary.may_write(0), Writes::Settling, "now none may begin");
     primary.settled(0, 1, &mut actions);
-    assert!(!actions.contains(&Action::SaveState));
+    assert!(!actions.contains(&PrimaryAction::SaveState));
     primary.settled(1, 0, &mut actions);
     primary.settled(2, 0, &mut actions);
-    let asked = actions.iter().filter(|action| **action == Action::SaveState);
+    let asked = actions.iter().filter(|action| **action == PrimaryAction::SaveState);
     assert_eq!(asked.count(), 1);
 }
 
@@ -62,7 +65,7 @@ fn a_joining_backup_that_falls_silent_is_given_up() {
     assert_eq!(primary.protection(), Protection::Starting);
     primary.tick(5 * MS + JOIN_SILENCE + 1, &mut actions);
     assert_eq!(primary.protection(), Protection::NotProtected);
-    assert!(actions.contains(&Action::Close) && !claims(&actions));
+    assert!(actions.contains(&PrimaryAction::Close) && !claims(&actions));
     // What its sender says late belongs to nobody; nor do pages of one backup count for the next.
     actions.clear();
     primary.pages_sent(0, BACKUP, 1, 1, &mut actions);
@@ -78,8 +81,8 @@ fn what_was_asked_for_a_backup_that_has_gone_is_not_the_next_ones() {
     let now = 1_000 * MS;
     let mut primary = Primary::new(terms());
     let mut actions = Vec::new();
-    let sends = |actions: &mut Vec<Action>| {
-        let sends = |action: &Action| matches!(action, Action::SendPages { .. });
+    let sends = |actions: &mut Vec<PrimaryAction>| {
+        let sends = |action: &PrimaryAction| matches!(action, PrimaryAction::SendPages { .. });
         std::mem::take(actions).iter().filter(|action| sends(action)).count()
     };
     // The first one goes while the vCPU thread still owes an answer; the answer comes in the next one's rounds.
@@ -97,21 +100,21 @@ fn what_was_asked_for_a_backup_that_has_gone_is_not_the_next_ones() {
     primary.dirty(now, vec![3], &mut actions);
     primary.pages_sent(now, BACKUP, 1, 100, &mut actions);
     primary.settled(now, 0, &mut actions);
-    assert!(actions.contains(&Action::SaveState));
+    assert!(actions.contains(&PrimaryAction::SaveState));
     primary.closed(now, "gone", &mut actions);
     primary.joined(now, BACKUP, &mut actions);
     actions.clear();
     primary.state_saved(now, b"state", mark(at(100, 0), 0), 0, &mut actions);
-    assert_eq!(actions, [Action::StopLogging]);
+    assert_eq!(actions, [PrimaryAction::StopLogging]);
     assert_eq!(primary.protection(), Protection::Starting);
-    actions = vec![Action::TakeDirty];
+    actions = vec![PrimaryAction::TakeDirty];
     clone_pages(&mut primary, now, &mut actions);
     primary.settled(now, 0, &mut actions);
     primary.state_saved(now, b"state", mark(at(100, 0), 0), 0, &mut actions);
     assert!(
         actions
             .iter()
-            .any(|action| matches!(action, Action::Send(Message::Grant(_))))
+            .any(|action| matches!(action, PrimaryAction::Send(Message::Grant(_))))
     );
 }
 
@@ -120,16 +123,16 @@ fn private_disks_are_level_before_the_state_is_saved() {
     let now = 1_000 * MS;
     let mut primary = Primary::new(terms()).with_private_disks(1);
     let mut actions = Vec::new();
-    let blocks = |blocks| Action::SendBlocks { to: BACKUP, blocks };
+    let blocks = |blocks| PrimaryAction::SendBlocks { to: BACKUP, blocks };
     primary.joined(now, BACKUP, &mut actions);
-    assert!(actions.contains(&blocks(Blocks::All)) && !actions.contains(&Action::TakeDirty));
+    assert!(actions.contains(&blocks(Blocks::All)) && !actions.contains(&PrimaryAction::TakeDirty));
     for pages in [vec![], vec![1]] {
         actions.clear();
         primary.blocks_sent(now, Incarnation(8), 1 << 16, &mut actions);
         assert_eq!(actions, [], "said of another backup");
         assert_eq!(primary.may_write(now), Writes::Freely);
         primary.blocks_sent(now, BACKUP, 1 << 16, &mut actions);
-        assert_eq!(actions, [Action::TakeDirty], "a round's pages follow its blocks");
+        assert_eq!(actions, [PrimaryAction::TakeDirty], "a round's pages follow its blocks");
         actions.clear();
         primary.dirty(now, pages, &mut actions);
         primary.pages_sent(now, BACKUP, 1, 100, &mut actions);
@@ -146,13 +149,13 @@ fn private_disks_are_level_before_the_state_is_saved() {
     primary.settled(now, 0, &mut actions);
     assert_eq!(actions, [], "the state is not asked for before they are written");
     primary.blocks_sent(now, BACKUP, 1 << 16, &mut actions);
-    assert_eq!(actions, [Action::SaveState]);
+    assert_eq!(actions, [PrimaryAction::SaveState]);
     assert_eq!(primary.may_write(now), Writes::Settling);
     primary.state_saved(now, b"state", mark(at(100, 0), 0), 0, &mut actions);
-    let mirrored = |action: &Action| {
+    let mirrored = |action: &PrimaryAction| {
         matches!(
             action,
-            Action::Report(Event::Cloned {
+            PrimaryAction::Report(Event::Cloned {
                 disk_bytes: 0x3_0000,
                 rounds: 2,
                 ..
@@ -173,7 +176,7 @@ fn a_join_with_private_disks_that_is_given_up_leaves_nothing_behind() {
     assert_eq!(primary.may_write(now), Writes::Freely);
     actions.clear();
     primary.joined(now, BACKUP, &mut actions);
-    let all = Action::SendBlocks {
+    let all = PrimaryAction::SendBlocks {
         to: BACKUP,
         blocks: Blocks::All,
     };
@@ -190,24 +193,24 @@ fn a_guest_that_is_slowed_for_its_clone_runs_freely_when_that_is_over() {
         let mut primary = Primary::new(terms());
         let mut actions = Vec::new();
         primary.joined(now, BACKUP, &mut actions);
-        while actions.contains(&Action::TakeDirty) {
-            assert!(!actions.contains(&Action::Pace(0)));
-            actions.retain(|action| matches!(action, Action::Pace(_)));
+        while actions.contains(&PrimaryAction::TakeDirty) {
+            assert!(!actions.contains(&PrimaryAction::Pace(0)));
+            actions.retain(|action| matches!(action, PrimaryAction::Pace(_)));
             primary.dirty(now, (0..9000).collect(), &mut actions);
             primary.pages_sent(now, BACKUP, 9000, 9000 << 12, &mut actions);
         }
-        assert_eq!(actions[..3], [500, 800, 900].map(Action::Pace));
+        assert_eq!(actions[..3], [500, 800, 900].map(PrimaryAction::Pace));
         actions.clear();
         if given_up {
             primary.closed(now, "gone", &mut actions);
         } else {
             primary.settled(now, 0, &mut actions);
-            assert_eq!(actions, [Action::SaveState], "it stays slow until then");
+            assert_eq!(actions, [PrimaryAction::SaveState], "it stays slow until then");
             primary.state_saved(now, b"state", mark(at(100, 0), 0), 0, &mut actions);
-            let told = |action: &Action| {
+            let told = |action: &PrimaryAction| {
                 matches!(
                     action,
-                    Action::Report(Event::Cloned {
+                    PrimaryAction::Report(Event::Cloned {
                         slowed_permille: 900,
                         ..
                     })
@@ -215,6 +218,6 @@ fn a_guest_that_is_slowed_for_its_clone_runs_freely_when_that_is_over() {
             };
             assert!(actions.iter().any(told), "{actions:?}");
         }
-        assert!(actions.contains(&Action::Pace(0)));
+        assert!(actions.contains(&PrimaryAction::Pace(0)));
     }
 }

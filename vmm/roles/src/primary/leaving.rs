@@ -7,7 +7,7 @@ use shared_disk::arbiter::ClaimOutcome;
 use super::super::event::Event;
 use super::super::exit_code::ExitCode;
 use super::super::operation::Operation;
-use super::{Action, END_WAIT, Phase, Primary, Writes};
+use super::{END_WAIT, Phase, Primary, PrimaryAction, Writes};
 
 /// Why the next generation is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub(super) enum ClaimReason {
 
 impl Primary {
     /// A side with a higher generation exists (PROTOCOL 11).
-    pub(super) fn superseded(&mut self, by: Generation, actions: &mut Vec<Action>) {
+    pub(super) fn superseded(&mut self, by: Generation, actions: &mut Vec<PrimaryAction>) {
         let handed_over = matches!(
             self.phase,
             Phase::HandedOver { .. }
@@ -40,25 +40,25 @@ impl Primary {
             by.0, self.generation.0
         );
         self.answer(Err(format!("this process ends: {why}")), actions);
-        actions.push(Action::End {
+        actions.push(PrimaryAction::End {
             code: ExitCode::Lost,
             why,
         });
     }
 
-    /// A disk's device has refused a write of this host: another one has fenced it off (PROTOCOL 14).
-    pub fn fenced_off(&mut self, actions: &mut Vec<Action>) {
+    /// A disk's device has refused a write of this host: another one has reserved it, and is live (PROTOCOL 14).
+    pub fn write_refused(&mut self, actions: &mut Vec<PrimaryAction>) {
         self.phase = Phase::Over { writes: Writes::NotNow };
         let why = "another side has fenced this one off a disk: it is live, and nothing more is written here";
         self.answer(Err(format!("this process ends: {why}")), actions);
-        actions.push(Action::End {
+        actions.push(PrimaryAction::End {
             code: ExitCode::Lost,
             why: why.to_owned(),
         });
     }
 
-    /// The storage has answered a [`Action::Claim`].
-    pub fn claimed(&mut self, now: u64, outcome: &ClaimOutcome, actions: &mut Vec<Action>) {
+    /// The storage has answered a [`PrimaryAction::Claim`].
+    pub fn claimed(&mut self, now: u64, outcome: &ClaimOutcome, actions: &mut Vec<PrimaryAction>) {
         let Phase::Claiming { since, cause } = self.phase else {
             return;
         };
@@ -67,7 +67,7 @@ impl Primary {
                 self.generation = Generation(*generation);
                 self.phase = Phase::Alone;
                 let took_ns = now.saturating_sub(since);
-                actions.push(Action::Report(Event::ClaimWon {
+                actions.push(PrimaryAction::Report(Event::ClaimWon {
                     generation: *generation,
                     took_ns,
                 }));
@@ -85,7 +85,7 @@ impl Primary {
                 );
                 tracing::debug!(found = generation, "lost");
                 self.answer(Err(format!("this process ends: {why}")), actions);
-                actions.push(Action::End {
+                actions.push(PrimaryAction::End {
                     code: ExitCode::Lost,
                     why,
                 });
@@ -94,7 +94,7 @@ impl Primary {
     }
 
     /// The generation is this side's alone again.
-    fn won(&mut self, cause: ClaimReason, actions: &mut Vec<Action>) {
+    fn won(&mut self, cause: ClaimReason, actions: &mut Vec<PrimaryAction>) {
         self.go_on(actions);
         let (state, answer) = match cause {
             ClaimReason::Lost => (
@@ -125,49 +125,49 @@ impl Primary {
     }
 
     /// The backup is live, as was wanted.
-    fn handed_over(&mut self, to: Generation, actions: &mut Vec<Action>) {
+    fn handed_over(&mut self, to: Generation, actions: &mut Vec<PrimaryAction>) {
         let text = format!(
             "the guest is handed over: its new host is live under generation {}",
             to.0
         );
         self.answer(Ok(text.clone()), actions);
-        actions.push(Action::End {
+        actions.push(PrimaryAction::End {
             code: ExitCode::HandedOver,
             why: text,
         });
     }
 
     /// The backup is lost; going on alone needs the test-and-set (PROTOCOL 11, 19).
-    pub(super) fn suspect(&mut self, now: u64, reason: String, actions: &mut Vec<Action>) {
+    pub(super) fn suspect(&mut self, now: u64, reason: String, actions: &mut Vec<PrimaryAction>) {
         let cause = if matches!(self.phase, Phase::HandedOver { .. }) {
             ClaimReason::HandedOver
         } else {
             self.go_on(actions);
             ClaimReason::Lost
         };
-        actions.push(Action::Report(Event::Suspected { reason }));
+        actions.push(PrimaryAction::Report(Event::Suspected { reason }));
         self.ask(now, cause, actions);
     }
 
     /// The backup that was dismissed has said its last word: it never goes live (PROTOCOL 27).
-    pub(super) fn move_on(&mut self, now: u64, actions: &mut Vec<Action>) {
+    pub(super) fn move_on(&mut self, now: u64, actions: &mut Vec<PrimaryAction>) {
         self.ask(now, ClaimReason::Dismissed, actions);
     }
 
     /// Asks for the next generation.
-    pub(super) fn ask(&mut self, now: u64, cause: ClaimReason, actions: &mut Vec<Action>) {
+    pub(super) fn ask(&mut self, now: u64, cause: ClaimReason, actions: &mut Vec<PrimaryAction>) {
         self.phase = Phase::Claiming { since: now, cause };
-        actions.push(Action::Pace(0));
-        actions.push(Action::StopLogging);
-        actions.push(Action::Close);
-        actions.push(Action::Report(Event::ClaimAsked {
+        actions.push(PrimaryAction::Pace(0));
+        actions.push(PrimaryAction::StopLogging);
+        actions.push(PrimaryAction::Close);
+        actions.push(PrimaryAction::Report(Event::ClaimAsked {
             generation: self.generation.0 + 1,
         }));
-        actions.push(Action::Claim(self.generation));
+        actions.push(PrimaryAction::Claim(self.generation));
     }
 
     /// A clean end (PROTOCOL 18): everything acked and released, or no backup to tell.
-    pub(super) fn check_end(&mut self, now: u64, actions: &mut Vec<Action>) {
+    pub(super) fn check_end(&mut self, now: u64, actions: &mut Vec<PrimaryAction>) {
         if self.ended.is_none() || !self.held.is_empty() {
             return;
         }
@@ -181,7 +181,7 @@ impl Primary {
                     } else {
                         Writes::NotNow
                     };
-                    actions.push(Action::Send(Message::Bye));
+                    actions.push(PrimaryAction::Send(Message::Bye));
                     self.end(writes, actions);
                 }
             }
@@ -190,18 +190,18 @@ impl Primary {
     }
 
     /// The backup holds the guest's end, so it never goes live (PROTOCOL 18): what is still held needs no lease any more.
-    pub(super) fn end_alone(&mut self, now: u64, actions: &mut Vec<Action>) {
+    pub(super) fn end_alone(&mut self, now: u64, actions: &mut Vec<PrimaryAction>) {
         self.phase = Phase::Alone;
-        actions.push(Action::StopLogging);
+        actions.push(PrimaryAction::StopLogging);
         self.check_end(now, actions);
     }
 
-    fn end(&mut self, writes: Writes, actions: &mut Vec<Action>) {
+    fn end(&mut self, writes: Writes, actions: &mut Vec<PrimaryAction>) {
         self.phase = Phase::Over { writes };
         let reason = self.ended.clone().unwrap_or(EndReason::Stopped);
         let (code, why) = super::super::event::clean_end(&reason);
         self.answer(Ok(why.clone()), actions);
-        actions.push(Action::Close);
-        actions.push(Action::End { code, why });
+        actions.push(PrimaryAction::Close);
+        actions.push(PrimaryAction::End { code, why });
     }
 }

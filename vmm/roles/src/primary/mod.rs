@@ -1,7 +1,7 @@
 //! The primary's decisions, pure: who may hear what the guest says, when the backup is lost, when to leave the pair.
 //!
 //! Time (CLOCK_BOOTTIME nanoseconds), messages and answers of the storage come in as arguments; what to do comes out as
-//! [`Action`]s, which the link ([`super::link`]) carries out. Each rule of PROTOCOL is named where it is kept.
+//! [`PrimaryAction`]s, which the link ([`super::link`]) carries out. Each rule of PROTOCOL is named where it is kept.
 
 mod joining;
 mod leaving;
@@ -23,12 +23,12 @@ use super::terms::Terms;
 use crate::host_event::Control;
 use ftvm_machine::machine::intervention::BootCell;
 use ftvm_machine::output::{HELD_BYTES, Output, OutputQueue};
-use joining::{Joining, Stage};
+use joining::{JoinStage, Joining};
 use leaving::ClaimReason;
-use operating::{HANDOVER_SILENCE, Joins, Leaving, Standing};
+use operating::{HANDOVER_SILENCE, Joins, Leaving, StillOrder};
 use pair::Pair;
 
-pub use operating::Failure;
+pub use operating::FailedRequest;
 pub use silence::{DISK_SILENCE, LateEffect, UnderWay};
 
 /// A joining backup that shows no sign of life for this long while it takes the state is given up.
@@ -58,7 +58,7 @@ const END_WAIT: u64 = 2_000_000_000;
 
 /// What the link is to do.
 #[derive(Debug, PartialEq)]
-pub enum Action {
+pub enum PrimaryAction {
     /// Send on the connection to the backup.
     Send(Message),
     /// Close the connection to the backup, after what has been sent.
@@ -80,7 +80,7 @@ pub enum Action {
     Order(Control),
     /// Have the guest's life end.
     PowerOff,
-    /// Tell the guest of what was withheld ([`Failure::Withheld`]).
+    /// Tell the guest of what was withheld ([`FailedRequest::Withheld`]).
     TellFailures,
     /// An operation has come to its end.
     Answer { ticket: u64, answer: Answer },
@@ -132,7 +132,7 @@ pub struct Primary {
     held: OutputQueue,
     released: OutputSeq,
     ended: Option<EndReason>,
-    /// Answers to [`Action::TakeDirty`] that the vCPU thread still owes. Those of a join that was given up may come during
+    /// Answers to [`PrimaryAction::TakeDirty`] that the vCPU thread still owes. Those of a join that was given up may come during
     /// the next one: each answer but the last is of no use.
     dirty_owed: u32,
     /// How many disks each host has a copy of: they are to be brought level too.
@@ -141,7 +141,7 @@ pub struct Primary {
     /// The operation under way.
     asked: Option<(u64, Operation)>,
     paused: bool,
-    standing: Standing,
+    still_order: StillOrder,
     boot: BootCell,
     divergences: u64,
     /// What this host no longer reaches.
@@ -168,7 +168,7 @@ impl Primary {
             joins: Joins::Open,
             asked: None,
             paused: false,
-            standing: Standing::Runs,
+            still_order: StillOrder::None,
             boot: BootCell::default(),
             divergences: 0,
             lost: BTreeSet::new(),
@@ -273,12 +273,12 @@ impl Primary {
     }
 
     /// The guest's life is over; its last entries have been given to [`Primary::log`].
-    pub fn guest_ended(&mut self, now: u64, reason: EndReason, actions: &mut Vec<Action>) {
+    pub fn guest_ended(&mut self, now: u64, reason: EndReason, actions: &mut Vec<PrimaryAction>) {
         self.ended = Some(reason);
         match &mut self.phase {
             Phase::Paired(pair) => pair.ended = pair.ended.or(Some(now)),
             Phase::Joining(_) => {
-                actions.push(Action::Close);
+                actions.push(PrimaryAction::Close);
                 self.phase = Phase::Alone;
             }
             Phase::Alone | Phase::HandedOver { .. } | Phase::Claiming { .. } | Phase::Over { .. } => {}
@@ -309,7 +309,7 @@ impl Primary {
     pub fn may_write(&self, now: u64) -> Writes {
         match &self.phase {
             Phase::Alone => Writes::Freely,
-            Phase::Joining(joining) if matches!(joining.stage, Stage::Blocks | Stage::Rounds) => Writes::Freely,
+            Phase::Joining(joining) if matches!(joining.stage, JoinStage::Blocks | JoinStage::Rounds) => Writes::Freely,
             Phase::Joining(_) => Writes::Settling,
             Phase::Paired(pair) if pair.lease.valid_at(now) => Writes::Until(pair.lease.ends_at()),
             Phase::Over { writes } => *writes,
@@ -318,7 +318,7 @@ impl Primary {
     }
 
     /// An output's system call has returned (PROTOCOL 7).
-    pub fn released(&mut self, seq: OutputSeq) {
+    pub fn call_returned(&mut self, seq: OutputSeq) {
         self.released = self.released.max(OutputSeq(seq.0 + 1));
     }
 
@@ -342,7 +342,7 @@ impl Primary {
     }
 
     /// The backup says something under `generation`. What belongs to an older one is from before this side moved on.
-    pub fn message(&mut self, now: u64, generation: Generation, message: Message, actions: &mut Vec<Action>) {
+    pub fn message(&mut self, now: u64, generation: Generation, message: Message, actions: &mut Vec<PrimaryAction>) {
         if generation > self.generation {
             return self.superseded(generation, actions);
         }
@@ -357,7 +357,7 @@ impl Primary {
             Message::Ack(ack) => self.ack(now, &ack, actions),
             Message::Diverged { at, what } => {
                 self.divergences += 1;
-                actions.push(Action::Report(Event::Diverged {
+                actions.push(PrimaryAction::Report(Event::Diverged {
                     exit: at.exit.0,
                     what: what.clone(),
                 }));
@@ -376,7 +376,7 @@ impl Primary {
     }
 
     /// The connection to the backup is gone.
-    pub fn closed(&mut self, now: u64, why: &str, actions: &mut Vec<Action>) {
+    pub fn closed(&mut self, now: u64, why: &str, actions: &mut Vec<PrimaryAction>) {
         match &self.phase {
             Phase::Joining(_) => {
                 self.give_join_up(actions);
@@ -398,7 +398,7 @@ impl Primary {
     }
 
     /// A heartbeat of this guest arrived.
-    pub fn heartbeat(&mut self, now: u64, heartbeat: &Heartbeat, actions: &mut Vec<Action>) {
+    pub fn heartbeat(&mut self, now: u64, heartbeat: &Heartbeat, actions: &mut Vec<PrimaryAction>) {
         if heartbeat.generation > self.generation {
             return self.superseded(heartbeat.generation, actions);
         }
@@ -408,11 +408,11 @@ impl Primary {
     }
 
     /// Time passes; at least every quarter of the detection time.
-    pub fn tick(&mut self, now: u64, actions: &mut Vec<Action>) {
+    pub fn tick(&mut self, now: u64, actions: &mut Vec<PrimaryAction>) {
         match &mut self.phase {
             Phase::Joining(joining) if now.saturating_sub(joining.heard) > JOIN_SILENCE => {
                 let why = format!("it has been silent for {} s", JOIN_SILENCE / 1_000_000_000);
-                actions.push(Action::Close);
+                actions.push(PrimaryAction::Close);
                 self.closed(now, &why, actions);
             }
             Phase::Paired(_) => self.pair_tick(now, actions),
@@ -428,24 +428,24 @@ impl Primary {
     }
 
     /// To be called when what may leave has left; `writes` to shared disks are in flight.
-    pub fn settled(&mut self, now: u64, writes: usize, actions: &mut Vec<Action>) {
+    pub fn settled(&mut self, now: u64, writes: usize, actions: &mut Vec<PrimaryAction>) {
         if let Phase::Joining(joining) = &mut self.phase
-            && joining.stage == Stage::Settling
+            && joining.stage == JoinStage::Settling
             && writes == 0
         {
             if self.private_disks > 0 {
-                joining.send_blocks(Stage::LastBlocks, actions);
+                joining.send_blocks(JoinStage::LastBlocks, actions);
             } else {
-                joining.stage = Stage::Asked;
-                actions.push(Action::SaveState);
+                joining.stage = JoinStage::Asked;
+                actions.push(PrimaryAction::SaveState);
             }
         }
         self.check_handover(now, writes, actions);
         self.check_end(now, actions);
     }
 
-    fn report_state(&self, why: &str, actions: &mut Vec<Action>) {
-        actions.push(Action::Report(Event::State {
+    fn report_state(&self, why: &str, actions: &mut Vec<PrimaryAction>) {
+        actions.push(PrimaryAction::Report(Event::State {
             protection: self.protection(),
             why: why.to_owned(),
         }));

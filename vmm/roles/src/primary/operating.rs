@@ -8,9 +8,9 @@ use logging_channel::message::{Health, Message};
 
 use super::super::event::Event;
 use super::super::operation::{Answer, Operation, Path, Unprotected};
-use super::joining::Stage;
+use super::joining::JoinStage;
 use super::pair::Boot;
-use super::{Action, CALM, Phase, Primary};
+use super::{CALM, Phase, Primary, PrimaryAction};
 use crate::host_event::Control;
 
 /// A handover that has not come to its last message after this time is given up: a disk that takes longer, or a backup that
@@ -41,7 +41,7 @@ pub(super) enum Leaving {
 
 /// The vCPU thread, as far as it has been told to stand still.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum StillOrder {
     #[default]
     Runs,
     Told,
@@ -50,10 +50,10 @@ pub(super) enum Standing {
 
 /// What becomes of something that failed because a path is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failure {
+pub enum FailedRequest {
     /// The guest is told.
     Told,
-    /// It is not: the guest is being handed over, and the backup tries again. [`Action::TellFailures`] takes this back.
+    /// It is not: the guest is being handed over, and the backup tries again. [`PrimaryAction::TellFailures`] takes this back.
     Withheld,
 }
 
@@ -64,8 +64,8 @@ enum Begun {
 }
 
 impl Primary {
-    /// The operator asks for something; the answer comes as [`Action::Answer`] with this `ticket`.
-    pub fn operate(&mut self, now: u64, ticket: u64, operation: Operation, actions: &mut Vec<Action>) {
+    /// The operator asks for something; the answer comes as [`PrimaryAction::Answer`] with this `ticket`.
+    pub fn operate(&mut self, now: u64, ticket: u64, operation: Operation, actions: &mut Vec<PrimaryAction>) {
         let begun = self.allowed().and_then(|()| self.begin(now, operation, actions));
         let answer = match begun {
             Ok(Begun::UnderWay) => {
@@ -75,7 +75,7 @@ impl Primary {
             Ok(Begun::Done(text)) => Ok(text),
             Err(why) => Err(why),
         };
-        actions.push(Action::Answer { ticket, answer });
+        actions.push(PrimaryAction::Answer { ticket, answer });
     }
 
     /// Whether this is a moment for operations at all.
@@ -103,14 +103,14 @@ impl Primary {
         }
     }
 
-    fn begin(&mut self, now: u64, operation: Operation, actions: &mut Vec<Action>) -> Result<Begun, String> {
-        let order = |what, actions: &mut Vec<Action>| {
-            actions.push(Action::Order(Control::Intervene(what)));
+    fn begin(&mut self, now: u64, operation: Operation, actions: &mut Vec<PrimaryAction>) -> Result<Begun, String> {
+        let order = |what, actions: &mut Vec<PrimaryAction>| {
+            actions.push(PrimaryAction::Order(Control::Intervene(what)));
             Ok(Begun::UnderWay)
         };
         match operation {
             Operation::PowerOff => {
-                actions.push(Action::PowerOff);
+                actions.push(PrimaryAction::PowerOff);
                 Ok(Begun::UnderWay)
             }
             Operation::Pause if self.paused => Err("the guest is paused already; `resume` lets it go on".to_owned()),
@@ -147,7 +147,7 @@ impl Primary {
             }
             Operation::TestFailover => {
                 self.must_be_protected()?;
-                actions.push(Action::Die);
+                actions.push(PrimaryAction::Die);
                 Ok(Begun::Done(
                     "this process kills itself; the backup goes live".to_owned(),
                 ))
@@ -184,7 +184,7 @@ impl Primary {
         }
         match &self.phase {
             // Its state may be saved already, and the reset would be the first thing it hears.
-            Phase::Joining(joining) if joining.stage == Stage::Asked => {
+            Phase::Joining(joining) if joining.stage == JoinStage::Asked => {
                 Err("a backup is about to follow; ask again in some seconds".to_owned())
             }
             Phase::Paired(pair) if !matches!(pair.boot, Boot::Sent) => Err(
@@ -196,17 +196,17 @@ impl Primary {
     }
 
     /// Wants the backup no more, however far it has come (PROTOCOL 27).
-    fn dismiss(&mut self, why: &str, done: &str, actions: &mut Vec<Action>) -> Begun {
+    fn dismiss(&mut self, why: &str, done: &str, actions: &mut Vec<PrimaryAction>) -> Begun {
         match &mut self.phase {
             Phase::Joining(_) => {
                 self.give_join_up(actions);
-                actions.push(Action::Close);
+                actions.push(PrimaryAction::Close);
                 self.report_state(why, actions);
                 Begun::Done(done.to_owned())
             }
             Phase::Paired(pair) => {
                 pair.leaving = Leaving::Dismissed;
-                actions.push(Action::Send(Message::Dismiss));
+                actions.push(PrimaryAction::Send(Message::Dismiss));
                 self.report_state(why, actions);
                 Begun::UnderWay
             }
@@ -218,17 +218,17 @@ impl Primary {
     }
 
     /// The guest stops at its next exit; when everything has left, the backup is told (PROTOCOL 28).
-    pub(super) fn hand_over(&mut self, why: &str, now: u64, actions: &mut Vec<Action>) {
+    pub(super) fn hand_over(&mut self, why: &str, now: u64, actions: &mut Vec<PrimaryAction>) {
         if let Phase::Paired(pair) = &mut self.phase {
             pair.leaving = Leaving::HandingOver { since: now };
-            self.standing = Standing::Told;
-            actions.push(Action::Order(Control::Stand));
-            actions.push(Action::Report(Event::HandingOver { why: why.to_owned() }));
+            self.still_order = StillOrder::Given;
+            actions.push(PrimaryAction::Order(Control::StandStill));
+            actions.push(PrimaryAction::Report(Event::HandingOver { why: why.to_owned() }));
         }
     }
 
     /// The vCPU thread has carried out an order, at this point of its stream.
-    pub fn obeyed(&mut self, order: Control, actions: &mut Vec<Action>) {
+    pub fn obeyed(&mut self, order: Control, actions: &mut Vec<PrimaryAction>) {
         match order {
             Control::Intervene(what) => {
                 let text = match what {
@@ -241,7 +241,7 @@ impl Primary {
                     Intervention::Resume => self.paused = false,
                     Intervention::Reset => {}
                 }
-                actions.push(Action::Report(Event::Intervened { what }));
+                actions.push(PrimaryAction::Report(Event::Intervened { what }));
                 if matches!(
                     self.asked,
                     Some((_, Operation::Pause | Operation::Resume | Operation::Reset))
@@ -249,26 +249,26 @@ impl Primary {
                     self.answer(Ok(text.to_owned()), actions);
                 }
             }
-            Control::Stand if self.standing == Standing::Told => self.standing = Standing::Stands,
-            Control::Stand | Control::Go | Control::TakeDirty | Control::SaveState => {}
+            Control::StandStill if self.still_order == StillOrder::Given => self.still_order = StillOrder::Obeyed,
+            Control::StandStill | Control::GoOn | Control::TakeDirty | Control::SaveState => {}
         }
     }
 
     /// Sees how far a handover is, with so many writes to shared disks in flight.
-    pub(super) fn check_handover(&mut self, now: u64, writes: usize, actions: &mut Vec<Action>) {
+    pub(super) fn check_handover(&mut self, now: u64, writes: usize, actions: &mut Vec<PrimaryAction>) {
         let Phase::Paired(pair) = &self.phase else { return };
         let Leaving::HandingOver { since } = pair.leaving else {
             return;
         };
         let acked = pair.tracker.covers(pair.mark.at);
-        let left = self.standing == Standing::Stands && acked && self.held.is_empty() && writes == 0;
+        let left = self.still_order == StillOrder::Obeyed && acked && self.held.is_empty() && writes == 0;
         if left && self.ended.is_none() {
             // What has left goes before, so that the backup repeats nothing.
             let mark = pair.mark.clone();
             self.send_log(now, vec![LogEntry::Mark(mark)], actions);
-            actions.push(Action::Send(Message::Handover));
-            actions.push(Action::StopLogging);
-            actions.push(Action::Report(Event::HandedOver));
+            actions.push(PrimaryAction::Send(Message::Handover));
+            actions.push(PrimaryAction::StopLogging);
+            actions.push(PrimaryAction::Report(Event::HandedOver));
             self.phase = Phase::HandedOver { since: now };
         } else if now.saturating_sub(since) > HANDOVER_WAIT {
             let why = format!(
@@ -285,7 +285,7 @@ impl Primary {
     }
 
     /// The guest is not handed over after all.
-    pub(super) fn stay(&mut self, why: String, actions: &mut Vec<Action>) {
+    pub(super) fn stay(&mut self, why: String, actions: &mut Vec<PrimaryAction>) {
         if let Phase::Paired(pair) = &mut self.phase {
             pair.leaving = Leaving::No;
         }
@@ -297,26 +297,26 @@ impl Primary {
     }
 
     /// The vCPU goes on, if it stands still for a handover.
-    pub(super) fn go_on(&mut self, actions: &mut Vec<Action>) {
-        if std::mem::take(&mut self.standing) != Standing::Runs {
-            actions.push(Action::Order(Control::Go));
-            actions.push(Action::TellFailures);
+    pub(super) fn go_on(&mut self, actions: &mut Vec<PrimaryAction>) {
+        if std::mem::take(&mut self.still_order) != StillOrder::None {
+            actions.push(PrimaryAction::Order(Control::GoOn));
+            actions.push(PrimaryAction::TellFailures);
         }
     }
 
     /// The operation under way has come to its end.
-    pub(super) fn answer(&mut self, answer: Answer, actions: &mut Vec<Action>) {
+    pub(super) fn answer(&mut self, answer: Answer, actions: &mut Vec<PrimaryAction>) {
         if let Some((ticket, _)) = self.asked.take() {
-            actions.push(Action::Answer { ticket, answer });
+            actions.push(PrimaryAction::Answer { ticket, answer });
         }
     }
 
     /// This host has lost the way to something, as `what` says. If the backup has not, the guest is handed over (PROTOCOL
     /// 30); what becomes of the request that failed.
-    pub fn path_lost(&mut self, now: u64, path: Path, what: &str, actions: &mut Vec<Action>) -> Failure {
+    pub fn path_lost(&mut self, now: u64, path: Path, what: &str, actions: &mut Vec<PrimaryAction>) -> FailedRequest {
         let hands_over = self.would_hand_over(now);
         if self.lost.insert(path) || hands_over {
-            actions.push(Action::Report(Event::PathLost {
+            actions.push(PrimaryAction::Report(Event::PathLost {
                 path,
                 what: what.to_owned(),
                 hands_over,
@@ -329,10 +329,10 @@ impl Primary {
                 actions,
             );
         }
-        if self.standing == Standing::Runs {
-            Failure::Told
+        if self.still_order == StillOrder::None {
+            FailedRequest::Told
         } else {
-            Failure::Withheld
+            FailedRequest::Withheld
         }
     }
 

@@ -17,15 +17,15 @@ fn alone() -> Primary {
 }
 
 /// Asks; the answer, if it has come at once.
-fn ask(primary: &mut Primary, operation: Operation, actions: &mut Vec<Action>) -> Option<Answer> {
+fn ask(primary: &mut Primary, operation: Operation, actions: &mut Vec<PrimaryAction>) -> Option<Answer> {
     actions.clear();
     primary.operate(NOW, 5, operation, actions);
     answered(actions)
 }
 
-fn answered(actions: &[Action]) -> Option<Answer> {
+fn answered(actions: &[PrimaryAction]) -> Option<Answer> {
     actions.iter().find_map(|action| match action {
-        Action::Answer { ticket: 5, answer } => Some(answer.clone()),
+        PrimaryAction::Answer { ticket: 5, answer } => Some(answer.clone()),
         _ => None,
     })
 }
@@ -41,19 +41,19 @@ fn refused(primary: &mut Primary, operation: Operation, why: &str) {
     assert_eq!(actions.len(), 1, "nothing else happens");
 }
 
-fn sends(actions: &[Action], message: &Message) -> bool {
+fn sends(actions: &[PrimaryAction], message: &Message) -> bool {
     actions
         .iter()
-        .any(|action| matches!(action, Action::Send(sent) if sent == message))
+        .any(|action| matches!(action, PrimaryAction::Send(sent) if sent == message))
 }
 
-fn claims(actions: &[Action]) -> bool {
-    actions.contains(&Action::Claim(Generation(1)))
+fn claims(actions: &[PrimaryAction]) -> bool {
+    actions.contains(&PrimaryAction::Claim(Generation(1)))
 }
 
-fn ends(actions: &[Action]) -> Option<ExitCode> {
+fn ends(actions: &[PrimaryAction]) -> Option<ExitCode> {
     actions.iter().find_map(|action| match action {
-        Action::End { code, .. } => Some(*code),
+        PrimaryAction::End { code, .. } => Some(*code),
         _ => None,
     })
 }
@@ -63,7 +63,7 @@ fn handing_over() -> Primary {
     let mut primary = paired(NOW);
     let mut actions = Vec::new();
     assert_eq!(ask(&mut primary, Operation::Failover, &mut actions), None);
-    assert!(actions.contains(&Action::Order(Control::Stand)));
+    assert!(actions.contains(&PrimaryAction::Order(Control::StandStill)));
     primary.log(NOW, vec![LogEntry::Mark(mark(at(110, 0), 1))], &mut actions);
     primary.hold(output(at(110, 0), 0));
     primary
@@ -73,10 +73,10 @@ fn handing_over() -> Primary {
 fn handed_over() -> Primary {
     let mut primary = handing_over();
     let mut actions = Vec::new();
-    primary.obeyed(Control::Stand, &mut actions);
+    primary.obeyed(Control::StandStill, &mut actions);
     primary.message(NOW, Generation(1), ack(2, at(110, 0), NOW), &mut actions);
     let left = primary.next_release(NOW).expect("acked");
-    primary.released(left.seq);
+    primary.call_returned(left.seq);
     primary.settled(NOW, 0, &mut actions);
     assert!(sends(&actions, &Message::Handover));
     primary
@@ -88,7 +88,7 @@ fn the_handover_waits_for_everything_to_leave() {
         let mut primary = handing_over();
         let mut actions = Vec::new();
         if missing != "standing" {
-            primary.obeyed(Control::Stand, &mut actions);
+            primary.obeyed(Control::StandStill, &mut actions);
         }
         if missing != "ack" {
             primary.message(NOW, Generation(1), ack(2, at(110, 0), NOW), &mut actions);
@@ -96,13 +96,13 @@ fn the_handover_waits_for_everything_to_leave() {
         if missing != "output"
             && let Some(left) = primary.next_release(NOW)
         {
-            primary.released(left.seq);
+            primary.call_returned(left.seq);
         }
         actions.clear();
         primary.settled(NOW, usize::from(missing == "write"), &mut actions);
         assert_eq!(sends(&actions, &Message::Handover), missing == "nothing", "{missing}");
         let told = actions.iter().position(|action| {
-            matches!(action, Action::Send(Message::Log { entries, .. })
+            matches!(action, PrimaryAction::Send(Message::Log { entries, .. })
                 if entries.contains(&LogEntry::Released { through: OutputSeq(1) }))
         });
         assert_eq!(
@@ -119,9 +119,10 @@ fn a_handover_that_takes_too_long_is_given_up() {
     for late in [0, 1] {
         let mut primary = handing_over();
         let mut actions = Vec::new();
-        primary.obeyed(Control::Stand, &mut actions);
+        primary.obeyed(Control::StandStill, &mut actions);
         primary.settled(NOW + wait + late, 1, &mut actions);
-        let gone_on = actions.contains(&Action::Order(Control::Go)) && actions.contains(&Action::TellFailures);
+        let gone_on =
+            actions.contains(&PrimaryAction::Order(Control::GoOn)) && actions.contains(&PrimaryAction::TellFailures);
         assert_eq!(gone_on, late == 1);
         assert_eq!(answered(&actions).is_some(), late == 1);
         if late == 1 {
@@ -135,10 +136,10 @@ fn a_handover_that_takes_too_long_is_given_up() {
     }
 }
 
-fn suspects(actions: &[Action]) -> bool {
+fn suspects(actions: &[PrimaryAction]) -> bool {
     actions
         .iter()
-        .any(|action| matches!(action, Action::Report(Event::Suspected { .. })))
+        .any(|action| matches!(action, PrimaryAction::Report(Event::Suspected { .. })))
 }
 
 #[test]
@@ -178,7 +179,10 @@ fn a_backup_that_does_not_take_over_costs_a_generation() {
             }
             assert!(claims(&actions));
             assert_eq!(suspects(&actions), silent, "who goes live closes the connection");
-            assert!(!actions.contains(&Action::Order(Control::Go)), "it may be live");
+            assert!(
+                !actions.contains(&PrimaryAction::Order(Control::GoOn)),
+                "it may be live"
+            );
             assert_eq!(primary.next_release(NOW), None);
             actions.clear();
             if loses {
@@ -192,8 +196,8 @@ fn a_backup_that_does_not_take_over_costs_a_generation() {
             } else {
                 primary.claimed(NOW, &ClaimOutcome::Won { generation: 2 }, &mut actions);
                 assert_eq!(ends(&actions), None);
-                assert!(actions.contains(&Action::Order(Control::Go)));
-                assert!(actions.contains(&Action::TellFailures));
+                assert!(actions.contains(&PrimaryAction::Order(Control::GoOn)));
+                assert!(actions.contains(&PrimaryAction::TellFailures));
                 assert!(matches!(answered(&actions), Some(Err(_))));
                 assert!(primary.may_join().is_ok());
             }
@@ -206,7 +210,7 @@ fn a_backup_that_is_lost_while_the_guest_stops_lets_it_go_on() {
     let mut primary = handing_over();
     let mut actions = Vec::new();
     primary.closed(NOW, "gone", &mut actions);
-    assert!(actions.contains(&Action::Order(Control::Go)));
+    assert!(actions.contains(&PrimaryAction::Order(Control::GoOn)));
     assert!(claims(&actions));
     let lost = ClaimOutcome::Lost {
         generation: 2,
@@ -277,7 +281,7 @@ fn a_joining_backup_is_sent_away_without_ado() {
         ask(&mut primary, Operation::SuspendProtection, &mut actions),
         Some(Ok(_))
     ));
-    assert!(actions.contains(&Action::Close));
+    assert!(actions.contains(&PrimaryAction::Close));
     assert!(!claims(&actions), "nothing was granted");
     assert!(primary.may_join().is_err());
     refused(&mut primary, Operation::SuspendProtection, "already");
@@ -308,7 +312,7 @@ fn without_a_backup_there_is_nothing_to_hand_over_to() {
         ask(&mut primary, Operation::TestFailover, &mut actions),
         Some(Ok(_))
     ));
-    assert!(actions.contains(&Action::Die));
+    assert!(actions.contains(&PrimaryAction::Die));
 }
 
 #[test]
@@ -336,7 +340,7 @@ fn a_pause_is_over_when_it_is_resumed() {
     ] {
         assert_eq!(ask(&mut primary, operation, &mut actions), None);
         let order = Control::Intervene(what);
-        assert!(actions.contains(&Action::Order(order)));
+        assert!(actions.contains(&PrimaryAction::Order(order)));
         refused(&mut primary, Operation::PowerOff, "under way");
         primary.obeyed(order, &mut actions);
         assert!(matches!(answered(&actions), Some(Ok(_))));
@@ -365,7 +369,7 @@ fn a_reset_needs_the_boot_record_on_both_sides() {
         primary.tick(now, &mut actions);
         match actions
             .iter()
-            .find(|action| matches!(action, Action::Send(Message::Boot(_))))
+            .find(|action| matches!(action, PrimaryAction::Send(Message::Boot(_))))
         {
             Some(_) => chunks += 1,
             None => break,
@@ -374,7 +378,7 @@ fn a_reset_needs_the_boot_record_on_both_sides() {
     assert_eq!(chunks, 2);
     let mut actions = Vec::new();
     assert_eq!(ask(&mut primary, Operation::Reset, &mut actions), None);
-    assert!(actions.contains(&Action::Order(Control::Intervene(Intervention::Reset))));
+    assert!(actions.contains(&PrimaryAction::Order(Control::Intervene(Intervention::Reset))));
 }
 
 #[test]
@@ -390,7 +394,7 @@ fn a_reset_does_not_come_between_a_saved_state_and_the_backup_that_gets_it() {
     primary.obeyed(Control::Intervene(Intervention::Reset), &mut actions);
     actions.clear();
     primary.settled(NOW, 0, &mut actions);
-    assert!(actions.contains(&Action::SaveState));
+    assert!(actions.contains(&PrimaryAction::SaveState));
     refused(&mut primary, Operation::Reset, "about to follow");
     primary.state_saved(NOW, b"state", mark(at(100, 0), 0), 0, &mut actions);
     refused(&mut primary, Operation::Reset, "still receiving the state from which");
@@ -401,7 +405,7 @@ fn a_power_off_is_over_when_the_guest_is() {
     let mut primary = alone();
     let mut actions = Vec::new();
     assert_eq!(ask(&mut primary, Operation::PowerOff, &mut actions), None);
-    assert!(actions.contains(&Action::PowerOff));
+    assert!(actions.contains(&PrimaryAction::PowerOff));
     primary.guest_ended(NOW, EndReason::Stopped, &mut actions);
     assert!(matches!(answered(&actions), Some(Ok(_))));
     assert_eq!(ends(&actions), Some(ExitCode::Success));
@@ -414,7 +418,7 @@ fn a_guest_that_ends_ends_what_is_under_way() {
     let mut actions = Vec::new();
     primary.guest_ended(NOW, EndReason::Stopped, &mut actions);
     assert!(matches!(answered(&actions), Some(Err(_))));
-    primary.obeyed(Control::Stand, &mut actions);
+    primary.obeyed(Control::StandStill, &mut actions);
     primary.message(NOW, Generation(1), ack(2, at(110, 0), NOW), &mut actions);
     primary.next_release(NOW);
     actions.clear();
@@ -441,9 +445,13 @@ fn a_lost_path_hands_over_only_to_a_healthier_backup() {
         if let Some(message) = said {
             primary.message(NOW, Generation(1), message, &mut actions);
         }
-        let expected = if hands_over { Failure::Withheld } else { Failure::Told };
+        let expected = if hands_over {
+            FailedRequest::Withheld
+        } else {
+            FailedRequest::Told
+        };
         assert_eq!(primary.path_lost(NOW, Path::Disk(0), "EIO", &mut actions), expected);
-        assert_eq!(actions.contains(&Action::Order(Control::Stand)), hands_over);
+        assert_eq!(actions.contains(&PrimaryAction::Order(Control::StandStill)), hands_over);
         // A second one while the guest stops is withheld too, and begins nothing.
         actions.clear();
         assert_eq!(primary.path_lost(NOW, Path::Disk(0), "EIO", &mut actions), expected);
@@ -451,14 +459,17 @@ fn a_lost_path_hands_over_only_to_a_healthier_backup() {
     }
     assert_eq!(
         alone().path_lost(NOW, Path::Disk(0), "EIO", &mut Vec::new()),
-        Failure::Told
+        FailedRequest::Told
     );
 }
 
 #[test]
 fn what_is_lost_on_both_hosts_does_not_go_to_and_fro() {
     let calm = 60_000 * MS;
-    for (at, expected) in [(NOW + calm - 1, Failure::Told), (NOW + calm, Failure::Withheld)] {
+    for (at, expected) in [
+        (NOW + calm - 1, FailedRequest::Told),
+        (NOW + calm, FailedRequest::Withheld),
+    ] {
         let mut primary = paired(NOW);
         primary.came_over(NOW);
         let mut actions = Vec::new();
@@ -479,7 +490,7 @@ fn a_divergence_is_counted_and_said() {
     assert!(
         actions
             .iter()
-            .any(|action| matches!(action, Action::Report(Event::Diverged { exit: 120, .. })))
+            .any(|action| matches!(action, PrimaryAction::Report(Event::Diverged { exit: 120, .. })))
     );
     assert_eq!(primary.divergences(), 1);
     primary.claimed(NOW, &ClaimOutcome::Won { generation: 2 }, &mut actions);

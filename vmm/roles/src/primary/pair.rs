@@ -10,7 +10,7 @@ use logging_channel::message::{Ack, Health, Message};
 use super::super::event::Cost;
 use super::super::terms::Terms;
 use super::operating::Leaving;
-use super::{Action, FRAME_BYTES, JOIN_SILENCE, LONG_CHANNEL, Phase, Primary, SLOW_AT};
+use super::{FRAME_BYTES, JOIN_SILENCE, LONG_CHANNEL, Phase, Primary, PrimaryAction, SLOW_AT};
 
 #[derive(Debug)]
 pub(super) struct Pair {
@@ -50,7 +50,7 @@ pub(super) enum Boot {
 
 impl Primary {
     /// Time passes for a pair.
-    pub(super) fn pair_tick(&mut self, now: u64, actions: &mut Vec<Action>) {
+    pub(super) fn pair_tick(&mut self, now: u64, actions: &mut Vec<PrimaryAction>) {
         let Phase::Paired(pair) = &mut self.phase else { return };
         let verdict = pair.detector.step(now);
         let silence = now.saturating_sub(pair.last_ack);
@@ -66,7 +66,7 @@ impl Primary {
         if pair.level {
             let idle = pair.pace.step(now, pair.backlog(now));
             if idle != std::mem::replace(&mut pair.idle, idle) {
-                actions.push(Action::Pace(idle));
+                actions.push(PrimaryAction::Pace(idle));
             }
         }
         let due = now.saturating_sub(pair.mark_sent) >= self.terms.detection_ns / 8;
@@ -79,7 +79,7 @@ impl Primary {
     }
 
     /// The next piece of the boot record, to a backup that keeps up.
-    fn send_boot(&mut self, actions: &mut Vec<Action>) {
+    fn send_boot(&mut self, actions: &mut Vec<PrimaryAction>) {
         let Phase::Paired(pair) = &mut self.phase else { return };
         if !pair.level || pair.leaving != Leaving::No {
             return;
@@ -89,14 +89,14 @@ impl Primary {
         }
         if let Boot::Under(chunks) = &mut pair.boot {
             match chunks.next() {
-                Some(piece) => actions.push(Action::Send(Message::Boot(piece))),
+                Some(piece) => actions.push(PrimaryAction::Send(Message::Boot(piece))),
                 None => pair.boot = Boot::Sent,
             }
         }
     }
 
     /// The guest's log goes on.
-    pub fn log(&mut self, now: u64, entries: Vec<LogEntry>, actions: &mut Vec<Action>) {
+    pub fn log(&mut self, now: u64, entries: Vec<LogEntry>, actions: &mut Vec<PrimaryAction>) {
         if let Phase::Paired(pair) = &mut self.phase {
             // The backup may answer the end before the vCPU thread has said it here.
             if let Some(LogEntry::End { reason, .. }) = entries.last() {
@@ -107,7 +107,7 @@ impl Primary {
         }
     }
 
-    pub(super) fn ack(&mut self, now: u64, ack: &Ack, actions: &mut Vec<Action>) {
+    pub(super) fn ack(&mut self, now: u64, ack: &Ack, actions: &mut Vec<PrimaryAction>) {
         let Phase::Paired(pair) = &mut self.phase else { return };
         pair.last_ack = now;
         if !pair.level && ack.frame == 0 && ack.incarnation == pair.backup {
@@ -135,7 +135,7 @@ impl Primary {
     }
 
     /// Sends entries, with release records, and stamps the marks.
-    pub(super) fn send_log(&mut self, now: u64, mut entries: Vec<LogEntry>, actions: &mut Vec<Action>) {
+    pub(super) fn send_log(&mut self, now: u64, mut entries: Vec<LogEntry>, actions: &mut Vec<PrimaryAction>) {
         let Phase::Paired(pair) = &mut self.phase else { return };
         if pair.released_told < self.released {
             pair.released_told = self.released;
@@ -204,14 +204,14 @@ impl Pair {
         self.tracker.backlog(now, self.channel_ns)
     }
 
-    fn send_frame(&mut self, now: u64, entries: Vec<LogEntry>, bytes: usize, actions: &mut Vec<Action>) {
+    fn send_frame(&mut self, now: u64, entries: Vec<LogEntry>, bytes: usize, actions: &mut Vec<PrimaryAction>) {
         let number = self.next_frame;
         self.next_frame += 1;
         self.tracker
             .sent(number, bytes, &entries, now)
             .expect("the vCPU thread logs in order");
         self.detector.mark_sent(now, number);
-        actions.push(Action::Send(Message::Log { number, entries }));
+        actions.push(PrimaryAction::Send(Message::Log { number, entries }));
     }
 }
 

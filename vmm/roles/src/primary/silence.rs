@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::super::event::Event;
-use super::{Action, Primary};
+use super::{Primary, PrimaryAction};
 
 /// A request that is under way for so many nanoseconds has met a disk that does not answer. A backup whose disk hangs has said
 /// so by then: it looks every second, and takes 5 s without an answer for a loss.
@@ -34,7 +34,7 @@ pub enum LateEffect {
 impl Primary {
     /// Which requests are under way, at every tick. Says which disks do not answer, and hands the guest over where that helps
     /// and does no harm.
-    pub fn disks_under_way(&mut self, now: u64, under_way: &[UnderWay], actions: &mut Vec<Action>) {
+    pub fn disks_under_way(&mut self, now: u64, under_way: &[UnderWay], actions: &mut Vec<PrimaryAction>) {
         let mut silent: BTreeMap<u8, (LateEffect, u64)> = BTreeMap::new();
         for request in under_way {
             let age = now.saturating_sub(request.since_ns);
@@ -44,13 +44,13 @@ impl Primary {
             }
         }
         for disk in self.silent.keys().filter(|disk| !silent.contains_key(disk)) {
-            actions.push(Action::Report(Event::DiskAnswers { disk: *disk }));
+            actions.push(PrimaryAction::Report(Event::DiskAnswers { disk: *disk }));
         }
         let harmless = silent.values().all(|(effect, _)| *effect == LateEffect::Nothing);
         let hands_over = !silent.is_empty() && harmless && self.would_hand_over(now);
         for (disk, (effect, longest)) in &silent {
             if hands_over || self.silent.get(disk) != Some(effect) {
-                actions.push(Action::Report(Event::DiskSilent {
+                actions.push(PrimaryAction::Report(Event::DiskSilent {
                     disk: *disk,
                     silent_ms: longest / 1_000_000,
                     write: *effect == LateEffect::Lands,

@@ -35,7 +35,7 @@ fn looked(primary: &mut Primary, now: u64, under_way: &[UnderWay]) -> (Vec<(u8, 
     let mut actions = Vec::new();
     primary.disks_under_way(now, under_way, &mut actions);
     let said = actions.iter().filter_map(|action| match action {
-        Action::Report(Event::DiskSilent {
+        PrimaryAction::Report(Event::DiskSilent {
             disk,
             write,
             hands_over,
@@ -43,7 +43,10 @@ fn looked(primary: &mut Primary, now: u64, under_way: &[UnderWay]) -> (Vec<(u8, 
         }) => Some((*disk, *write, *hands_over)),
         _ => None,
     });
-    (said.collect(), actions.contains(&Action::Order(Control::Stand)))
+    (
+        said.collect(),
+        actions.contains(&PrimaryAction::Order(Control::StandStill)),
+    )
 }
 
 #[test]
@@ -71,13 +74,13 @@ fn a_write_that_may_still_land_keeps_the_guest_here() {
     // It ends; the read does not.
     let mut actions = Vec::new();
     primary.disks_under_way(NOW + MS, &[read], &mut actions);
-    assert!(actions.contains(&Action::Report(Event::DiskAnswers { disk: 1 })));
-    assert!(actions.contains(&Action::Order(Control::Stand)));
+    assert!(actions.contains(&PrimaryAction::Report(Event::DiskAnswers { disk: 1 })));
+    assert!(actions.contains(&PrimaryAction::Order(Control::StandStill)));
     assert_eq!(primary.silent_disks().collect::<Vec<_>>(), [0]);
     // Everything has answered.
     actions.clear();
     primary.disks_under_way(NOW + 2 * MS, &[], &mut actions);
-    assert_eq!(actions, [Action::Report(Event::DiskAnswers { disk: 0 })]);
+    assert_eq!(actions, [PrimaryAction::Report(Event::DiskAnswers { disk: 0 })]);
 }
 
 #[test]
@@ -111,10 +114,10 @@ fn a_handover_that_cannot_end_is_not_tried_again_at_once() {
     let given_up = NOW + 5_001 * MS;
     let mut actions = Vec::new();
     primary.settled(given_up, 1, &mut actions);
-    assert!(actions.contains(&Action::Order(Control::Go)), "{actions:?}");
+    assert!(actions.contains(&PrimaryAction::Order(Control::GoOn)), "{actions:?}");
     assert_eq!(looked(&mut primary, given_up + CALM - 1, &read), (vec![], false));
     let health = |primary: &mut Primary, now| primary.path_lost(now, Path::Disk(1), "EIO", &mut Vec::new());
-    assert_eq!(health(&mut primary, given_up + CALM - 1), Failure::Told);
+    assert_eq!(health(&mut primary, given_up + CALM - 1), FailedRequest::Told);
     assert_eq!(
         looked(&mut primary, given_up + CALM, &read),
         (vec![(0, false, true)], true)

@@ -67,15 +67,18 @@ pub(super) fn terms() -> Terms {
 }
 
 /// Plays the rounds of a clone that needs two.
-pub(super) fn clone_pages(primary: &mut Primary, now: u64, actions: &mut Vec<Action>) {
+pub(super) fn clone_pages(primary: &mut Primary, now: u64, actions: &mut Vec<PrimaryAction>) {
     for pages in [vec![], vec![1]] {
-        assert!(actions.contains(&Action::TakeDirty));
+        assert!(actions.contains(&PrimaryAction::TakeDirty));
         actions.clear();
         primary.dirty(now, pages, actions);
-        assert!(matches!(actions.last(), Some(Action::SendPages { to: BACKUP, .. })));
+        assert!(matches!(
+            actions.last(),
+            Some(PrimaryAction::SendPages { to: BACKUP, .. })
+        ));
         primary.pages_sent(now, BACKUP, 1, 100, actions);
     }
-    assert!(!actions.contains(&Action::TakeDirty));
+    assert!(!actions.contains(&PrimaryAction::TakeDirty));
 }
 
 /// A protected primary at exit 100; its grant, sent at `now`, is acked.
@@ -85,27 +88,27 @@ pub(super) fn paired(now: u64) -> Primary {
     primary.joined(now, BACKUP, &mut actions);
     clone_pages(&mut primary, now, &mut actions);
     primary.settled(now, 0, &mut actions);
-    assert!(actions.contains(&Action::SaveState));
+    assert!(actions.contains(&PrimaryAction::SaveState));
     primary.state_saved(now, b"state", mark(at(100, 0), 0), 0, &mut actions);
     primary.message(now, Generation(1), ack(1, at(100, 0), now), &mut actions);
     assert_eq!(primary.protection(), Protection::Protected);
     primary
 }
 
-fn frames(actions: &[Action]) -> Vec<u64> {
+fn frames(actions: &[PrimaryAction]) -> Vec<u64> {
     actions
         .iter()
         .filter_map(|action| match action {
-            Action::Send(Message::Log { number, .. }) => Some(*number),
+            PrimaryAction::Send(Message::Log { number, .. }) => Some(*number),
             _ => None,
         })
         .collect()
 }
 
-pub(super) fn claims(actions: &[Action]) -> bool {
+pub(super) fn claims(actions: &[PrimaryAction]) -> bool {
     actions
         .iter()
-        .any(|action| matches!(action, Action::Claim(Generation(1))))
+        .any(|action| matches!(action, PrimaryAction::Claim(Generation(1))))
 }
 
 #[test]
@@ -187,7 +190,7 @@ fn a_lost_backup_costs_a_generation() {
             );
             assert!(matches!(
                 actions[..],
-                [Action::End {
+                [PrimaryAction::End {
                     code: ExitCode::Lost,
                     ..
                 }]
@@ -274,13 +277,13 @@ fn a_clean_end_waits_for_its_ack() {
     primary.log(now, vec![LogEntry::Mark(mark(at(120, 0), 0)), end], &mut actions);
     primary.guest_ended(now, reason, &mut actions);
     assert!(
-        !actions.iter().any(|action| matches!(action, Action::End { .. })),
+        !actions.iter().any(|action| matches!(action, PrimaryAction::End { .. })),
         "the end is not acked"
     );
     primary.message(now, Generation(1), ack(2, at(120, 0), now), &mut actions);
     assert!(matches!(
         actions.last(),
-        Some(Action::End {
+        Some(PrimaryAction::End {
             code: ExitCode::Success,
             ..
         })
@@ -305,7 +308,7 @@ fn a_higher_generation_ends_this_side() {
     primary.heartbeat(1_000 * MS, &heartbeat(2), &mut actions);
     assert!(matches!(
         actions[..],
-        [Action::End {
+        [PrimaryAction::End {
             code: ExitCode::Lost,
             ..
         }]
@@ -320,9 +323,9 @@ fn releases_are_told_after_the_call() {
     primary.log(now, vec![LogEntry::Mark(mark(at(110, 0), 1))], &mut actions);
     primary.message(now, Generation(1), ack(2, at(110, 0), now), &mut actions);
     primary.hold(output(at(110, 0), 0));
-    let released = |actions: &[Action]| {
+    let released = |actions: &[PrimaryAction]| {
         actions.iter().any(|action| match action {
-            Action::Send(Message::Log { entries, .. }) => entries
+            PrimaryAction::Send(Message::Log { entries, .. }) => entries
                 .iter()
                 .any(|entry| matches!(entry, LogEntry::Released { through: OutputSeq(1) })),
             _ => false,
@@ -331,7 +334,7 @@ fn releases_are_told_after_the_call() {
     let _submitted = primary.next_release(now);
     primary.tick(now + MS, &mut actions);
     assert!(!released(&actions), "submitted is not released");
-    primary.released(OutputSeq(0));
+    primary.call_returned(OutputSeq(0));
     primary.tick(now + 2 * MS, &mut actions);
     assert!(released(&actions));
 }
@@ -350,13 +353,13 @@ fn what_is_held_still_leaves_when_the_backup_has_ended_first() {
     primary.message(now, Generation(1), ack(2, at(110, 0), now), &mut actions);
     // Both messages are read in one go, or the lease is over meanwhile.
     primary.message(now + L, Generation(1), Message::Bye, &mut actions);
-    assert!(!actions.iter().any(|action| matches!(action, Action::End { .. })));
+    assert!(!actions.iter().any(|action| matches!(action, PrimaryAction::End { .. })));
     assert_eq!(primary.may_write(now + L), Writes::Freely, "the backup has ended");
     assert!(primary.next_release(now + L).is_some());
     primary.settled(now + L, 0, &mut actions);
     assert!(matches!(
         actions.last(),
-        Some(Action::End {
+        Some(PrimaryAction::End {
             code: ExitCode::Success,
             ..
         })
@@ -461,7 +464,7 @@ fn a_primary_slows_down_for_its_backup_and_stops_before_it_is_lost() {
         primary.message(now, Generation(1), received, &mut Vec::new());
         primary.tick(now, &mut actions);
         actions.iter().find_map(|action| match action {
-            Action::Pace(idle) => Some(*idle),
+            PrimaryAction::Pace(idle) => Some(*idle),
             _ => None,
         })
     };
@@ -472,7 +475,7 @@ fn a_primary_slows_down_for_its_backup_and_stops_before_it_is_lost() {
     // Alone it does not wait for anybody.
     actions.clear();
     primary.closed(now, "cut", &mut actions);
-    assert!(actions.contains(&Action::Pace(0)) && primary.has_room(now + D));
+    assert!(actions.contains(&PrimaryAction::Pace(0)) && primary.has_room(now + D));
 }
 
 #[test]
@@ -485,7 +488,7 @@ fn a_primary_slows_down_before_acks_are_so_late_that_the_backup_counts_as_lost()
     let mut paced = |now| {
         let mut actions = Vec::new();
         primary.tick(now, &mut actions);
-        actions.iter().any(|action| matches!(action, Action::Pace(1..)))
+        actions.iter().any(|action| matches!(action, PrimaryAction::Pace(1..)))
     };
     assert!(!paced(sent + D / LONG_CHANNEL), "a long channel");
     assert!(paced(sent + D / LONG_CHANNEL + 100 * MS));

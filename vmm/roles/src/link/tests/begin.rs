@@ -1,10 +1,10 @@
 //! How a primary begins: the same steps for a start and for a go-live.
 
 use super::*;
-use crate::following::Horizon;
+use crate::following::Takeover;
 
-fn horizon() -> Horizon {
-    Horizon {
+fn horizon() -> Takeover {
+    Takeover {
         requests: vec![write(0, 4)],
         outputs: vec![
             Output {
@@ -33,12 +33,12 @@ fn private_disks_are_the_newest_once_nobody_else_writes_and_not_before() {
     for beginning in [Beginning::Started, went_live()] {
         let mut world = Recorder::new();
         let mut link = begun(beginning, &mut world);
-        assert_eq!(world.deeds(), [Did::OpenDisks, Did::Fence]);
+        assert_eq!(world.deeds(), [Did::OpenDisks, Did::ReserveDisks]);
         assert!(link.is_busy() && !link.takes_more(&world));
         // Whatever happens meanwhile has no effect on disks or outputs.
         link.step(PrimaryEvent::Tick, &mut world).unwrap();
         assert_eq!(world.deeds(), [Did::Heartbeat]);
-        link.fenced(&mut world).unwrap();
+        link.disks_reserved(&mut world).unwrap();
         assert_eq!(world.deeds()[0], Did::Mark(1));
         assert!(!link.is_busy() && link.takes_more(&world));
     }
@@ -49,7 +49,7 @@ fn a_started_guest_hears_and_is_joined_before_anybody_is_told() {
     let mut world = Recorder::new();
     let mut link = begun(Beginning::Started, &mut world);
     world.taken(|_| false);
-    link.fenced(&mut world).unwrap();
+    link.disks_reserved(&mut world).unwrap();
     let leading = Did::Report(Event::Leading { generation: 1 });
     assert_eq!(
         world.taken(|_| false),
@@ -70,7 +70,7 @@ fn what_the_old_life_left_is_taken_up_before_anything_new() {
     let mut world = Recorder::new();
     let mut link = begun(went_live(), &mut world);
     world.taken(|_| false);
-    link.fenced(&mut world).unwrap();
+    link.disks_reserved(&mut world).unwrap();
     let live = Did::Report(Event::WentLive {
         generation: 1,
         reissued: 1,
@@ -100,7 +100,7 @@ fn outputs_of_the_old_life_leave_one_system_call_after_the_other() {
     world.call = (Call::UnderWay, 0);
     let mut link = begun(went_live(), &mut world);
     world.taken(|_| false);
-    link.fenced(&mut world).unwrap();
+    link.disks_reserved(&mut world).unwrap();
     for seq in [10, 11, 12] {
         assert_eq!(world.deeds().last(), Some(&Did::LetOut(seq)));
         assert!(link.is_busy() && !link.takes_more(&world));
@@ -123,7 +123,7 @@ fn what_a_start_fails_for_a_guest_that_lives_goes_without() {
             let mut world = Recorder::new();
             world.fails = Some(fails.clone());
             let mut link = begun(beginning, &mut world);
-            let done = link.fenced(&mut world);
+            let done = link.disks_reserved(&mut world);
             let needed = is_start || fails == Did::TakeInputs;
             assert_eq!(done.is_err(), needed, "{fails:?}, start: {is_start}");
         }

@@ -87,7 +87,7 @@ fn batch(exit: u64, outputs: Vec<Output>) -> PrimaryEvent {
     PrimaryEvent::Guest(FromGuest::Batch {
         entries: vec![LogEntry::Mark(mark(exit))],
         outputs,
-        done: vec![],
+        finished: vec![],
     })
 }
 
@@ -119,7 +119,7 @@ fn closed(connection: u64) -> LinkEvent {
 /// A primary whose guest has just been started.
 fn started(world: &mut Recorder) -> PrimaryLink<Hands> {
     let mut link = PrimaryLink::begin(terms(), BootCell::default(), Beginning::Started, world).unwrap();
-    link.fenced(world).unwrap();
+    link.disks_reserved(world).unwrap();
     world.taken(|_| false);
     link
 }

@@ -7,7 +7,7 @@ use super::*;
 use crate::host_event::Control;
 use crate::primary::{DISK_SILENCE, LateEffect};
 
-fn let_out(deeds: &[Did]) -> Vec<u64> {
+fn released(deeds: &[Did]) -> Vec<u64> {
     let seq = |did: &Did| match did {
         Did::LetOut(seq) => Some(*seq),
         _ => None,
@@ -24,15 +24,15 @@ fn the_lease_is_looked_at_right_before_each_output() {
         &mut world,
     )
     .unwrap();
-    assert!(let_out(&world.deeds()).is_empty(), "nothing is acked");
+    assert!(released(&world.deeds()).is_empty(), "nothing is acked");
     // The first two system calls take all of the lease.
     world.call = (Call::Over, L / 2);
     link.step(from_peer(1, ack(2, 110, NOW)), &mut world).unwrap();
-    assert_eq!(let_out(&world.deeds()), [0, 1]);
+    assert_eq!(released(&world.deeds()), [0, 1]);
     let echo = world.now.get() - 1;
     link.step(PrimaryEvent::Tick, &mut world).unwrap();
     link.step(from_peer(1, ack(3, 110, echo)), &mut world).unwrap();
-    assert_eq!(let_out(&world.deeds()), [2], "the lease is renewed");
+    assert_eq!(released(&world.deeds()), [2], "the lease is renewed");
 }
 
 #[test]
@@ -176,7 +176,7 @@ fn a_clean_end_finishes_the_private_disks_marks_them_and_is_noted_last() {
 }
 
 #[test]
-fn a_side_that_is_fenced_off_ends_and_leaves_everything_as_it_is() {
+fn a_side_whose_write_a_device_refuses_ends_and_leaves_everything_as_it_is() {
     let mut world = Recorder::new();
     let mut link = protected(&mut world);
     link.step(batch(110, vec![console(110, 0)]), &mut world).unwrap();
@@ -258,9 +258,9 @@ fn a_failure_that_is_withheld_is_told_when_the_guest_stays() {
         failure: failure.clone(),
     };
     link.step(lost, &mut world).unwrap();
-    let stand = Did::Tell(HostEvent::Control(Control::Stand));
+    let stand = Did::Tell(HostEvent::Control(Control::StandStill));
     assert_eq!(world.deeds(), [stand], "the guest is handed over instead");
     link.step(PrimaryEvent::Link(closed(1)), &mut world).unwrap();
-    let go = Did::Tell(HostEvent::Control(Control::Go));
+    let go = Did::Tell(HostEvent::Control(Control::GoOn));
     assert_eq!(world.deeds(), [go, Did::Tell(failure), Did::Claim(1)]);
 }

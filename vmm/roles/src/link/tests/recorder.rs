@@ -25,7 +25,7 @@ use ftvm_machine::output::Output;
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Did {
     OpenDisks,
-    Fence,
+    ReserveDisks,
     Mark(u64),
     TakeOperations,
     TakeInputs,
@@ -203,8 +203,8 @@ impl PrimaryWorld for Recorder {
         Ok(Disks::new(hands, 2).with_private(self.private.clone()))
     }
 
-    fn fence(&mut self) {
-        self.did(Did::Fence);
+    fn reserve_disks(&mut self) {
+        self.did(Did::ReserveDisks);
     }
 
     fn mark_current(&mut self, generation: Generation) -> Result<(), RecorderError> {
@@ -219,7 +219,7 @@ impl PrimaryWorld for Recorder {
         self.tried(Did::TakeInputs)
     }
 
-    fn open_door(&mut self) -> Result<(), RecorderError> {
+    fn listen_for_backups(&mut self) -> Result<(), RecorderError> {
         self.tried(Did::OpenDoor)
     }
 
@@ -263,7 +263,7 @@ impl PrimaryWorld for Recorder {
         self.tried(Did::Entropy)
     }
 
-    fn let_out(&mut self, output: &Output) -> Result<Call, RecorderError> {
+    fn release(&mut self, output: &Output) -> Result<Call, RecorderError> {
         self.did(Did::LetOut(output.seq.0));
         if self.call.0 == Call::Over {
             self.later(self.call.1);
