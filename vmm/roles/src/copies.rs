@@ -7,32 +7,34 @@
 
 use ftvm_schema::request::DiskRequest;
 
-/// This host's copies of the private disks. An error is a sentence; it makes this host useless as a backup (PROTOCOL 16).
+use super::replay::DiskError;
+
+/// This host's copies of the private disks. An error makes this host useless as a backup (PROTOCOL 16).
 pub trait DiskCopies: std::fmt::Debug {
     /// Puts extents of a disk in their place, ahead of the state record: `content` as in
     /// [`Message::Blocks`](logging_channel::message::Message::Blocks).
     ///
     /// # Errors
     /// If they are not the disk's, or the disk cannot be written.
-    fn put(&mut self, disk: u8, numbers: &[u64], content: &[u8]) -> Result<(), String>;
+    fn put(&mut self, disk: u8, numbers: &[u64], content: &[u8]) -> Result<(), DiskError>;
 
     /// Makes stable what was put.
     ///
     /// # Errors
     /// If a disk cannot be flushed.
-    fn flush(&mut self) -> Result<(), String>;
+    fn flush(&mut self) -> Result<(), DiskError>;
 
     /// The state is loaded to which the copies belong.
     ///
     /// # Errors
     /// If that cannot be noted.
-    fn level(&mut self) -> Result<(), String>;
+    fn level(&mut self) -> Result<(), DiskError>;
 
     /// The guest makes a request: a write or flush is carried out, and so is a read whose result the log leaves out.
     ///
     /// # Errors
     /// If the disk fails.
-    fn request(&mut self, request: &DiskRequest) -> Result<(), String>;
+    fn request(&mut self, request: &DiskRequest) -> Result<(), DiskError>;
 
     /// What a read has brought, if it was carried out; it is forgotten.
     fn brought(&mut self, disk: u8, id: u64) -> Option<Vec<u8>>;
@@ -41,27 +43,33 @@ pub trait DiskCopies: std::fmt::Debug {
     ///
     /// # Errors
     /// If a disk cannot be flushed, or the end cannot be noted.
-    fn ended(&mut self) -> Result<(), String>;
+    fn ended(&mut self) -> Result<(), DiskError>;
 }
 
 /// Of one who replays a log and has no disks, or whose guest has none that are private.
 #[derive(Clone, Copy, Debug)]
 pub struct NoCopies;
 
+#[derive(Debug, thiserror::Error)]
+#[error("blocks of disk {disk} came, which is no private disk here")]
+struct NotPrivateHere {
+    disk: u8,
+}
+
 impl DiskCopies for NoCopies {
-    fn put(&mut self, disk: u8, _numbers: &[u64], _content: &[u8]) -> Result<(), String> {
-        Err(format!("blocks of disk {disk} came, which is no private disk here"))
+    fn put(&mut self, disk: u8, _numbers: &[u64], _content: &[u8]) -> Result<(), DiskError> {
+        Err(Box::new(NotPrivateHere { disk }))
     }
 
-    fn flush(&mut self) -> Result<(), String> {
+    fn flush(&mut self) -> Result<(), DiskError> {
         Ok(())
     }
 
-    fn level(&mut self) -> Result<(), String> {
+    fn level(&mut self) -> Result<(), DiskError> {
         Ok(())
     }
 
-    fn request(&mut self, _request: &DiskRequest) -> Result<(), String> {
+    fn request(&mut self, _request: &DiskRequest) -> Result<(), DiskError> {
         Ok(())
     }
 
@@ -69,7 +77,7 @@ impl DiskCopies for NoCopies {
         None
     }
 
-    fn ended(&mut self) -> Result<(), String> {
+    fn ended(&mut self) -> Result<(), DiskError> {
         Ok(())
     }
 }

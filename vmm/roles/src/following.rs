@@ -9,7 +9,7 @@ use ftvm_schema::request::DiskRequest;
 
 use super::clock::LiveClock;
 use super::copies::DiskCopies;
-use super::replay::{DiskReader, ReplayError, Replayer};
+use super::replay::{DiskError, DiskReader, ReplayError, Replayer};
 use ftvm_hypervisor::Cpu;
 use ftvm_machine::machine::Machine;
 use ftvm_machine::output::Output;
@@ -122,9 +122,13 @@ impl<C: Cpu> Following<C> {
         self.useless(flushed)
     }
 
-    fn useless(&mut self, result: Result<(), String>) -> Result<(), Progress> {
+    /// A copy that cannot be written makes this host useless as a backup, as a divergence does.
+    fn useless(&mut self, result: Result<(), DiskError>) -> Result<(), Progress> {
         let at = self.replayer.machine().at();
-        result.map_err(|what| Progress::Diverged { at, what })
+        result.map_err(|error| Progress::Diverged {
+            at,
+            what: error.to_string(),
+        })
     }
 
     /// Takes pages of RAM, ahead of the state.

@@ -38,9 +38,9 @@ pub enum Control {
     /// Pause, resume or reset the guest at its next exit.
     Intervene(Intervention),
     /// Stop at the next exit, with everything before it in the log, and take no input any more: the guest is handed over.
-    Stand,
-    /// It is not: go on.
-    Go,
+    StandStill,
+    /// It is not handed over after all: go on.
+    GoOn,
 }
 
 impl HostEvent {

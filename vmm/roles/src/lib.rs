@@ -11,7 +11,6 @@ pub mod backup;
 pub mod clock;
 pub mod clone;
 pub mod copies;
-mod difference;
 pub mod disks;
 pub mod event;
 pub mod exit_code;

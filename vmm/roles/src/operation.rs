@@ -60,8 +60,27 @@ pub enum Asked {
     Operation(Operation),
 }
 
-/// What became of an operation, in a sentence; an error says what to do.
-pub type Answer = Result<String, String>;
+/// What became of an operation, in a sentence for the operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    Done(String),
+    /// It is refused, or has failed: why, and what to do.
+    Failed(String),
+}
+
+impl Answer {
+    /// It is done.
+    #[must_use]
+    pub fn done(text: &str) -> Self {
+        Answer::Done(text.to_owned())
+    }
+
+    /// It is refused, or has failed.
+    #[must_use]
+    pub fn failed(why: impl std::fmt::Display) -> Self {
+        Answer::Failed(why.to_string())
+    }
+}
 
 /// Why nobody would carry the guest on right now, if so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

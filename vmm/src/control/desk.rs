@@ -69,20 +69,20 @@ impl Desk {
         };
         // A role that is over may be followed by another.
         let Some(operator) = operator.filter(|operator| !operator.is_closed()) else {
-            return Err(match role {
-                Role::Standby => "this host stands by: ask the primary".to_owned(),
-                Role::Backup => "this is the backup: ask the primary".to_owned(),
-                Role::Primary => "this process is ending, or just beginning: ask again".to_owned(),
+            return Answer::failed(match role {
+                Role::Standby => "this host stands by: ask the primary",
+                Role::Backup => "this is the backup: ask the primary",
+                Role::Primary => "this process is ending, or just beginning: ask again",
             });
         };
         let (answer, answered) = oneshot::channel();
         let order = Order { operation, answer };
-        let ending = || "this process is ending".to_owned();
-        operator.try_send(order).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => "other operations are waiting; ask again".to_owned(),
-            mpsc::error::TrySendError::Closed(_) => ending(),
-        })?;
-        answered.await.unwrap_or_else(|_| Err(ending()))
+        let ending = || Answer::failed("this process is ending");
+        match operator.try_send(order) {
+            Ok(()) => answered.await.unwrap_or_else(|_| ending()),
+            Err(mpsc::error::TrySendError::Full(_)) => Answer::failed("other operations are waiting; ask again"),
+            Err(mpsc::error::TrySendError::Closed(_)) => ending(),
+        }
     }
 
     pub(super) async fn reply(&self, line: &[u8]) -> ControlReply {
@@ -94,7 +94,7 @@ impl Desk {
             Ok(ControlRequest {
                 request: Asked::Operation(operation),
             }) => self.operate(operation).await.into(),
-            Err(error) => Err(format!(
+            Err(error) => Answer::failed(format_args!(
                 "expected one line such as {{\"request\":\"status\"}}, of at most {MAX_LINE} bytes: {error}"
             ))
             .into(),
@@ -186,9 +186,9 @@ mod tests {
             let led = async {
                 let order = orders.recv().await.unwrap();
                 assert_eq!(order.operation, Operation::Resume);
-                order.answer.send(Ok("done".to_owned())).unwrap();
+                order.answer.send(Answer::done("done")).unwrap();
             };
-            assert_eq!(tokio::join!(asked, led).0, Ok("done".to_owned()));
+            assert_eq!(tokio::join!(asked, led).0, Answer::done("done"));
         });
     }
 }

@@ -31,8 +31,8 @@ pub struct ControlReply {
 impl From<Answer> for ControlReply {
     fn from(answer: Answer) -> Self {
         let (done, error) = match answer {
-            Ok(text) => (Some(text), None),
-            Err(text) => (None, Some(text)),
+            Answer::Done(text) => (Some(text), None),
+            Answer::Failed(why) => (None, Some(why)),
         };
         ControlReply {
             done,

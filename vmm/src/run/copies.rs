@@ -16,6 +16,7 @@ use ftvm_devices::{DiskSharing, PlatformConfig};
 use ftvm_host::option::DiskOption;
 use ftvm_host::reads::{ReadsError, insist};
 use ftvm_roles::copies::DiskCopies;
+use ftvm_roles::replay::DiskError;
 
 /// Bytes written during a clone after which they are made stable: a message is then never long on its way, and little is
 /// left to do when the state is waited for.
@@ -218,34 +219,29 @@ pub fn agree(options: &[DiskOption], platform: &PlatformConfig) -> Result<(), Co
 }
 
 impl DiskCopies for PrivateDisks {
-    fn put(&mut self, disk: u8, numbers: &[u64], content: &[u8]) -> Result<(), String> {
-        said(self.write_blocks(disk, numbers, content))
+    fn put(&mut self, disk: u8, numbers: &[u64], content: &[u8]) -> Result<(), DiskError> {
+        Ok(self.write_blocks(disk, numbers, content)?)
     }
 
-    fn flush(&mut self) -> Result<(), String> {
-        said(self.make_stable())
+    fn flush(&mut self) -> Result<(), DiskError> {
+        Ok(self.make_stable()?)
     }
 
-    fn level(&mut self) -> Result<(), String> {
-        said(self.mark(CopyState::Following))
+    fn level(&mut self) -> Result<(), DiskError> {
+        Ok(self.mark(CopyState::Following)?)
     }
 
-    fn request(&mut self, request: &DiskRequest) -> Result<(), String> {
-        said(self.carry_out(request))
+    fn request(&mut self, request: &DiskRequest) -> Result<(), DiskError> {
+        Ok(self.carry_out(request)?)
     }
 
     fn brought(&mut self, disk: u8, id: u64) -> Option<Vec<u8>> {
         self.brought.remove(&(disk, id))
     }
 
-    fn ended(&mut self) -> Result<(), String> {
-        said(self.make_stable().and_then(|()| self.mark(CopyState::Current)))
+    fn ended(&mut self) -> Result<(), DiskError> {
+        Ok(self.make_stable().and_then(|()| self.mark(CopyState::Current))?)
     }
-}
-
-/// What goes to the primary is words.
-fn said(done: Result<(), CopiesError>) -> Result<(), String> {
-    done.map_err(|error| error.to_string())
 }
 
 /// Writes an extent unless it is there already: an image with holes keeps them, and a copy that is nearly level is read

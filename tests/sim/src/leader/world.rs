@@ -259,7 +259,7 @@ impl PrimaryWorld for SimWorld<'_> {
     fn announce(&mut self) {}
 
     fn answer(&mut self, _ticket: u64, answer: Answer) {
-        self.env.count(if answer.is_ok() {
+        self.env.count(if matches!(answer, Answer::Done(_)) {
             "operations"
         } else {
             "operations-refused"

@@ -3,6 +3,8 @@
 //! Going live needs three things, got in parallel: the lease outwaited, the test-and-set won, the log drained
 //! (PROTOCOL 13). Suspicion is final (PROTOCOL 11): from then on nothing is acked and nothing received counts.
 
+mod action;
+mod claiming;
 mod joining;
 
 use fault_detector::detector::{Detector, DetectorConfig, PairRole, Verdict};
@@ -11,12 +13,14 @@ use logging_channel::chunk::Assembler;
 use logging_channel::flow::{Inbox, LeaseWait};
 use logging_channel::message::{Health, Heartbeat, Message};
 use logging_channel::session::presentable;
-use shared_disk::arbiter::ClaimOutcome;
 
 use super::event::{Event, Protection};
 use super::exit_code::ExitCode;
 use super::terms::Terms;
+use claiming::Claim;
 use ftvm_machine::machine::state::MAX_RECORD;
+
+pub use action::{BackupAction, only_the_last_ack};
 
 /// The grant must follow the state within this time of silence, or the join is given up.
 const JOIN_SILENCE: u64 = 10_000_000_000;
@@ -28,53 +32,6 @@ const EXECUTED_ACKS: u64 = 50;
 
 /// Most that two hosts' clocks drift apart, in parts per million: 500 is what NTP may slew, each way.
 const DRIFT_PPM: u32 = 1000;
-
-/// What the link is to do.
-#[derive(Debug, PartialEq)]
-pub enum BackupAction {
-    /// Send on the connection to the primary.
-    Send(Message),
-    /// Give the vCPU thread the machine's state.
-    Load(Vec<u8>),
-    /// Give the vCPU thread pages of RAM, ahead of the state.
-    LoadPages { numbers: Vec<u64>, content: Vec<u8> },
-    /// Keep the state from which a reset starts.
-    KeepBoot(Vec<u8>),
-    /// Have the vCPU thread write blocks to this host's copy of a private disk, and say so ([`Backup::blocks_written`]).
-    LoadBlocks {
-        disk: u8,
-        numbers: Vec<u64>,
-        content: Vec<u8>,
-    },
-    /// Have it make them stable, and say so likewise.
-    FlushBlocks,
-    /// Give the vCPU thread entries to replay.
-    Deliver(Vec<LogEntry>),
-    /// Ask for the generation after this one, whose owner is the primary (PROTOCOL 10).
-    Claim(Generation),
-    /// Have the vCPU thread say when everything delivered is executed.
-    Drain,
-    /// Go live under this generation; nanoseconds since this side asked for it, and whether the primary wanted that.
-    GoLive {
-        generation: Generation,
-        took_ns: u64,
-        planned: bool,
-    },
-    /// Tell the world.
-    Report(Event),
-    /// End this process.
-    End { code: ExitCode, why: String },
-}
-
-/// The three conditions of PROTOCOL 13.
-#[derive(Clone, Copy, Debug, Default)]
-struct Claim {
-    since: u64,
-    lease_over: bool,
-    planned: bool,
-    won: Option<Generation>,
-    drained: bool,
-}
 
 #[derive(Debug)]
 enum Phase {
@@ -370,67 +327,6 @@ impl Backup {
         }
     }
 
-    /// The storage has answered.
-    pub fn claimed(&mut self, now: u64, outcome: &ClaimOutcome, actions: &mut Vec<BackupAction>) {
-        let Phase::Claiming(claim) = &mut self.phase else {
-            return;
-        };
-        match outcome {
-            ClaimOutcome::Won { generation } => {
-                claim.won = Some(Generation(*generation));
-                let took_ns = now.saturating_sub(claim.since);
-                actions.push(BackupAction::Report(Event::ClaimWon {
-                    generation: *generation,
-                    took_ns,
-                }));
-                self.advance(now, actions);
-            }
-            ClaimOutcome::Lost { .. } => {
-                self.phase = Phase::Over;
-                let wanted = self.terms.generation.0 + 1;
-                let why = format!("the test-and-set for generation {wanted} was lost: the primary goes on");
-                actions.push(BackupAction::End {
-                    code: ExitCode::Lost,
-                    why,
-                });
-            }
-        }
-    }
-
-    /// Everything delivered before the drain was asked for is executed.
-    pub fn drained(&mut self, now: u64, actions: &mut Vec<BackupAction>) {
-        let Phase::Claiming(claim) = &mut self.phase else {
-            return;
-        };
-        claim.drained = true;
-        actions.push(BackupAction::Report(Event::Drained {
-            took_ns: now.saturating_sub(claim.since),
-        }));
-        self.advance(now, actions);
-    }
-
-    fn advance(&mut self, now: u64, actions: &mut Vec<BackupAction>) {
-        let over_at = self.lease.over_at();
-        let Phase::Claiming(claim) = &mut self.phase else {
-            return;
-        };
-        if !claim.lease_over && now >= over_at {
-            claim.lease_over = true;
-            actions.push(BackupAction::Report(Event::LeaseOver {
-                waited_ns: now.saturating_sub(claim.since),
-            }));
-        }
-        if let (true, true, Some(generation)) = (claim.lease_over, claim.drained, claim.won) {
-            let (took_ns, planned) = (now.saturating_sub(claim.since), claim.planned);
-            self.phase = Phase::Over;
-            actions.push(BackupAction::GoLive {
-                generation,
-                took_ns,
-                planned,
-            });
-        }
-    }
-
     fn log(&mut self, now: u64, number: u64, entries: Vec<LogEntry>, actions: &mut Vec<BackupAction>) {
         let (Phase::Following | Phase::Ending, Some(inbox)) = (&self.phase, &mut self.inbox) else {
             return self.give_up("log came before the grant".to_owned(), actions);
@@ -460,33 +356,6 @@ impl Backup {
         }
     }
 
-    fn suspect(&mut self, now: u64, reason: String, actions: &mut Vec<BackupAction>) {
-        if matches!(self.phase, Phase::Ending) {
-            return; // the end is known: there is nothing to take over
-        }
-        actions.push(BackupAction::Report(Event::Suspected { reason }));
-        self.claim(now, false, actions);
-    }
-
-    /// Asks for the generation after this one, and drains the log meanwhile; final.
-    fn claim(&mut self, now: u64, planned: bool, actions: &mut Vec<BackupAction>) {
-        if let Some(discarded) = self.inbox.as_mut().and_then(Inbox::close) {
-            tracing::info!(?discarded, "an incomplete checkpoint is discarded (PROTOCOL 4)");
-        }
-        self.phase = Phase::Claiming(Claim {
-            since: now,
-            lease_over: planned,
-            planned,
-            ..Claim::default()
-        });
-        actions.push(BackupAction::Report(Event::ClaimAsked {
-            generation: self.terms.generation.0 + 1,
-        }));
-        actions.push(BackupAction::Claim(self.terms.generation));
-        actions.push(BackupAction::Drain);
-        self.advance(now, actions);
-    }
-
     fn give_up(&mut self, why: String, actions: &mut Vec<BackupAction>) {
         self.phase = Phase::Over;
         actions.push(BackupAction::End {
@@ -494,17 +363,6 @@ impl Backup {
             why,
         });
     }
-}
-
-/// What is to be done, without the acks that a later one of it says all of. They are evidence of the same moment
-/// (PROTOCOL 12).
-#[must_use]
-pub fn only_the_last_ack(actions: Vec<BackupAction>) -> Vec<BackupAction> {
-    let is_ack = |action: &BackupAction| matches!(action, BackupAction::Send(Message::Ack(_)));
-    let last = actions.iter().rposition(is_ack);
-    let kept = actions.into_iter().enumerate();
-    let kept = kept.filter(|(at, action)| !is_ack(action) || Some(*at) == last);
-    kept.map(|(_, action)| action).collect()
 }
 
 /// Where an entry has this side read a shared disk.

@@ -5,6 +5,7 @@ use logging_channel::chunk;
 use logging_channel::flow::AckTracker;
 
 use logging_channel::message::{DiskReads, Grant};
+use shared_disk::arbiter::ClaimOutcome;
 
 use super::*;
 

@@ -73,8 +73,8 @@ impl<H: DiskShell> PrimaryLink<H> {
     fn answer<W: PrimaryWorld<Hands = H>>(&mut self, ticket: u64, answer: Answer, world: &mut W) {
         if let Some(operation) = self.asked.remove(&ticket) {
             let (done, text) = match &answer {
-                Ok(text) => (true, text.clone()),
-                Err(text) => (false, text.clone()),
+                Answer::Done(text) => (true, text.clone()),
+                Answer::Failed(why) => (false, why.clone()),
             };
             self.report(Event::Operated { operation, done, text }, world);
             world.answer(ticket, answer);

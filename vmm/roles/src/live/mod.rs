@@ -10,28 +10,30 @@
 //! [`patience`]: super::patience
 
 mod brake;
+mod faults;
+mod flushing;
 mod inputs;
+mod sink;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ftvm_schema::entry::{EndReason, ExitSeq, Input, LogEntry, Mark, Position};
+use ftvm_schema::entry::{EndReason, ExitSeq, Input, LogEntry, Position};
 use logging_channel::chunk;
 
 use super::clock::LiveClock;
 use super::patience::Patience;
 use super::patience::watched::Watched;
-use crate::host_event::Control;
 use crate::host_event::HostEvent;
 use ftvm_devices::QueueFault;
 use ftvm_hypervisor::Cpu;
 use ftvm_machine::machine::state::Moved;
 use ftvm_machine::machine::trail::TRAIL_EXITS;
 use ftvm_machine::machine::{Machine, MachineError, Step, TimeSource};
-use ftvm_machine::output::Output;
 
 pub use brake::{Brake, pause};
+pub use sink::{Sink, SinkError};
 
 /// Most events applied at one exit before the guest runs again, so that a flood cannot starve it.
 const EVENTS_PER_EXIT: usize = 64;
@@ -54,9 +56,6 @@ const HARVEST_EVERY: (Duration, Duration) = (Duration::from_millis(100), Duratio
 /// How soon the guest is kicked again when a kick met it with interrupts off.
 const KICK_AGAIN: Duration = Duration::from_millis(1);
 
-/// Stopped devices that are told of in one life: a guest may stop and reset them as often as it likes.
-const FAULTS_TOLD: u64 = 32;
-
 /// Which marks a log carries (PROTOCOL 2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MarkPolicy {
@@ -65,9 +64,6 @@ pub enum MarkPolicy {
     /// In a file: not more often than every so many exits, with registers.
     EveryExits(u64),
 }
-
-/// Why a sink can take no more; what that is, is the sink's own business.
-pub type SinkError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why a live machine cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -78,51 +74,6 @@ pub enum LiveError {
     /// The log cannot be written, or the outside is gone.
     #[error("log: {0}")]
     Sink(#[from] SinkError),
-}
-
-/// Where a live machine's log and outputs go.
-pub trait Sink {
-    /// Whether anybody reads the log: an unprotected primary need not write it.
-    fn logging(&self) -> bool;
-    /// Appends an entry.
-    ///
-    /// # Errors
-    /// If the log cannot be written; the guest then stops.
-    fn log(&mut self, entry: LogEntry) -> Result<(), SinkError>;
-    /// Takes something that leaves the guest; whether it may leave yet is the sink's business.
-    ///
-    /// # Errors
-    /// If the outside is gone for good.
-    fn output(&mut self, output: Output) -> Result<(), SinkError>;
-    /// Everything so far is consistent and may travel.
-    ///
-    /// # Errors
-    /// As [`Sink::log`].
-    fn flush(&mut self) -> Result<(), SinkError>;
-    /// Thousandths of the time that the guest is to stand still.
-    fn idle_permille(&self) -> u32 {
-        0
-    }
-    /// The guest has been told at `at` that a disk request is finished.
-    fn disk_done(&mut self, disk: u8, id: u64, at: Position);
-    /// Pages written since this was last told, for a joining backup.
-    ///
-    /// # Errors
-    /// As [`Sink::log`].
-    fn dirty(&mut self, pages: Vec<u64>) -> Result<(), SinkError>;
-    /// The machine with the pages written since [`Sink::dirty`], for a joining backup; the guest has been `stopped` for it.
-    /// From now on [`Sink::logging`] is true.
-    ///
-    /// # Errors
-    /// As [`Sink::log`].
-    fn state(&mut self, record: Vec<u8>, at: Mark, stopped: Duration) -> Result<(), SinkError>;
-    /// The link's order is carried out; what led to it has been flushed.
-    ///
-    /// # Errors
-    /// As [`Sink::log`].
-    fn obeyed(&mut self, _order: Control) -> Result<(), SinkError> {
-        Ok(())
-    }
 }
 
 /// Settings of a live machine.
@@ -392,28 +343,6 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
         Ok(self.stopping.clone())
     }
 
-    /// Tells of devices that have stopped. Called after every exit, as the next one may reset them.
-    fn notice_faults(&mut self) {
-        if self.machine.chipset().faults().eq(self.faults.iter().copied()) {
-            return;
-        }
-        let found: Vec<_> = self.machine.chipset().faults().collect();
-        for (slot, fault) in found.iter().filter(|fault| !self.faults.contains(fault)) {
-            self.totals.device_faults += 1;
-            match self.totals.device_faults {
-                ..=FAULTS_TOLD => tracing::warn!(
-                    "the guest's driver broke the rings of the virtio device at PCI slot {slot}: {fault}; the device \
-                     stands still until the guest resets it"
-                ),
-                told if told == FAULTS_TOLD + 1 => {
-                    tracing::warn!("devices stopped {FAULTS_TOLD} times; further stops are not told");
-                }
-                _ => {}
-            }
-        }
-        self.faults = found;
-    }
-
     /// The guest stands still: the operator has paused it, or it is being handed over. Nothing happens but what comes from
     /// outside.
     fn rest(&mut self, now: Now<'_>) -> Result<Next, LiveError> {
@@ -497,86 +426,6 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
             self.harvest_every = (self.harvest_every * 2).min(HARVEST_EVERY.1);
         }
         Ok(())
-    }
-
-    fn mark(&self) -> Mark {
-        let registers = match self.config.marks {
-            MarkPolicy::EveryFlush => None,
-            MarkPolicy::EveryExits(_) => Some(Box::new(self.machine.cpu().registers())),
-        };
-        Mark {
-            at: self.machine.at(),
-            digest: self.machine.digest(),
-            outputs: self.machine.outputs(),
-            sent_ns: 0,
-            registers,
-            memory_hash: None,
-        }
-    }
-
-    /// [`Live::flush`] if somebody waits for it, or has waited long enough.
-    fn flush_if_due(&mut self, now: Instant) -> Result<(), LiveError> {
-        if self.unflushed > 0 || self.machine.at().exit > self.last_mark {
-            self.unflushed_since.get_or_insert(now);
-        }
-        let waited = |since| now.saturating_duration_since(since) >= FLUSH_AFTER;
-        let waited = self.unflushed_since.is_some_and(waited);
-        if waited || self.disk_done || self.unflushed >= BATCH || self.machine.has_outputs() {
-            self.flush()?;
-        }
-        Ok(())
-    }
-
-    /// A mark if one is due, then the outputs it covers.
-    fn flush(&mut self) -> Result<(), LiveError> {
-        let at = self.machine.at().exit;
-        let due = match self.config.marks {
-            MarkPolicy::EveryFlush => self.unflushed > 0 || self.machine.has_outputs() || at > self.last_mark,
-            // Between exits the registers, which these marks carry, belong to no position.
-            MarkPolicy::EveryExits(exits) => at.0 - self.last_mark.0 >= exits && self.machine.at_exit(),
-        };
-        if due && self.sink.logging() {
-            self.collect_checks(1)?;
-            let mark = self.mark();
-            self.sink.log(LogEntry::Mark(mark))?;
-            self.last_mark = at;
-        }
-        for output in self.machine.drain_outputs() {
-            self.sink.output(output)?;
-        }
-        (self.unflushed, self.unflushed_since, self.disk_done) = (0, None, false);
-        Ok(self.sink.flush()?)
-    }
-
-    /// Logs the check bytes of the exits so far if there are at least `least`.
-    fn collect_checks(&mut self, least: usize) -> Result<(), LiveError> {
-        if let Some(trail) = self.machine.trail()
-            && trail.len() >= least
-            && let Some((from, bytes)) = trail.take()
-        {
-            self.sink.log(LogEntry::Checks { from, bytes })?;
-        }
-        Ok(())
-    }
-
-    /// Logs the end, and gives away what is left.
-    ///
-    /// # Errors
-    /// If the sink fails.
-    pub fn finish(&mut self, reason: &EndReason) -> Result<(), LiveError> {
-        self.collect_checks(1)?;
-        if self.sink.logging() {
-            let mark = self.mark();
-            self.sink.log(LogEntry::Mark(mark))?;
-            self.sink.log(LogEntry::End {
-                at: self.machine.at(),
-                reason: reason.clone(),
-            })?;
-        }
-        for output in self.machine.drain_outputs() {
-            self.sink.output(output)?;
-        }
-        Ok(self.sink.flush()?)
     }
 }
 

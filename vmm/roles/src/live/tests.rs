@@ -1,15 +1,17 @@
-//! Standstill still: for the operator, and for a handover.
+//! Standing still: for the operator, and for a handover.
 
 use std::sync::Arc;
 
-use ftvm_schema::entry::{ConsolePort, Intervention};
+use ftvm_schema::entry::{ConsolePort, Intervention, Mark};
 
 use super::*;
 use crate::clock::GRAIN;
+use crate::host_event::Control;
 use ftvm_hypervisor::DeliveryMode;
 use ftvm_hypervisor::scripted::{Operand, Script, ScriptStep as Scripted, ScriptedCpu};
 use ftvm_machine::config::{GuestKind, MIN_MEMORY};
 use ftvm_machine::machine::allocate_memory;
+use ftvm_machine::output::Output;
 use ftvm_machine::testing::config;
 
 #[derive(Debug, Default)]

@@ -1,7 +1,9 @@
 //! Joins, complete and given up.
 
+use ftvm_schema::entry::Incarnation;
 use logging_channel::message::Ack;
 
+use super::super::clone::Blocks;
 use super::tests::{BACKUP, MS, at, claims, clone_pages, mark, output, terms};
 use super::*;
 

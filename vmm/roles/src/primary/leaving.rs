@@ -6,7 +6,7 @@ use shared_disk::arbiter::ClaimOutcome;
 
 use super::super::event::Event;
 use super::super::exit_code::ExitCode;
-use super::super::operation::Operation;
+use super::super::operation::{Answer, Operation};
 use super::{END_WAIT, Phase, Primary, PrimaryAction, Writes};
 
 /// Why the next generation is asked for.
@@ -39,7 +39,7 @@ impl Primary {
             "generation {} is live, this side is generation {}",
             by.0, self.generation.0
         );
-        self.answer(Err(format!("this process ends: {why}")), actions);
+        self.answer(Answer::failed(format_args!("this process ends: {why}")), actions);
         actions.push(PrimaryAction::End {
             code: ExitCode::Lost,
             why,
@@ -50,7 +50,7 @@ impl Primary {
     pub fn write_refused(&mut self, actions: &mut Vec<PrimaryAction>) {
         self.phase = Phase::Over { writes: Writes::NotNow };
         let why = "another side has fenced this one off a disk: it is live, and nothing more is written here";
-        self.answer(Err(format!("this process ends: {why}")), actions);
+        self.answer(Answer::failed(format_args!("this process ends: {why}")), actions);
         actions.push(PrimaryAction::End {
             code: ExitCode::Lost,
             why: why.to_owned(),
@@ -84,7 +84,7 @@ impl Primary {
                     self.generation.0 + 1
                 );
                 tracing::debug!(found = generation, "lost");
-                self.answer(Err(format!("this process ends: {why}")), actions);
+                self.answer(Answer::failed(format_args!("this process ends: {why}")), actions);
                 actions.push(PrimaryAction::End {
                     code: ExitCode::Lost,
                     why,
@@ -99,27 +99,27 @@ impl Primary {
         let (state, answer) = match cause {
             ClaimReason::Lost => (
                 "the backup is lost; running on alone",
-                Err("the backup was lost meanwhile; the guest goes on here alone".to_owned()),
+                Answer::failed("the backup was lost meanwhile; the guest goes on here alone"),
             ),
             ClaimReason::HandedOver => (
                 "the backup has not taken over; running on alone",
-                Err("the backup was lost before it took over; the guest goes on here alone".to_owned()),
+                Answer::failed("the backup was lost before it took over; the guest goes on here alone"),
             ),
-            ClaimReason::Dismissed => ("the backup has been dismissed; running on alone", Ok(())),
+            ClaimReason::Dismissed => (
+                "the backup has been dismissed; running on alone",
+                Answer::done("the backup has been dismissed"),
+            ),
         };
         self.report_state(state, actions);
         match self.asked {
             // That the backup was lost instead of dismissed makes no difference.
             Some((_, Operation::SuspendProtection)) => {
-                self.answer(Ok("no backup; none may join".to_owned()), actions);
+                self.answer(Answer::done("no backup; none may join"), actions);
             }
             Some((_, Operation::RestartBackup)) => {
-                self.answer(Ok("the backup is gone; another may join".to_owned()), actions);
+                self.answer(Answer::done("the backup is gone; another may join"), actions);
             }
-            Some((_, Operation::Failover)) => {
-                let answer = answer.map(|()| "the backup has been dismissed".to_owned());
-                self.answer(answer, actions);
-            }
+            Some((_, Operation::Failover)) => self.answer(answer, actions),
             _ => {}
         }
     }
@@ -130,7 +130,7 @@ impl Primary {
             "the guest is handed over: its new host is live under generation {}",
             to.0
         );
-        self.answer(Ok(text.clone()), actions);
+        self.answer(Answer::done(&text), actions);
         actions.push(PrimaryAction::End {
             code: ExitCode::HandedOver,
             why: text,
@@ -200,7 +200,7 @@ impl Primary {
         self.phase = Phase::Over { writes };
         let reason = self.ended.clone().unwrap_or(EndReason::Stopped);
         let (code, why) = super::super::event::clean_end(&reason);
-        self.answer(Ok(why.clone()), actions);
+        self.answer(Answer::done(&why), actions);
         actions.push(PrimaryAction::Close);
         actions.push(PrimaryAction::End { code, why });
     }

@@ -3,24 +3,23 @@
 //! Time (CLOCK_BOOTTIME nanoseconds), messages and answers of the storage come in as arguments; what to do comes out as
 //! [`PrimaryAction`]s, which the link ([`super::link`]) carries out. Each rule of PROTOCOL is named where it is kept.
 
+mod action;
 mod joining;
 mod leaving;
 mod operating;
 mod pair;
+mod refusal;
 mod silence;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ftvm_schema::entry::{EndReason, Generation, Incarnation, OutputSeq, Position};
+use ftvm_schema::entry::{EndReason, Generation, OutputSeq, Position};
 use logging_channel::message::{Heartbeat, Message};
 
-use super::clone::{Blocks, Selection};
 use super::disks::{DiskEnd, Known};
 use super::event::{Cost, Event, Protection};
-use super::exit_code::ExitCode;
 use super::operation::{Answer, Operation, Path};
 use super::terms::Terms;
-use crate::host_event::Control;
 use ftvm_machine::machine::intervention::BootCell;
 use ftvm_machine::output::{HELD_BYTES, Output, OutputQueue};
 use joining::{JoinStage, Joining};
@@ -28,7 +27,9 @@ use leaving::ClaimReason;
 use operating::{HANDOVER_SILENCE, Joins, Leaving, StillOrder};
 use pair::Pair;
 
+pub use action::{PrimaryAction, Writes};
 pub use operating::FailedRequest;
+pub use refusal::NotJoinable;
 pub use silence::{DISK_SILENCE, LateEffect, UnderWay};
 
 /// A joining backup that shows no sign of life for this long while it takes the state is given up.
@@ -55,57 +56,6 @@ const FRAME_BYTES: usize = 1 << 20;
 
 /// After a clean end the primary waits this long for the backup's ack of it, then ends all the same.
 const END_WAIT: u64 = 2_000_000_000;
-
-/// What the link is to do.
-#[derive(Debug, PartialEq)]
-pub enum PrimaryAction {
-    /// Send on the connection to the backup.
-    Send(Message),
-    /// Close the connection to the backup, after what has been sent.
-    Close,
-    /// Have the vCPU thread say which pages have been written since it was last asked.
-    TakeDirty,
-    /// Send pages to the joining backup, and say when they are on their way ([`Primary::pages_sent`]).
-    SendPages { to: Incarnation, pages: Selection },
-    /// Send blocks of the private disks to the joining backup, and say when it has written them and they are stable there
-    /// ([`Primary::blocks_sent`]).
-    SendBlocks { to: Incarnation, blocks: Blocks },
-    /// Have the vCPU thread save the machine for a joining backup.
-    SaveState,
-    /// The guest is to stand still for so many thousandths of the time, so that the backup keeps up.
-    Pace(u32),
-    /// Nobody reads the log any more.
-    StopLogging,
-    /// Have the vCPU thread do something, and say so ([`Primary::obeyed`]).
-    Order(Control),
-    /// Have the guest's life end.
-    PowerOff,
-    /// Tell the guest of what was withheld ([`FailedRequest::Withheld`]).
-    TellFailures,
-    /// An operation has come to its end.
-    Answer { ticket: u64, answer: Answer },
-    /// Kill this process, at once and without a word.
-    Die,
-    /// Ask for the generation after this one (PROTOCOL 10).
-    Claim(Generation),
-    /// Tell the world.
-    Report(Event),
-    /// End this process.
-    End { code: ExitCode, why: String },
-}
-
-/// Whether shared-disk writes may start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Writes {
-    /// Nobody else may become live.
-    Freely,
-    /// Only if they have landed by this CLOCK_BOOTTIME.
-    Until(u64),
-    /// No.
-    NotNow,
-    /// No, and not to private disks either: a joining backup is about to get the state, and has what is on the disks.
-    Settling,
-}
 
 #[derive(Debug)]
 enum Phase {
@@ -201,21 +151,22 @@ impl Primary {
         self.generation
     }
 
-    /// Whether a backup may join now; if not, why.
+    /// Whether a backup may join now.
     ///
     /// # Errors
-    /// A sentence for the refused backup.
-    pub fn may_join(&self) -> Result<(), String> {
+    /// Why it may not.
+    pub fn may_join(&self) -> Result<(), NotJoinable> {
         match &self.phase {
-            Phase::Alone if self.ended.is_none() && self.joins == Joins::Open => match self.hanging_write() {
-                Some(disk) => Err(format!("disk {disk} does not answer a write, which must end first")),
+            Phase::Alone if self.ended.is_some() => Err(NotJoinable::GuestEnded),
+            Phase::Alone if self.joins == Joins::Suspended => Err(NotJoinable::Suspended),
+            Phase::Alone => match self.hanging_write() {
+                Some(disk) => Err(NotJoinable::WriteHangs { disk }),
                 None => Ok(()),
             },
-            Phase::Alone if self.ended.is_none() => Err("the operator has suspended protection".to_owned()),
-            Phase::Alone | Phase::Over { .. } => Err("the guest has ended".to_owned()),
-            Phase::Joining(_) | Phase::Paired(_) => Err("the guest already has a backup".to_owned()),
-            Phase::HandedOver { .. } => Err("the guest is being handed over".to_owned()),
-            Phase::Claiming { .. } => Err("the primary is deciding who lives; try again".to_owned()),
+            Phase::Over { .. } => Err(NotJoinable::GuestEnded),
+            Phase::Joining(_) | Phase::Paired(_) => Err(NotJoinable::HasBackup),
+            Phase::HandedOver { .. } => Err(NotJoinable::HandingOver),
+            Phase::Claiming { .. } => Err(NotJoinable::Deciding),
         }
     }
 
@@ -287,7 +238,7 @@ impl Primary {
             .asked
             .is_some_and(|(_, operation)| operation != Operation::PowerOff)
         {
-            self.answer(Err("the guest has ended meanwhile".to_owned()), actions);
+            self.answer(Answer::failed("the guest has ended meanwhile"), actions);
         }
         self.check_end(now, actions);
     }
@@ -317,7 +268,8 @@ impl Primary {
         }
     }
 
-    /// An output's system call has returned (PROTOCOL 7).
+    /// The call that lets an output go has returned (PROTOCOL 7): a frame or console bytes have landed, a disk request is
+    /// released to its plan. The log may say so.
     pub fn call_returned(&mut self, seq: OutputSeq) {
         self.released = self.released.max(OutputSeq(seq.0 + 1));
     }

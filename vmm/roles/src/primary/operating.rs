@@ -10,6 +10,7 @@ use super::super::event::Event;
 use super::super::operation::{Answer, Operation, Path, Unprotected};
 use super::joining::JoinStage;
 use super::pair::Boot;
+use super::refusal::Refusal;
 use super::{CALM, Phase, Primary, PrimaryAction};
 use crate::host_event::Control;
 
@@ -39,13 +40,15 @@ pub(super) enum Leaving {
     HandingOver { since: u64 },
 }
 
-/// The vCPU thread, as far as it has been told to stand still.
+/// Whether the vCPU thread has been told to stand still for a handover.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum StillOrder {
+    /// It runs.
     #[default]
-    Runs,
-    Told,
-    Stands,
+    None,
+    Given,
+    /// Given, and the thread has said that it stands still.
+    Obeyed,
 }
 
 /// What becomes of something that failed because a path is lost.
@@ -72,38 +75,34 @@ impl Primary {
                 self.asked = Some((ticket, operation));
                 return;
             }
-            Ok(Begun::Done(text)) => Ok(text),
-            Err(why) => Err(why),
+            Ok(Begun::Done(text)) => Answer::Done(text),
+            Err(refusal) => Answer::failed(refusal),
         };
         actions.push(PrimaryAction::Answer { ticket, answer });
     }
 
     /// Whether this is a moment for operations at all.
-    fn allowed(&self) -> Result<(), String> {
+    fn allowed(&self) -> Result<(), Refusal> {
         if let Some((_, operation)) = self.asked {
-            return Err(format!("{} is under way; ask again when it is over", operation.name()));
+            let operation = operation.name();
+            return Err(Refusal::OtherUnderWay { operation });
         }
         if self.ended.is_some() {
-            return Err("the guest has ended".to_owned());
+            return Err(Refusal::GuestEnded);
         }
         match &self.phase {
-            Phase::Paired(pair) if pair.leaving == Leaving::Dismissed => {
-                Err("the backup is being dismissed; ask again when it is gone".to_owned())
-            }
-            Phase::Paired(pair) if pair.leaving != Leaving::No => {
-                Err("the guest is being handed over; ask again at its new host".to_owned())
-            }
-            Phase::HandedOver { .. } => Err("the guest has been handed over; ask at its new host".to_owned()),
-            Phase::Claiming { .. } => Err(format!(
-                "this side is finding out whether it goes on (test-and-set for generation {}); ask again when that is known",
-                self.generation.0 + 1
-            )),
-            Phase::Over { .. } => Err("this process is ending".to_owned()),
+            Phase::Paired(pair) if pair.leaving == Leaving::Dismissed => Err(Refusal::Dismissing),
+            Phase::Paired(pair) if pair.leaving != Leaving::No => Err(Refusal::HandingOver),
+            Phase::HandedOver { .. } => Err(Refusal::HandedOver),
+            Phase::Claiming { .. } => Err(Refusal::Deciding {
+                wanted: self.generation.0 + 1,
+            }),
+            Phase::Over { .. } => Err(Refusal::Ending),
             Phase::Alone | Phase::Joining(_) | Phase::Paired(_) => Ok(()),
         }
     }
 
-    fn begin(&mut self, now: u64, operation: Operation, actions: &mut Vec<PrimaryAction>) -> Result<Begun, String> {
+    fn begin(&mut self, now: u64, operation: Operation, actions: &mut Vec<PrimaryAction>) -> Result<Begun, Refusal> {
         let order = |what, actions: &mut Vec<PrimaryAction>| {
             actions.push(PrimaryAction::Order(Control::Intervene(what)));
             Ok(Begun::UnderWay)
@@ -113,22 +112,20 @@ impl Primary {
                 actions.push(PrimaryAction::PowerOff);
                 Ok(Begun::UnderWay)
             }
-            Operation::Pause if self.paused => Err("the guest is paused already; `resume` lets it go on".to_owned()),
+            Operation::Pause if self.paused => Err(Refusal::AlreadyPaused),
             Operation::Pause => order(Intervention::Pause, actions),
-            Operation::Resume if !self.paused => Err("the guest is not paused".to_owned()),
+            Operation::Resume if !self.paused => Err(Refusal::NotPaused),
             Operation::Resume => order(Intervention::Resume, actions),
             Operation::Reset => {
                 self.may_reset()?;
                 order(Intervention::Reset, actions)
             }
-            Operation::SuspendProtection if self.joins == Joins::Suspended => {
-                Err("protection is suspended already; `resume-protection` lets a backup join".to_owned())
-            }
+            Operation::SuspendProtection if self.joins == Joins::Suspended => Err(Refusal::AlreadySuspended),
             Operation::SuspendProtection => {
                 self.joins = Joins::Suspended;
                 Ok(self.dismiss("the operator suspends protection", "no backup; none may join", actions))
             }
-            Operation::ResumeProtection if self.joins == Joins::Open => Err("protection is not suspended".to_owned()),
+            Operation::ResumeProtection if self.joins == Joins::Open => Err(Refusal::NotSuspended),
             Operation::ResumeProtection => {
                 self.joins = Joins::Open;
                 self.report_state("the operator lets a backup join", actions);
@@ -155,42 +152,28 @@ impl Primary {
         }
     }
 
-    fn need_backup(&self) -> String {
+    fn need_backup(&self) -> Refusal {
         match self.joins {
-            Joins::Open => "the guest has no backup: start one with `ftvm run --backup` or `--standby`".to_owned(),
-            Joins::Suspended => {
-                "the guest has no backup, protection is suspended: `resume-protection` first".to_owned()
-            }
+            Joins::Open => Refusal::NoBackup,
+            Joins::Suspended => Refusal::NoBackupWanted,
         }
     }
 
-    fn must_be_protected(&self) -> Result<(), String> {
+    fn must_be_protected(&self) -> Result<(), Refusal> {
         match self.unprotected() {
             None => Ok(()),
-            Some(Unprotected::Starting) => Err(
-                "the backup is still receiving the guest's state; ask again when `status` says protected".to_owned(),
-            ),
+            Some(Unprotected::Starting) => Err(Refusal::NotProtectedYet),
             Some(_) => Err(self.need_backup()),
         }
     }
 
-    fn may_reset(&self) -> Result<(), String> {
+    fn may_reset(&self) -> Result<(), Refusal> {
         if self.boot.get().is_none() {
-            return Err(
-                "this host does not have the state from which the guest was started: it has not come over before \
-                        the failover, or is still being made; ask again, or `power-off` and start the guest anew"
-                    .to_owned(),
-            );
+            return Err(Refusal::NoBootRecord);
         }
         match &self.phase {
-            // Its state may be saved already, and the reset would be the first thing it hears.
-            Phase::Joining(joining) if joining.stage == JoinStage::Asked => {
-                Err("a backup is about to follow; ask again in some seconds".to_owned())
-            }
-            Phase::Paired(pair) if !matches!(pair.boot, Boot::Sent) => Err(
-                "the backup is still receiving the state from which the guest was started; ask again in some seconds"
-                    .to_owned(),
-            ),
+            Phase::Joining(joining) if joining.stage == JoinStage::Asked => Err(Refusal::BackupAboutToFollow),
+            Phase::Paired(pair) if !matches!(pair.boot, Boot::Sent) => Err(Refusal::BackupLacksBootRecord),
             _ => Ok(()),
         }
     }
@@ -246,7 +229,7 @@ impl Primary {
                     self.asked,
                     Some((_, Operation::Pause | Operation::Resume | Operation::Reset))
                 ) {
-                    self.answer(Ok(text.to_owned()), actions);
+                    self.answer(Answer::done(text), actions);
                 }
             }
             Control::StandStill if self.still_order == StillOrder::Given => self.still_order = StillOrder::Obeyed,
@@ -292,7 +275,7 @@ impl Primary {
         self.go_on(actions);
         tracing::warn!("{why}");
         if matches!(self.asked, Some((_, Operation::Failover))) {
-            self.answer(Err(why), actions);
+            self.answer(Answer::failed(why), actions);
         }
     }
 

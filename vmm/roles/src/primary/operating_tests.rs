@@ -34,7 +34,7 @@ fn refused(primary: &mut Primary, operation: Operation, why: &str) {
     let mut actions = Vec::new();
     let answer = ask(primary, operation, &mut actions);
     assert!(
-        matches!(&answer, Some(Err(text)) if text.contains(why)),
+        matches!(&answer, Some(Answer::Failed(text)) if text.contains(why)),
         "{}: {answer:?} should say '{why}'",
         operation.name()
     );
@@ -161,7 +161,7 @@ fn who_has_handed_over_releases_nothing_and_ends_when_the_other_lives() {
     };
     primary.heartbeat(NOW, &heartbeat, &mut actions);
     assert_eq!(ends(&actions), Some(ExitCode::HandedOver));
-    assert!(matches!(answered(&actions), Some(Ok(_))));
+    assert!(matches!(answered(&actions), Some(Answer::Done(_))));
 }
 
 #[test]
@@ -192,13 +192,13 @@ fn a_backup_that_does_not_take_over_costs_a_generation() {
                 };
                 primary.claimed(NOW, &lost, &mut actions);
                 assert_eq!(ends(&actions), Some(ExitCode::HandedOver));
-                assert!(matches!(answered(&actions), Some(Ok(_))));
+                assert!(matches!(answered(&actions), Some(Answer::Done(_))));
             } else {
                 primary.claimed(NOW, &ClaimOutcome::Won { generation: 2 }, &mut actions);
                 assert_eq!(ends(&actions), None);
                 assert!(actions.contains(&PrimaryAction::Order(Control::GoOn)));
                 assert!(actions.contains(&PrimaryAction::TellFailures));
-                assert!(matches!(answered(&actions), Some(Err(_))));
+                assert!(matches!(answered(&actions), Some(Answer::Failed(_))));
                 assert!(primary.may_join().is_ok());
             }
         }
@@ -235,7 +235,7 @@ fn a_dismissed_backup_is_gone_only_with_the_test_and_set() {
         assert!(claims(&actions));
         assert_eq!(primary.next_release(NOW), None, "not before the answer (PROTOCOL 11)");
         primary.claimed(NOW, &ClaimOutcome::Won { generation: 2 }, &mut actions);
-        assert!(matches!(answered(&actions), Some(Ok(_))));
+        assert!(matches!(answered(&actions), Some(Answer::Done(_))));
         assert!(primary.next_release(NOW).is_some());
         assert_eq!(primary.may_join().is_ok(), operation == Operation::RestartBackup);
         let why = match operation {
@@ -268,7 +268,7 @@ fn a_dismissed_backup_that_does_not_answer_is_suspected() {
         primary.tick(now, &mut actions);
     }
     primary.claimed(now, &ClaimOutcome::Won { generation: 2 }, &mut actions);
-    assert!(matches!(answered(&actions), Some(Ok(_))));
+    assert!(matches!(answered(&actions), Some(Answer::Done(_))));
     assert!(primary.may_join().is_err());
 }
 
@@ -279,7 +279,7 @@ fn a_joining_backup_is_sent_away_without_ado() {
     primary.joined(NOW, BACKUP, &mut actions);
     assert!(matches!(
         ask(&mut primary, Operation::SuspendProtection, &mut actions),
-        Some(Ok(_))
+        Some(Answer::Done(_))
     ));
     assert!(actions.contains(&PrimaryAction::Close));
     assert!(!claims(&actions), "nothing was granted");
@@ -287,7 +287,7 @@ fn a_joining_backup_is_sent_away_without_ado() {
     refused(&mut primary, Operation::SuspendProtection, "already");
     assert!(matches!(
         ask(&mut primary, Operation::ResumeProtection, &mut actions),
-        Some(Ok(_))
+        Some(Answer::Done(_))
     ));
     assert!(primary.may_join().is_ok());
     refused(&mut primary, Operation::ResumeProtection, "not suspended");
@@ -310,7 +310,7 @@ fn without_a_backup_there_is_nothing_to_hand_over_to() {
     primary.message(NOW, Generation(1), ack(1, at(100, 0), NOW), &mut actions);
     assert!(matches!(
         ask(&mut primary, Operation::TestFailover, &mut actions),
-        Some(Ok(_))
+        Some(Answer::Done(_))
     ));
     assert!(actions.contains(&PrimaryAction::Die));
 }
@@ -343,7 +343,7 @@ fn a_pause_is_over_when_it_is_resumed() {
         assert!(actions.contains(&PrimaryAction::Order(order)));
         refused(&mut primary, Operation::PowerOff, "under way");
         primary.obeyed(order, &mut actions);
-        assert!(matches!(answered(&actions), Some(Ok(_))));
+        assert!(matches!(answered(&actions), Some(Answer::Done(_))));
         assert_eq!(primary.paused(), paused);
         if paused {
             refused(&mut primary, Operation::Pause, "already");
@@ -407,7 +407,7 @@ fn a_power_off_is_over_when_the_guest_is() {
     assert_eq!(ask(&mut primary, Operation::PowerOff, &mut actions), None);
     assert!(actions.contains(&PrimaryAction::PowerOff));
     primary.guest_ended(NOW, EndReason::Stopped, &mut actions);
-    assert!(matches!(answered(&actions), Some(Ok(_))));
+    assert!(matches!(answered(&actions), Some(Answer::Done(_))));
     assert_eq!(ends(&actions), Some(ExitCode::Success));
     refused(&mut primary, Operation::Pause, "has ended");
 }
@@ -417,7 +417,7 @@ fn a_guest_that_ends_ends_what_is_under_way() {
     let mut primary = handing_over();
     let mut actions = Vec::new();
     primary.guest_ended(NOW, EndReason::Stopped, &mut actions);
-    assert!(matches!(answered(&actions), Some(Err(_))));
+    assert!(matches!(answered(&actions), Some(Answer::Failed(_))));
     primary.obeyed(Control::StandStill, &mut actions);
     primary.message(NOW, Generation(1), ack(2, at(110, 0), NOW), &mut actions);
     primary.next_release(NOW);

@@ -1,6 +1,6 @@
 //! Each test plays one rule of PROTOCOL against the pure core, on both sides of its boundary.
 
-use ftvm_schema::entry::{ConsolePort, Digest, ExitSeq, Input, Intervention, LogEntry, Mark};
+use ftvm_schema::entry::{ConsolePort, Digest, ExitSeq, Incarnation, Input, Intervention, LogEntry, Mark};
 use logging_channel::chunk;
 use logging_channel::message::{Ack, DiskReads};
 use shared_disk::arbiter::ClaimOutcome;

@@ -3,76 +3,35 @@
 //!
 //! Every difference between this history and the recorded one is a [`Divergence`] with one cause, and is named.
 
+mod comparing;
+mod difference;
+mod divergence;
+mod words;
+
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use ftvm_schema::entry::{
-    Digest, DiskStatus, EndReason, ExitSeq, Input, LogEntry, Mark, Position, REGISTER_NAMES, RegisterFile,
-};
+use ftvm_schema::entry::{Digest, DiskStatus, EndReason, ExitSeq, Input, LogEntry, Position};
 use ftvm_schema::request::DiskRequest;
 use logging_channel::chunk::{Assembler, ChunkError};
-use serde::Serialize;
 
 use super::copies::{DiskCopies, NoCopies};
-use super::difference::{Difference, MarkDifference, OtherContents};
 use ftvm_hypervisor::Cpu;
 use ftvm_machine::machine::state::MAX_RECORD;
 use ftvm_machine::machine::{Machine, MachineError, Step, TimeSource};
 use ftvm_machine::output::{Emission, OutputQueue};
+
+use difference::{Difference, OtherContents};
+use words::describe;
+
+pub use divergence::Divergence;
+pub use words::describe_end;
 
 /// A guest that makes no exit for this long, though the log says it made one, is elsewhere than the recorded guest. A
 /// recorded stretch without an exit ends after the patience, except where a kernel that starts has its interrupts off:
 /// on an emulated host that others keep busy, Linux was seen to take more than 10 s for that. Whoever replays has to kick
 /// the vCPU now and then for this to be noticed.
 const NO_EXIT: Duration = Duration::from_secs(120);
-
-/// A replay that is not the recorded history.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Divergence {
-    /// The exit at which the difference was noticed or, with `exact`, at which it first showed.
-    pub at_exit: u64,
-    /// Inputs applied at that exit so far.
-    pub inputs: u32,
-    /// Whether `at_exit` is the first exit that differs; otherwise it lies between the last good mark and `at_exit`.
-    pub exact: bool,
-    /// The last exit at which a mark's digest agreed.
-    pub last_good_exit: u64,
-    /// What was expected and what was found.
-    pub what: String,
-    /// Registers of the replayed guest, in the order of `REGISTER_NAMES`.
-    pub registers: RegisterFile,
-    /// Registers in the log, where the noticing mark carried them.
-    pub recorded: Option<RegisterFile>,
-}
-
-impl std::fmt::Display for Divergence {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.exact {
-            writeln!(
-                f,
-                "diverged at exit {}, RIP {:#x}: {}",
-                self.at_exit, self.registers[16], self.what
-            )?;
-        } else {
-            writeln!(
-                f,
-                "diverged between exits {} and {}.{}, noticed at RIP {:#x}: {}",
-                self.last_good_exit, self.at_exit, self.inputs, self.registers[16], self.what
-            )?;
-        }
-        for (index, name) in REGISTER_NAMES.iter().enumerate() {
-            write!(f, "  {name:>6} {:016x}", self.registers[index])?;
-            match self.recorded {
-                Some(recorded) if recorded[index] != self.registers[index] => {
-                    writeln!(f, "  recorded {:016x}", recorded[index])?;
-                }
-                _ if index % 3 == 2 || self.recorded.is_some() => writeln!(f)?,
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-}
 
 /// Why a replay stopped before the log's end.
 #[derive(Debug, thiserror::Error)]
@@ -253,12 +212,12 @@ impl<C: Cpu> Replayer<C> {
     pub fn load(&mut self, record: &[u8]) -> Result<(), ReplayError> {
         self.machine.load(record).map_err(ReplayError::Machine)?;
         self.last_good = self.machine.at().exit;
-        self.level_copies().map_err(|what| ReplayError::Disk(what.into()))
+        self.level_copies().map_err(ReplayError::Disk)
     }
 
     /// The copies have what had landed before the state was saved; what the guest had asked for and had not been told of
     /// comes on top, whether it had landed or not.
-    fn level_copies(&mut self) -> Result<(), String> {
+    fn level_copies(&mut self) -> Result<(), DiskError> {
         for request in self.machine.chipset().outstanding_requests() {
             if self.machine.private_disks().contains(&request.disk) {
                 self.copies.request(&request)?;
@@ -294,19 +253,6 @@ impl<C: Cpu> Replayer<C> {
     #[must_use]
     pub fn into_live(self) -> (Machine<C>, OutputQueue) {
         (self.machine, self.unreleased)
-    }
-
-    /// Names the first differing exit, if `checks` (read ahead of the noticed divergence) show it earlier.
-    pub fn refine(&mut self, from: ExitSeq, checks: &[u8], divergence: &mut Divergence) {
-        if let Some(trail) = self.machine.trail()
-            && let Err(found) = trail.compare(from, checks)
-        {
-            let (exit, registers) = *found;
-            divergence.at_exit = exit.0;
-            divergence.exact = true;
-            divergence.registers = registers;
-            divergence.recorded = None;
-        }
     }
 
     fn replay_input(&mut self, at: ExitSeq, disks: &mut dyn DiskReader) -> Result<(), Stop> {
@@ -394,7 +340,7 @@ impl<C: Cpu> Replayer<C> {
             LogEntry::End { at, reason } => {
                 self.run_to(at.exit)?;
                 self.compare_end(at, &reason)?;
-                self.copies.ended().map_err(|what| Stop::Disk(what.into()))?;
+                self.copies.ended().map_err(Stop::Disk)?;
                 self.ended = Some(reason);
                 Ok(())
             }
@@ -437,120 +383,11 @@ impl<C: Cpu> Replayer<C> {
     fn collect(&mut self) -> Result<(), Stop> {
         for output in self.machine.drain_outputs() {
             if let Emission::PrivateDisk(request) = &output.emission {
-                self.copies.request(request).map_err(|what| Stop::Disk(what.into()))?;
+                self.copies.request(request).map_err(Stop::Disk)?;
             } else if output.emission.is_output() {
                 self.unreleased.push(output);
             }
         }
         Ok(())
-    }
-
-    fn compare_mark(&mut self, mark: &Mark) -> Result<(), Stop> {
-        self.run_to(mark.at.exit)?;
-        let found = (self.machine.at(), self.machine.digest(), self.machine.outputs());
-        if found != (mark.at, mark.digest, mark.outputs) {
-            let recorded = mark.registers.as_deref().copied();
-            return Err(Difference::Mark(Box::new(MarkDifference {
-                expected: (mark.at, mark.digest, mark.outputs),
-                found,
-                recorded,
-            }))
-            .into());
-        }
-        self.last_good = mark.at.exit;
-        Ok(())
-    }
-
-    fn compare_checks(&mut self, from: ExitSeq, checks: &[u8]) -> Result<(), Stop> {
-        let Some(trail) = self.machine.trail() else {
-            return Ok(());
-        };
-        trail.compare(from, checks).map_err(|found| {
-            let (exit, registers) = *found;
-            let registers = Box::new(registers);
-            Difference::Check { exit, registers }.into()
-        })
-    }
-
-    fn compare_end(&mut self, at: Position, reason: &EndReason) -> Result<(), Stop> {
-        if matches!(reason, EndReason::Stopped | EndReason::Limit) {
-            return Ok(());
-        }
-        let mut time = FromLog {
-            pending: &mut self.pending,
-            inputs: &mut self.inputs,
-        };
-        let step = self.machine.run_to_exit(&mut time)?;
-        self.collect()?;
-        match step {
-            Step::Ended(found) if found == *reason => Ok(()),
-            other => Err(Difference::EndsLater {
-                exit: at.exit,
-                reason: describe_end(reason),
-                found: format!("{other:?}"),
-            }
-            .into()),
-        }
-    }
-
-    fn diagnose(&mut self, stop: Stop) -> ReplayError {
-        let at = self.machine.at();
-        let mut divergence = Divergence {
-            at_exit: at.exit.0,
-            inputs: at.k,
-            exact: false,
-            last_good_exit: self.last_good.0,
-            what: stop.to_string(),
-            registers: self.machine.cpu().registers(),
-            recorded: None,
-        };
-        match stop {
-            Stop::Differs(Difference::Mark(difference)) => divergence.recorded = difference.recorded,
-            Stop::Differs(Difference::Check { exit, registers }) => {
-                divergence.at_exit = exit.0;
-                divergence.exact = true;
-                divergence.registers = *registers;
-            }
-            Stop::Differs(_) | Stop::Machine(MachineError::History(_) | MachineError::Apply { .. }) => {}
-            Stop::Machine(error) => return ReplayError::Machine(error),
-            Stop::Disk(error) => return ReplayError::Disk(error),
-            Stop::Checkpoint(error) => return ReplayError::Checkpoint(error),
-        }
-        ReplayError::Diverged(Box::new(divergence))
-    }
-}
-
-/// An entry in words, without its bulk.
-fn describe(entry: &LogEntry) -> String {
-    match entry {
-        LogEntry::Input { at, input } => match input {
-            Input::Clock(time) => format!("a clock reading of {time} ns at exit {}", at.0),
-            Input::NetRx { nic, frame } => format!("a frame of {} bytes for NIC {nic} at exit {}", frame.len(), at.0),
-            Input::DiskDone { disk, id, .. } | Input::DiskRead { disk, id, .. } => {
-                format!("the end of request {id} of disk {disk} at exit {}", at.0)
-            }
-            Input::ConsoleRx { bytes, .. } => format!("{} console bytes at exit {}", bytes.len(), at.0),
-            Input::Entropy { bytes } => format!("{} bytes of entropy at exit {}", bytes.len(), at.0),
-            Input::Control(intervention) => format!("the operator's {intervention:?} at exit {}", at.0),
-        },
-        LogEntry::Mark(mark) => format!("a mark at exit {}.{}", mark.at.exit.0, mark.at.k),
-        LogEntry::Released { through } => format!("a release of outputs up to {}", through.0),
-        LogEntry::Checkpoint { at, .. } => format!("a checkpoint at exit {}.{}", at.exit.0, at.k),
-        LogEntry::Checks { from, bytes } => format!("checks of {} exits from {}", bytes.len(), from.0),
-        LogEntry::End { at, reason } => format!("the end at exit {} ({})", at.exit.0, describe_end(reason)),
-    }
-}
-
-/// An end in words.
-#[must_use]
-pub fn describe_end(reason: &EndReason) -> String {
-    match reason {
-        EndReason::PowerOff { status: 0 } => "power-off".to_owned(),
-        EndReason::PowerOff { status } => format!("power-off with status {status}"),
-        EndReason::Reset => "reset".to_owned(),
-        EndReason::GuestFailure { what } => format!("guest failure: {what}"),
-        EndReason::Stopped => "stopped by the operator".to_owned(),
-        EndReason::Limit => "limit reached".to_owned(),
-        EndReason::Halted => "halted with interrupts off".to_owned(),
     }
 }
