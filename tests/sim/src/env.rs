@@ -135,9 +135,9 @@ pub enum What {
         request: DiskRequest,
         data: Vec<u8>,
     },
-    Fence(u64),
+    LeaseGuard(u64),
     /// The devices refuse every other host's writes.
-    Fenced,
+    DisksReserved,
     Knock {
         from: ProcId,
     },

@@ -112,7 +112,7 @@ impl Side {
             self.guard_set = hands.armed;
             let until = hands.armed.map(|deadline| env.true_time(common.host, deadline));
             if let (Some(deadline), Some(at)) = (hands.armed, until) {
-                env.at(at, common.id, What::Fence(deadline));
+                env.at(at, common.id, What::LeaseGuard(deadline));
             }
             for ((process, _), write) in &mut env.kernel {
                 if *process == common.id {

@@ -28,7 +28,7 @@ use ftvm_schema::request::DiskRequest;
 use logging_channel::message::Heartbeat;
 use shared_disk::arbiter::ClaimOutcome;
 
-use super::checks::FENCE;
+use super::checks::LEASE_GUARD;
 use super::common::Common;
 use super::env::{Env, Point, US, What};
 use super::plants::Plant;
@@ -149,9 +149,9 @@ impl Leader {
     }
 
     /// The devices refuse every other host's writes.
-    pub fn fenced(&mut self, env: &mut Env, common: &mut Common) {
+    pub fn disks_reserved(&mut self, env: &mut Env, common: &mut Common) {
         env.reach(Point::Resume, common.id);
-        self.side.fenced = true;
+        self.side.disks_reserved = true;
         self.with_link(env, common, |link, world| link.disks_reserved(world));
         for request in std::mem::take(&mut self.side.unordered) {
             self.link.hands().start_unordered(request);
@@ -280,7 +280,7 @@ impl Leader {
                 "process {} is ended by its fence although its lease was renewed",
                 common.id
             );
-            env.checks.fail(env.now, FENCE, what);
+            env.checks.fail(env.now, LEASE_GUARD, what);
         }
         strikes
     }

@@ -31,7 +31,7 @@ pub(super) struct Side {
     pub late_until: u64,
     /// Requests that a planted bug starts out of turn.
     pub unordered: Vec<DiskRequest>,
-    pub fenced: bool,
+    pub disks_reserved: bool,
     pub may_join: bool,
     /// Up to where the true lease reaches, whether there is one to keep, and whether its backup has acked anything.
     pub echo: Option<u64>,
@@ -56,7 +56,7 @@ impl Side {
             late: VecDeque::new(),
             late_until: 0,
             unordered: Vec::new(),
-            fenced: false,
+            disks_reserved: false,
             may_join: false,
             echo: None,
             granted: false,

@@ -123,12 +123,12 @@ impl PrimaryWorld for SimWorld<'_> {
 
     fn reserve_disks(&mut self) {
         let delay = self.env.rng.delay(1, self.env.terms.storage.0);
-        self.env.after(delay, self.common.id, What::Fenced);
+        self.env.after(delay, self.common.id, What::DisksReserved);
     }
 
     fn mark_current(&mut self, generation: Generation) -> Result<(), SimError> {
         let (env, common) = (&mut *self.env, &mut *self.common);
-        if !self.side.fenced || !env.checks.has_won(generation.0, common.me.0) {
+        if !self.side.disks_reserved || !env.checks.has_won(generation.0, common.me.0) {
             let what = format!(
                 "process {} marks its private disks as the newest under generation {} before it has won that, or before it \
                  is the only one to write",

@@ -113,7 +113,12 @@ impl Process {
         }
         let regardless = matches!(
             what,
-            What::Claim { .. } | What::Land(_) | What::Fence(_) | What::Arrives(_) | What::Resume | What::Strike(_)
+            What::Claim { .. }
+                | What::Land(_)
+                | What::LeaseGuard(_)
+                | What::Arrives(_)
+                | What::Resume
+                | What::Strike(_)
         );
         if self.common.paused && !regardless {
             self.deferred.push(what);
@@ -138,7 +143,7 @@ impl Process {
             (What::Execute, Role::Following(follower)) => follower.execute(env, common),
             (What::SendPages, Role::Leading(leader)) => leader.send_some(env, common),
             (What::CallOver, Role::Leading(leader)) => leader.call_over(env, common),
-            (What::Fenced, Role::Leading(leader)) => leader.fenced(env, common),
+            (What::DisksReserved, Role::Leading(leader)) => leader.disks_reserved(env, common),
             (What::Typed, Role::Leading(leader)) => {
                 let bytes = vec![env.rng.between(1, 255).to_le_bytes()[0]];
                 let port = ftvm_schema::entry::ConsolePort::Serial;
@@ -184,7 +189,7 @@ impl Process {
             (What::Done { request, data }, Role::Leading(leader)) => {
                 leader.disk_done(env, common, &request, data);
             }
-            (What::Fence(deadline), Role::Leading(leader)) => {
+            (What::LeaseGuard(deadline), Role::Leading(leader)) => {
                 let strikes = leader.guard_strikes(env, common, deadline);
                 if strikes {
                     env.note(common.id, || "is ended by its fence".to_owned());

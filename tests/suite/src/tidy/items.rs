@@ -4,16 +4,11 @@ use std::collections::BTreeMap;
 
 use super::text::{definitions, item_end, line, parts, without_tests, words};
 use super::tree::{Part, tree};
-use super::{Exceptions, Files, OLD, is_product, judge};
+use super::{Exceptions, Files, is_product, judge};
 
-const UNUSED: Exceptions = &[
-    ("USER_STACK", OLD),
-    ("acked_frame", OLD),
-    ("common_delivery", OLD),
-    ("is_numbered", OLD),
-];
+const UNUSED: Exceptions = &[];
 
-const SHARED_NAMES: Exceptions = &[("Effect", OLD), ("Life", OLD)];
+const SHARED_NAMES: Exceptions = &[];
 
 /// Code of the program and of what tests it from outside, without what crates have for their own tests.
 fn code(files: &Files) -> BTreeMap<String, String> {

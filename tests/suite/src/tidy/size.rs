@@ -2,7 +2,7 @@
 
 use super::text::{closing, definitions, line, parts, without_tests, words};
 use super::tree::{Part, tree};
-use super::{Exceptions, Files, OLD, is_product, judge};
+use super::{Exceptions, Files, is_product, judge};
 
 /// Most lines of a file, with its tests.
 const FILE: usize = 450;
@@ -10,30 +10,11 @@ const FILE: usize = 450;
 /// Most lines of a function, from `fn` to its last brace.
 const FUNCTION: usize = 60;
 
-const LONG_FILES: Exceptions = &[
-    ("vmm/roles/src/backup/mod.rs", OLD),
-    ("vmm/roles/src/link/primary.rs", OLD),
-    ("vmm/roles/src/live/mod.rs", OLD),
-    ("vmm/roles/src/primary/mod.rs", OLD),
-    ("vmm/roles/src/replay.rs", OLD),
-    ("vmm/src/run/outside.rs", OLD),
-];
+const LONG_FILES: Exceptions = &[];
 
-const LONG_FUNCTIONS: Exceptions = &[
-    ("vmm/src/run/pair.rs::primary", OLD),
-    ("vmm/src/run/protect.rs::go_live", OLD),
-    ("vmm/src/run/protect.rs::protect", OLD),
-];
+const LONG_FUNCTIONS: Exceptions = &[];
 
-const TEXT_ERRORS: Exceptions = &[
-    ("vmm/roles/src/copies.rs", OLD),
-    ("vmm/roles/src/following.rs", OLD),
-    ("vmm/roles/src/operation.rs", OLD),
-    ("vmm/roles/src/primary/mod.rs", OLD),
-    ("vmm/roles/src/primary/operating.rs", OLD),
-    ("vmm/roles/src/replay.rs", OLD),
-    ("vmm/src/run/copies.rs", OLD),
-];
+const TEXT_ERRORS: Exceptions = &[];
 
 /// Path and code of what is in the program.
 fn product(files: &Files) -> Vec<(String, String)> {

@@ -123,21 +123,13 @@ const BANNED: &[Banned] = &[
         except: &[
             ("vmm/hypervisor/kvm/src/kick.rs", "the compiler's memory fence"),
             ("tests/suite/src/storage.rs", "tests of the purpose"),
-            ("tests/sim/", OLD),
-            ("vmm/roles/", OLD),
-            ("vmm/src/run/", OLD),
         ],
     },
     Banned {
         word: "door",
         scope: Scope::Names,
         instead: "what it does: it listens for backups",
-        except: &[
-            ("tests/suite/src/hostile.rs", OLD),
-            ("tests/sim/", OLD),
-            ("vmm/roles/", OLD),
-            ("vmm/src/run/", OLD),
-        ],
+        except: &[("tests/suite/src/hostile.rs", OLD)],
     },
     Banned {
         word: "todo",

@@ -57,7 +57,7 @@ fn a_started_guest_hears_and_is_joined_before_anybody_is_told() {
             Did::Mark(1),
             Did::TakeOperations,
             Did::TakeInputs,
-            Did::OpenDoor,
+            Did::ListenForBackups,
             leading,
             Did::Disarm,
         ]
@@ -87,7 +87,7 @@ fn what_the_old_life_left_is_taken_up_before_anything_new() {
         live,
         Did::Report(Event::FirstOutput),
         Did::TakeInputs,
-        Did::OpenDoor,
+        Did::ListenForBackups,
         Did::Disarm,
     ];
     assert_eq!(world.taken(|_| false), expected);
@@ -117,7 +117,7 @@ fn outputs_of_the_old_life_leave_one_system_call_after_the_other() {
 
 #[test]
 fn what_a_start_fails_for_a_guest_that_lives_goes_without() {
-    for fails in [Did::Mark(1), Did::OpenDoor, Did::TakeInputs] {
+    for fails in [Did::Mark(1), Did::ListenForBackups, Did::TakeInputs] {
         for beginning in [Beginning::Started, went_live()] {
             let is_start = matches!(beginning, Beginning::Started);
             let mut world = Recorder::new();

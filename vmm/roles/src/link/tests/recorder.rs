@@ -29,7 +29,7 @@ pub(super) enum Did {
     Mark(u64),
     TakeOperations,
     TakeInputs,
-    OpenDoor,
+    ListenForBackups,
     Accept(u64),
     Refuse(u64),
     Send(u64, &'static str),
@@ -220,7 +220,7 @@ impl PrimaryWorld for Recorder {
     }
 
     fn listen_for_backups(&mut self) -> Result<(), RecorderError> {
-        self.tried(Did::OpenDoor)
+        self.tried(Did::ListenForBackups)
     }
 
     fn accept(&mut self, connection: ConnectionId) {
