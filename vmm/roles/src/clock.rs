@@ -47,7 +47,7 @@ impl LiveClock {
         }
     }
 
-    /// Of a guest that has lived elsewhere, and may be in the middle of a tick.
+    /// The clock of a guest that has lived on another host, and may be in the middle of a tick.
     #[must_use]
     pub fn resuming(virtual_ns: u64, host: Instant) -> Self {
         LiveClock {
@@ -67,9 +67,9 @@ impl LiveClock {
             .saturating_add(u64::try_from(elapsed).unwrap_or(u64::MAX))
     }
 
-    /// Virtual time at host time `now` to be given to the guest; at least `floor`. A timer that is armed for `deadline`
-    /// must tick before time may leap past it; that tick itself always comes. A multiple of [`GRAIN`] unless limited. One that has ticked and is not armed again
-    /// yet holds time back for a while.
+    /// The virtual time to give the guest at host time `now`: never below `floor`, and a multiple of [`GRAIN`] where no limit
+    /// cuts it off. While a timer is armed for `deadline`, that is the limit, or a leap past the last tick if that is later: the
+    /// tick itself always comes. Between a tick and the arming of the next one, a few readings advance by a bounded stride each.
     #[must_use]
     pub fn reading(&mut self, now: Instant, floor: u64, deadline: Option<u64>) -> u64 {
         let limit = match deadline {

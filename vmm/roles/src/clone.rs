@@ -43,7 +43,7 @@ pub enum Blocks {
 /// What comes after a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum After {
-    /// It is to be looked again what has been written.
+    /// Another round: look which pages have been written since the last look.
     Look,
     /// The state record: only what has been written since the last look is missing.
     State,
@@ -62,7 +62,7 @@ pub struct Rounds {
     disk_bytes: u64,
     /// Steps of [`SLOWED`] taken.
     slowed: usize,
-    /// The next round carries what was written before the last step.
+    /// The next round still carries what was written before the guest was slowed further, so its size is not judged.
     stale: bool,
 }
 
@@ -79,7 +79,7 @@ impl Rounds {
         if self.round == 0 { Blocks::All } else { Blocks::Written }
     }
 
-    /// The backup has written those: so many bytes of its disks.
+    /// The backup has written the blocks that [`Rounds::blocks`] named: so many bytes of its disks.
     pub fn blocks_sent(&mut self, bytes: u64) {
         self.carries += bytes;
         self.disk_bytes += bytes;

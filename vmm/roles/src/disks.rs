@@ -11,20 +11,21 @@ use shared_disk::plan::{DiskPlan, Gate, PlanError, PlanLimits};
 use super::primary::{UnderWay, Writes};
 use ftvm_devices::{MAX_OUTSTANDING, MAX_OUTSTANDING_DATA};
 
-/// The hands of [`Disks`]. It counts the writes that have begun and are not over, and owns the lease guard: a timer that ends this
-/// process when the lease does. Whenever the last write is over, it disarms the lease guard itself, at that moment.
+/// What carries out the requests of [`Disks`]; links call it their hands. It counts the writes to shared disks that have begun
+/// and are not over, and owns the lease guard: a timer that ends this process when the lease does. Whenever the last write is
+/// over, it disarms the lease guard itself, at that moment.
 pub trait DiskShell {
     type Error: std::error::Error + 'static;
     /// A write is about to start: from here on it counts.
     fn write_begins(&mut self);
-    /// Writes that count.
+    /// Writes that have begun and are not over.
     fn writes(&self) -> usize;
     /// A write that began does not start after all.
     ///
     /// # Errors
     /// The lease guard cannot be disarmed.
     fn write_given_up(&mut self) -> Result<(), Self::Error>;
-    /// This process is to end at CLOCK_BOOTTIME `deadline_ns`, unless all writes are over before. Nothing if none counts.
+    /// This process is to end at CLOCK_BOOTTIME `deadline_ns`, unless all writes are over before. Does nothing if none has begun.
     ///
     /// # Errors
     /// The lease guard cannot be armed.
@@ -111,7 +112,7 @@ impl<S: DiskShell> Disks<S> {
         self.private.len()
     }
 
-    /// Requests that the hands are at.
+    /// Requests whose I/O is being done at this moment.
     #[must_use]
     pub fn under_way(&self) -> Vec<UnderWay> {
         self.shell.under_way()
@@ -121,7 +122,7 @@ impl<S: DiskShell> Disks<S> {
         self.private.contains(&disk)
     }
 
-    /// Its hands.
+    /// What carries out the requests.
     pub fn shell(&mut self) -> &mut S {
         &mut self.shell
     }

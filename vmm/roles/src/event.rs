@@ -92,9 +92,9 @@ pub enum Event {
         write: bool,
         hands_over: bool,
     },
-    /// It has answered.
+    /// A disk that was silent answers again.
     DiskAnswers { disk: u8 },
-    /// The backup is not at the recorded history any more.
+    /// The backup's replay differs from the log.
     Diverged { exit: u64, what: String },
     /// The other side is taken for dead; final.
     Suspected { reason: String },
@@ -114,7 +114,7 @@ pub enum Event {
         reissued: u64,
         reemitted: u64,
     },
-    /// The first frame of the new life has left.
+    /// The first output since this side went live has left.
     FirstOutput,
     /// This side ends.
     Ending { code: ExitCode, why: String },

@@ -17,8 +17,11 @@ use ftvm_machine::output::Output;
 /// How far the machine has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Progress {
+    /// Everything given to it so far is executed, up to here.
     Executed(Position),
+    /// It cannot follow any more: the replay differs from the log, or this host fails.
     Diverged { at: Position, what: String },
+    /// The recorded end of the guest has been replayed.
     Ended(EndReason),
 }
 
@@ -33,7 +36,7 @@ pub enum FollowOrder {
         numbers: Vec<u64>,
         content: Vec<u8>,
     },
-    /// Make them stable.
+    /// Make the blocks written so far stable.
     FlushBlocks,
     /// The state to start from.
     Load(Vec<u8>),
@@ -107,13 +110,13 @@ impl<C: Cpu> Following<C> {
     /// Puts blocks on this host's copy of a private disk, ahead of the state.
     ///
     /// # Errors
-    /// How far the machine has come, namely no further: it is of no use as a backup.
+    /// [`Progress::Diverged`]: this host is of no use as a backup any more.
     fn blocks(&mut self, disk: u8, numbers: &[u64], content: &[u8]) -> Result<(), Progress> {
         let put = self.replayer.copies().put(disk, numbers, content);
         self.useless(put)
     }
 
-    /// Makes them stable.
+    /// Makes the blocks written so far stable.
     ///
     /// # Errors
     /// As [`Following::blocks`].
@@ -164,7 +167,7 @@ impl<C: Cpu> Following<C> {
         self.progress(result)
     }
 
-    /// The machine at its horizon, what is to be done outside first, and the time it lives on with.
+    /// The machine at its horizon, what is to be done outside first, and its clock from now on.
     #[must_use]
     pub fn into_live(self) -> (Machine<C>, Takeover, LiveClock) {
         let (machine, mut outputs) = self.replayer.into_live();

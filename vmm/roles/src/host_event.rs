@@ -2,8 +2,9 @@
 
 use ftvm_schema::entry::{ConsolePort, DiskStatus, Intervention};
 
-/// Events that may wait for the vCPU thread, but for answers to what the guest asked for: more than a NIC ring (256) and a burst
-/// while one checkpoint is taken, less than what a guest could ever look at within a detection time.
+/// Most events that may wait for the vCPU thread; answers to what the guest asked for do not count, as its devices bound these.
+/// More than a NIC ring (256) and a burst while one checkpoint is taken, less than what a guest could ever look at within a
+/// detection time.
 pub const MAX_EVENTS: usize = 1024;
 
 /// Something that happened outside and that the guest, or its machine, is to hear of.

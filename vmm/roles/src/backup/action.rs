@@ -17,7 +17,8 @@ pub enum BackupAction {
     LoadPages { numbers: Vec<u64>, content: Vec<u8> },
     /// Keep the state from which a reset starts.
     KeepBoot(Vec<u8>),
-    /// Have the vCPU thread write blocks to this host's copy of a private disk, and say so ([`Backup::blocks_written`](super::Backup::blocks_written)).
+    /// Have the vCPU thread write blocks to this host's copy of a private disk, and say so
+    /// ([`blocks_written`](super::Backup::blocks_written)).
     LoadBlocks {
         disk: u8,
         numbers: Vec<u64>,

@@ -106,7 +106,8 @@ fn blocks_are_written_in_order_and_said_to_be_and_not_too_many_wait() {
     }
     assert!(!actions.iter().any(|action| matches!(action, BackupAction::End { .. })));
     backup.message(0, G, blocks(), &mut actions);
-    let too_many = |action: &BackupAction| matches!(action, BackupAction::End { code: ExitCode::NotEntitled, why } if why.contains("32"));
+    let code = ExitCode::NotEntitled;
+    let too_many = |action: &BackupAction| matches!(action, BackupAction::End { code: found, why } if *found == code && why.contains("32"));
     assert!(actions.iter().any(too_many), "{actions:?}");
 }
 

@@ -35,7 +35,7 @@ const DRIFT_PPM: u32 = 1000;
 
 #[derive(Debug)]
 enum Phase {
-    /// Taking the state; not eligible.
+    /// Taking the state; not eligible. The primary was heard at `last`.
     Joining { state: Assembler, loaded: bool, last: u64 },
     /// Eligible.
     Following,
@@ -308,7 +308,7 @@ impl Backup {
         matches!(self.phase, Phase::Joining { .. } | Phase::Following | Phase::Ending)
     }
 
-    /// Time passes; at least every quarter of the detection time, and when the lease ends.
+    /// Time passes; at least every eighth of the detection time.
     pub fn tick(&mut self, now: u64, actions: &mut Vec<BackupAction>) {
         match &mut self.phase {
             Phase::Joining { last, .. } if now.saturating_sub(*last) > JOIN_SILENCE => {

@@ -148,8 +148,8 @@ impl<H: DiskShell> PrimaryLink<H> {
         self.over.as_ref().map(|(code, why)| (*code, why.as_str()))
     }
 
-    /// Whether the link does nothing else until its disks are reserved ([`PrimaryLink::disks_reserved`]), or an output's system call
-    /// is over ([`PrimaryLink::call_over`]).
+    /// Whether the link does nothing else until its disks are reserved ([`PrimaryLink::disks_reserved`]), or an output's system
+    /// call is over ([`PrimaryLink::call_over`]).
     #[must_use]
     pub fn is_busy(&self) -> bool {
         self.call.is_some() || matches!(self.stage, LinkStage::Reserving(_))

@@ -52,7 +52,7 @@ pub enum LinkEvent {
 pub trait World {
     /// CLOCK_BOOTTIME in nanoseconds.
     fn now_ns(&self) -> u64;
-    /// An event of the link that has come already: evidence that waits, or what is handled in one go with another.
+    /// The oldest event of the link that has come and has not been handled yet, if there is one; does not wait.
     fn next_event(&mut self) -> Option<LinkEvent>;
     /// Sends a message, after those sent before. If the connection is gone, an event says so.
     fn send(&mut self, connection: ConnectionId, generation: Generation, message: Message);
@@ -62,7 +62,7 @@ pub trait World {
     fn heartbeat(&mut self, generation: Generation) -> Option<u64>;
     /// Asks the storage for the generation after `of`, whose owner is `owner`, until it answers ([`LinkEvent::Claimed`]).
     fn claim(&mut self, of: Generation, owner: Incarnation);
-    /// Tells whoever wants to know.
+    /// Publishes what has happened.
     fn report(&mut self, event: Event);
 }
 
@@ -90,9 +90,11 @@ pub trait PrimaryWorld: World {
     /// One cannot be opened.
     fn open_disks(&mut self) -> Result<Disks<Self::Hands>, Self::Error>;
     /// Has the devices themselves refuse every other host's writes (PROTOCOL 14). That may take a while: the shell says when
-    /// it is done ([`PrimaryLink::disks_reserved`](super::primary::PrimaryLink::disks_reserved)), and until then nothing is written.
+    /// it is done ([`PrimaryLink::disks_reserved`](super::primary::PrimaryLink::disks_reserved)), and until then nothing is
+    /// written.
     fn reserve_disks(&mut self);
-    /// From now on the private disks are those of this generation, which this side owns.
+    /// Notes in the disk marks that this host's copies of the private disks are the newest, under this generation, which this
+    /// side owns.
     ///
     /// # Errors
     /// That cannot be noted beside them.
@@ -185,7 +187,7 @@ pub trait BackupWorld: World {
     fn order(&mut self, order: FollowOrder);
     /// Keeps the state from which a reset starts.
     fn keep_boot(&mut self, record: Vec<u8>);
-    /// What must be assumed of this host where it has not found out in time what it reaches.
+    /// What the primary must be told of this host if its own look at disks and cards has not come back in time.
     fn silent_health(&mut self) -> Option<Health>;
     /// What clients see has changed.
     fn show(&mut self, core: &Backup);

@@ -9,7 +9,7 @@ use std::time::Duration;
 /// A guest that is to stand still now and then runs about this long in between.
 const BETWEEN_PAUSES: Duration = Duration::from_millis(5);
 
-/// And stands still no longer at a time: a little more than what nine tenths are for a guest that runs for the default patience
+/// Most time that such a guest stands still at once: a little more than nine times the default patience, for which it may run
 /// without an exit. What comes from outside waits no longer than that.
 const MOST_PAUSE: Duration = Duration::from_millis(300);
 

@@ -2,10 +2,11 @@
 //! backup that has gone live all run this loop, on a plain thread that owns the machine.
 //!
 //! Inputs are taken only at exits. A guest that does not exit while one waits is kicked by the monitor once the [`patience`]
-//! has run out, and moved by a micro-checkpoint (DESIGN, idea 3).
+//! has run out, and moved by a micro-checkpoint (docs, "Design", idea 3).
 //!
 //! The decisions ([`Live::begin`], [`Live::step`], [`Live::woken`]) ask the caller for the time and never wait: the
-//! simulator drives them with a time of its own. In production a thread of the host's does, which waits and has a monitor kick.
+//! simulator drives them with a time of its own. In production the vCPU thread does, which waits for events, and a monitor
+//! thread kicks its guest.
 //!
 //! [`patience`]: super::patience
 
@@ -140,6 +141,7 @@ pub struct Live<C: Cpu, S: Sink, E: Events> {
     patience: Patience,
     watched: Arc<Watched>,
     console: [VecDeque<u8>; 2],
+    /// Entries logged since the last flush.
     unflushed: usize,
     /// Since when the backup has not heard of something, entry or exit.
     unflushed_since: Option<Instant>,
@@ -253,7 +255,7 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
         &mut self.events
     }
 
-    /// What the one who kicks looks at, from another thread.
+    /// What the monitor looks at, from another thread.
     #[must_use]
     pub fn watched(&self) -> &Arc<Watched> {
         &self.watched

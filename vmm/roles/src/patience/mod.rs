@@ -1,11 +1,11 @@
-//! How long an input waits for the guest to exit by itself before it is moved by a micro-checkpoint (DESIGN, idea 3).
+//! How long an input waits for the guest to exit by itself before it is moved by a micro-checkpoint (docs, "Design", idea 3).
 //!
 //! A checkpoint stops the guest and costs the channel some kilobytes, so the guest gets a chance to exit first. How long
 //! depends on what waits: somebody outside waits for the answer to a frame or a disk request, but nobody for a tick while
 //! one program computes undisturbed. And whatever a checkpoint costs on this host, the guest runs three times as long
 //! before the next one: without that rule an eager setting on a slow host leaves the guest no time to get anywhere.
 //!
-//! The policy here is pure; the thread that kicks is a host's, and looks at what is [`watched`].
+//! The policy here is pure; the monitor thread that kicks belongs to the host, and looks at what is [`watched`].
 
 pub mod watched;
 
@@ -14,22 +14,23 @@ use std::time::{Duration, Instant};
 /// A frame, a finished disk request or a typed byte waits this fraction of the patience.
 const EVENT_FRACTION: u32 = 4;
 
-/// But no less than this, which a kick costs anyhow.
+/// An event waits at least this long, which a kick costs anyhow.
 const LEAST: Duration = Duration::from_millis(1);
 
 /// A tick's wait is doubled at most so often while one program computes: a sleeper wakes later by that.
 const MOST_STRETCH: u32 = 2;
 
-/// Then, where checkpoints are slow, a tick waits so many times as long as one takes: the program keeps 95 % of the time.
+/// Once a tick's wait is stretched that far, it is at least so many times as long as a checkpoint takes: where checkpoints are
+/// slow, the program keeps 95 % of the time.
 const UNDISTURBED: u32 = 19;
 
-/// Nor is a tick's wait stretched beyond this.
+/// A tick's wait is not stretched beyond this.
 const MOST_TICK: Duration = Duration::from_millis(500);
 
 /// Times the cost of a checkpoint that the guest runs before the next one: it keeps three quarters of the time.
 const REST: u32 = 3;
 
-/// That rest is no longer than this, whatever a checkpoint has cost (a stopped link, a stopped host).
+/// Most time between two checkpoints that [`REST`] asks for, whatever a checkpoint has cost (a stopped link, a stopped host).
 const MOST_REST: Duration = Duration::from_millis(500);
 
 /// What waits for an exit, and since when.

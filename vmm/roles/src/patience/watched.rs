@@ -1,5 +1,5 @@
-//! What the vCPU thread leaves in a few atomics for the one who kicks a guest that does not exit while something waits for it
-//! (DESIGN, idea 3; `--patience`).
+//! What the vCPU thread leaves in a few atomics for the monitor, which kicks a guest that does not exit while something waits
+//! for it (docs, "Design", idea 3; `--patience`).
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};

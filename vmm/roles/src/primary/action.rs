@@ -18,10 +18,10 @@ pub enum PrimaryAction {
     Close,
     /// Have the vCPU thread say which pages have been written since it was last asked.
     TakeDirty,
-    /// Send pages to the joining backup, and say when they are on their way ([`Primary::pages_sent`](super::Primary::pages_sent)).
+    /// Send pages to the joining backup, and say when they are on their way ([`pages_sent`](super::Primary::pages_sent)).
     SendPages { to: Incarnation, pages: Selection },
     /// Send blocks of the private disks to the joining backup, and say when it has written them and they are stable there
-    /// ([`Primary::blocks_sent`](super::Primary::blocks_sent)).
+    /// ([`blocks_sent`](super::Primary::blocks_sent)).
     SendBlocks { to: Incarnation, blocks: Blocks },
     /// Have the vCPU thread save the machine for a joining backup.
     SaveState,
@@ -29,11 +29,11 @@ pub enum PrimaryAction {
     Pace(u32),
     /// Nobody reads the log any more.
     StopLogging,
-    /// Have the vCPU thread do something, and say so ([`Primary::obeyed`](super::Primary::obeyed)).
+    /// Have the vCPU thread do something, and say so ([`obeyed`](super::Primary::obeyed)).
     Order(Control),
     /// Have the guest's life end.
     PowerOff,
-    /// Tell the guest of what was withheld ([`FailedRequest::Withheld`]).
+    /// Tell the guest of what was withheld ([`Withheld`](super::FailedRequest::Withheld)).
     TellFailures,
     /// An operation has come to its end.
     Answer { ticket: u64, answer: Answer },
@@ -52,7 +52,7 @@ pub enum PrimaryAction {
 pub enum Writes {
     /// Nobody else may become live.
     Freely,
-    /// Only if they have landed by this CLOCK_BOOTTIME.
+    /// Only if they have landed by this CLOCK_BOOTTIME, in nanoseconds.
     Until(u64),
     /// No.
     NotNow,

@@ -20,7 +20,7 @@ pub(super) struct Joining {
     pub stage: JoinStage,
 }
 
-/// How far it has come.
+/// How far a join has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum JoinStage {
     /// A round's blocks of private disks.
@@ -33,7 +33,7 @@ pub(super) enum JoinStage {
     /// Blocks of private disks that were written since the last round are on their way: nothing writes any more, so the
     /// backup has on its disks what belongs to the state. What the guest asks for from here on is in the state or the log.
     LastBlocks,
-    /// It has been asked for.
+    /// The state record has been asked for.
     Asked,
 }
 

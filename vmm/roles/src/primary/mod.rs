@@ -35,15 +35,16 @@ pub use silence::{DISK_SILENCE, LateEffect, UnderWay};
 /// A joining backup that shows no sign of life for this long while it takes the state is given up.
 const JOIN_SILENCE: u64 = 10_000_000_000;
 
-/// The primary slows down when the backlog is above this fraction of the detection time: 50 ms at 500 ms.
+/// The primary slows down when the backlog is above the detection time divided by this: 50 ms at 500 ms.
 const SLOW_AT: u64 = 10;
 
-/// It stops when the backlog is above this one, until it is not. The other half is left to the acks that come late: at a whole
-/// detection time the backup counts as lost (PROTOCOL 15).
+/// The guest stands still while the backlog is above the detection time divided by this. The other half is left to the acks
+/// that come late: at a whole detection time the backup counts as lost (PROTOCOL 15).
 const STOP_AT: u64 = 2;
 
-/// A mark that has been unacked for this part of the detection time waits for more than the channel: the guest is slowed before its
-/// backup is taken for lost. A round trip is to be shorter.
+/// A mark that is unacked for longer than the detection time divided by this waits for more than the way to the backup and
+/// back, which has to be shorter: its age then counts as backlog, so that the guest is slowed before its backup is taken for
+/// lost.
 const LONG_CHANNEL: u64 = 4;
 
 /// A guest that has come from another host, or was to be handed over and was not, is not handed over because of a lost path
@@ -69,7 +70,8 @@ enum Phase {
     HandedOver { since: u64 },
     /// I have asked for the next generation; final (PROTOCOL 11).
     Claiming { since: u64, cause: ClaimReason },
-    /// The process is about to end; whether nobody will carry on, so that writes in flight may land whenever they do.
+    /// The process is about to end. [`Writes::Freely`] where nobody will carry the guest on: writes in flight may land at any
+    /// time.
     Over { writes: Writes },
 }
 
@@ -80,7 +82,9 @@ pub struct Primary {
     generation: Generation,
     phase: Phase,
     held: OutputQueue,
+    /// Every output before this one has left.
     released: OutputSeq,
+    /// How the guest's life ended, if it has.
     ended: Option<EndReason>,
     /// Answers to [`PrimaryAction::TakeDirty`] that the vCPU thread still owes. Those of a join that was given up may come during
     /// the next one: each answer but the last is of no use.
@@ -88,7 +92,7 @@ pub struct Primary {
     /// How many disks each host has a copy of: they are to be brought level too.
     private_disks: usize,
     joins: Joins,
-    /// The operation under way.
+    /// The operation under way, with the ticket that its answer names.
     asked: Option<(u64, Operation)>,
     paused: bool,
     still_order: StillOrder,
@@ -243,8 +247,8 @@ impl Primary {
         self.check_end(now, actions);
     }
 
-    /// The end of the oldest held output's wait, if it may leave at this moment. The caller reads the clock right
-    /// before, and does nothing else between this and the system call (PROTOCOL 12).
+    /// Takes out the oldest held output, if it may leave at this moment. The caller reads the clock right before, and does
+    /// nothing else between this and the system call (PROTOCOL 12).
     pub fn next_release(&mut self, now: u64) -> Option<Output> {
         match &self.phase {
             // While a backup is joining nothing is granted yet; from the state record on, its phase is `Paired`.
@@ -274,7 +278,7 @@ impl Primary {
         self.released = self.released.max(OutputSeq(seq.0 + 1));
     }
 
-    /// Up to where inputs and outputs are acked (or, alone, need no ack).
+    /// Whether what lies at or before `position` is acked, or needs no ack as there is no backup.
     #[must_use]
     pub fn covered(&self, position: Position) -> bool {
         match &self.phase {
@@ -359,7 +363,7 @@ impl Primary {
         }
     }
 
-    /// Time passes; at least every quarter of the detection time.
+    /// Time passes; at least every eighth of the detection time.
     pub fn tick(&mut self, now: u64, actions: &mut Vec<PrimaryAction>) {
         match &mut self.phase {
             Phase::Joining(joining) if now.saturating_sub(joining.heard) > JOIN_SILENCE => {

@@ -23,7 +23,7 @@ pub(super) struct Pair {
     pub pace: Pace,
     /// Nanoseconds for which a mark may be unacked because the channel is long.
     channel_ns: u64,
-    /// What was last said of it.
+    /// Thousandths of the time that the guest was last told to stand still.
     pub idle: u32,
     /// The last mark sent: repeated when the guest has nothing new to say.
     pub mark: Mark,
@@ -31,7 +31,9 @@ pub(super) struct Pair {
     pub last_ack: u64,
     /// Whether the backup has acked anything since the grant: before that it is still taking the state.
     pub level: bool,
+    /// Up to where the backup has been told what has left.
     pub released_told: OutputSeq,
+    /// Since when the guest's life is over, if it is.
     pub ended: Option<u64>,
     pub leaving: Leaving,
     /// What the backup has last said of its host.
@@ -44,7 +46,7 @@ pub(super) struct Pair {
 pub(super) enum Boot {
     #[default]
     NotYet,
-    Under(std::vec::IntoIter<Chunk>),
+    UnderWay(std::vec::IntoIter<Chunk>),
     Sent,
 }
 
@@ -85,9 +87,9 @@ impl Primary {
             return;
         }
         if let (Boot::NotYet, Some(record)) = (&pair.boot, self.boot.get()) {
-            pair.boot = Boot::Under(chunk::split(record).collect::<Vec<_>>().into_iter());
+            pair.boot = Boot::UnderWay(chunk::split(record).collect::<Vec<_>>().into_iter());
         }
-        if let Boot::Under(chunks) = &mut pair.boot {
+        if let Boot::UnderWay(chunks) = &mut pair.boot {
             match chunks.next() {
                 Some(piece) => actions.push(PrimaryAction::Send(Message::Boot(piece))),
                 None => pair.boot = Boot::Sent,
