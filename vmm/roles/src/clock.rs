@@ -17,7 +17,7 @@ const STRIDES: u8 = 32;
 
 /// Readings are rounded up to this many nanoseconds, as the clocks of a machine tick in steps too (its PM timer every
 /// 279 ns): an exit takes longer, and the log says such a difference in a byte or two.
-pub const GRAIN: u64 = 1 << ftvm_schema::entry::CLOCK_GRAIN_BITS;
+pub(crate) const GRAIN: u64 = 1 << ftvm_schema::entry::CLOCK_GRAIN_BITS;
 
 /// Maps the host's monotonic clock to virtual nanoseconds.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +49,7 @@ impl LiveClock {
 
     /// The clock of a guest that has lived on another host, and may be in the middle of a tick.
     #[must_use]
-    pub fn resuming(virtual_ns: u64, host: Instant) -> Self {
+    pub(crate) fn resuming(virtual_ns: u64, host: Instant) -> Self {
         LiveClock {
             strides: STRIDES,
             ..LiveClock::starting(virtual_ns, host)
@@ -88,13 +88,13 @@ impl LiveClock {
     }
 
     /// A timer fired at virtual time `time`.
-    pub fn ticked(&mut self, time: u64) {
+    pub(crate) fn ticked(&mut self, time: u64) {
         self.last_tick = time;
         self.strides = STRIDES;
     }
 
     /// The guest sleeps, and no timer will wake it: it has no use for ticks.
-    pub fn sleeps_without_timer(&mut self) {
+    pub(crate) fn sleeps_without_timer(&mut self) {
         self.strides = 0;
     }
 
@@ -112,7 +112,7 @@ impl LiveClock {
 
     /// Host time at which virtual time reaches `deadline`.
     #[must_use]
-    pub fn host_time(&self, deadline: u64) -> Instant {
+    pub(crate) fn host_time(&self, deadline: u64) -> Instant {
         self.host + Duration::from_nanos(deadline.saturating_sub(self.virtual_ns))
     }
 }

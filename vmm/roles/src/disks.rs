@@ -108,7 +108,7 @@ impl<S: DiskShell> Disks<S> {
 
     /// How many disks are private.
     #[must_use]
-    pub fn private_count(&self) -> usize {
+    pub(crate) fn private_count(&self) -> usize {
         self.private.len()
     }
 
@@ -174,7 +174,7 @@ impl<S: DiskShell> Disks<S> {
     /// The requests to private disks whose end the guest has not been told, in its order, and the hands that do nothing any
     /// more.
     #[must_use]
-    pub fn into_unfinished(self) -> (Vec<DiskRequest>, S) {
+    pub(crate) fn into_unfinished(self) -> (Vec<DiskRequest>, S) {
         let private = self
             .private
             .iter()
@@ -206,7 +206,7 @@ impl<S: DiskShell> Disks<S> {
 
     /// Whether requests wait for leave to start.
     #[must_use]
-    pub fn has_ready(&self) -> bool {
+    pub(crate) fn has_ready(&self) -> bool {
         !self.ready.is_empty()
     }
 
@@ -246,7 +246,7 @@ impl<S: DiskShell> Disks<S> {
     ///
     /// # Errors
     /// If the lease guard fails.
-    pub fn extend_guard(&mut self, writes: Writes) -> Result<(), DisksError<S::Error>> {
+    pub(crate) fn extend_guard(&mut self, writes: Writes) -> Result<(), DisksError<S::Error>> {
         if self.guard == Some(writes) {
             return Ok(());
         }

@@ -8,7 +8,7 @@ use super::super::exit_code::ExitCode;
 
 /// What the backup has decided, for the link to carry out in this order.
 #[derive(Debug, PartialEq)]
-pub enum BackupAction {
+pub(crate) enum BackupAction {
     /// Send on the connection to the primary.
     Send(Message),
     /// Give the vCPU thread the machine's state.
@@ -47,7 +47,7 @@ pub enum BackupAction {
 /// What is to be done, without the acks that a later one of it says all of. They are evidence of the same moment
 /// (PROTOCOL 12).
 #[must_use]
-pub fn only_the_last_ack(actions: Vec<BackupAction>) -> Vec<BackupAction> {
+pub(crate) fn only_the_last_ack(actions: Vec<BackupAction>) -> Vec<BackupAction> {
     let is_ack = |action: &BackupAction| matches!(action, BackupAction::Send(Message::Ack(_)));
     let last = actions.iter().rposition(is_ack);
     let kept = actions.into_iter().enumerate();

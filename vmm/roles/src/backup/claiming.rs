@@ -20,7 +20,7 @@ pub(super) struct Claim {
 
 impl Backup {
     /// The storage has answered.
-    pub fn claimed(&mut self, now: u64, outcome: &ClaimOutcome, actions: &mut Vec<BackupAction>) {
+    pub(crate) fn claimed(&mut self, now: u64, outcome: &ClaimOutcome, actions: &mut Vec<BackupAction>) {
         let Phase::Claiming(claim) = &mut self.phase else {
             return;
         };
@@ -47,7 +47,7 @@ impl Backup {
     }
 
     /// Everything delivered before the drain was asked for is executed.
-    pub fn drained(&mut self, now: u64, actions: &mut Vec<BackupAction>) {
+    pub(crate) fn drained(&mut self, now: u64, actions: &mut Vec<BackupAction>) {
         let Phase::Claiming(claim) = &mut self.phase else {
             return;
         };

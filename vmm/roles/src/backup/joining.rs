@@ -41,7 +41,7 @@ impl Backup {
     }
 
     /// The vCPU thread has carried out the oldest [`BackupAction::LoadBlocks`] or [`BackupAction::FlushBlocks`].
-    pub fn blocks_written(&mut self, now: u64, actions: &mut Vec<BackupAction>) {
+    pub(crate) fn blocks_written(&mut self, now: u64, actions: &mut Vec<BackupAction>) {
         self.blocks.1 += 1;
         if let Phase::Joining { last, .. } = &mut self.phase {
             *last = now;

@@ -20,7 +20,7 @@ use super::terms::Terms;
 use claiming::Claim;
 use ftvm_machine::machine::state::MAX_RECORD;
 
-pub use action::{BackupAction, only_the_last_ack};
+pub(crate) use action::{BackupAction, only_the_last_ack};
 
 /// The grant must follow the state within this time of silence, or the join is given up.
 const JOIN_SILENCE: u64 = 10_000_000_000;
@@ -126,7 +126,13 @@ impl Backup {
     }
 
     /// The primary says something under `generation`.
-    pub fn message(&mut self, now: u64, generation: Generation, message: Message, actions: &mut Vec<BackupAction>) {
+    pub(crate) fn message(
+        &mut self,
+        now: u64,
+        generation: Generation,
+        message: Message,
+        actions: &mut Vec<BackupAction>,
+    ) {
         if matches!(self.phase, Phase::Claiming(_) | Phase::Over) {
             return; // PROTOCOL 11
         }
@@ -161,7 +167,7 @@ impl Backup {
     }
 
     /// What this host reaches of what the guest needs.
-    pub fn health(&mut self, health: Health, actions: &mut Vec<BackupAction>) {
+    pub(crate) fn health(&mut self, health: Health, actions: &mut Vec<BackupAction>) {
         if self.health.0 != health {
             self.health = (health, Told::No);
         }
@@ -199,7 +205,7 @@ impl Backup {
 
     /// The vCPU thread has executed up to here. Acked at once where a read of a shared disk lies before it, as a write to
     /// these blocks may be waiting for that; otherwise now and then, and with the next frame.
-    pub fn executed(&mut self, now: u64, at: Position, actions: &mut Vec<BackupAction>) {
+    pub(crate) fn executed(&mut self, now: u64, at: Position, actions: &mut Vec<BackupAction>) {
         if let Some(inbox) = &mut self.inbox {
             inbox.executed(at);
         }
@@ -223,7 +229,7 @@ impl Backup {
     }
 
     /// The time of [`Backup::wakes_at`] may have come.
-    pub fn due(&mut self, now: u64, actions: &mut Vec<BackupAction>) {
+    pub(crate) fn due(&mut self, now: u64, actions: &mut Vec<BackupAction>) {
         match &self.phase {
             Phase::Following if self.executed_owed.is_some_and(|at| at <= now) => {
                 self.executed_acked = now;
@@ -235,7 +241,7 @@ impl Backup {
     }
 
     /// The replay differs from the recording: no usable backup any more, and never entitled (PROTOCOL 16, 17).
-    pub fn diverged(&mut self, at: Position, what: &str, actions: &mut Vec<BackupAction>) {
+    pub(crate) fn diverged(&mut self, at: Position, what: &str, actions: &mut Vec<BackupAction>) {
         if matches!(self.phase, Phase::Over) {
             return;
         }
@@ -249,7 +255,7 @@ impl Backup {
     }
 
     /// The guest's recorded end has been replayed (PROTOCOL 18).
-    pub fn guest_ended(&mut self, reason: &EndReason, actions: &mut Vec<BackupAction>) {
+    pub(crate) fn guest_ended(&mut self, reason: &EndReason, actions: &mut Vec<BackupAction>) {
         if matches!(self.phase, Phase::Over) {
             return;
         }
@@ -262,7 +268,7 @@ impl Backup {
     }
 
     /// The connection is gone. Early evidence: the test-and-set may start, the lease is outwaited all the same.
-    pub fn closed(&mut self, now: u64, why: &str, actions: &mut Vec<BackupAction>) {
+    pub(crate) fn closed(&mut self, now: u64, why: &str, actions: &mut Vec<BackupAction>) {
         match &self.phase {
             Phase::Joining { .. } => {
                 self.give_up(
@@ -276,7 +282,7 @@ impl Backup {
     }
 
     /// A heartbeat of this guest arrived.
-    pub fn heartbeat(&mut self, now: u64, heartbeat: &Heartbeat, actions: &mut Vec<BackupAction>) {
+    pub(crate) fn heartbeat(&mut self, now: u64, heartbeat: &Heartbeat, actions: &mut Vec<BackupAction>) {
         if heartbeat.generation > self.terms.generation && !matches!(self.phase, Phase::Claiming(_) | Phase::Over) {
             self.phase = Phase::Over;
             let why = format!(
@@ -298,7 +304,7 @@ impl Backup {
 
     /// This side takes in nothing of what the primary sends, as it has too much to execute: what it does not hear meanwhile is
     /// no silence of the primary's.
-    pub fn takes_nothing_in(&mut self, now: u64) {
+    pub(crate) fn takes_nothing_in(&mut self, now: u64) {
         self.detector.evidence(now);
     }
 
@@ -309,7 +315,7 @@ impl Backup {
     }
 
     /// Time passes; at least every eighth of the detection time.
-    pub fn tick(&mut self, now: u64, actions: &mut Vec<BackupAction>) {
+    pub(crate) fn tick(&mut self, now: u64, actions: &mut Vec<BackupAction>) {
         match &mut self.phase {
             Phase::Joining { last, .. } if now.saturating_sub(*last) > JOIN_SILENCE => {
                 let why = format!(

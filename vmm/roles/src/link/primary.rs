@@ -2,7 +2,7 @@
 //! the clock says something. A backup that has gone live goes on with the same.
 //!
 //! Every event is first handled and what the core decided about it carried out; then the turn is finished, in which
-//! outputs leave ([`super::releasing`]).
+//! outputs leave.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -27,7 +27,7 @@ use ftvm_machine::output::Output;
 
 /// Bytes waiting to be written to the backup above which the vCPU stops: the large buffer of the paper (2.3). A state
 /// record, which is queued whole, may exceed it.
-pub const OUTBOUND_BYTES: usize = 64 << 20;
+pub(super) const OUTBOUND_BYTES: usize = 64 << 20;
 
 /// RARP announcements after going live: with [`ANNOUNCE_EVERY`] they take about 1 s (PROTOCOL 22).
 pub(super) const ANNOUNCEMENTS: u32 = 5;

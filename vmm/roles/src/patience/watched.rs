@@ -74,7 +74,7 @@ impl Watched {
     }
 
     /// A kick met the guest at a bad moment.
-    pub fn kick_again(&self, at: Instant) {
+    pub(crate) fn kick_again(&self, at: Instant) {
         self.kick_at.store(self.nanos(at), Ordering::Relaxed);
     }
 

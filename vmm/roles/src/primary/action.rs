@@ -11,7 +11,7 @@ use crate::host_event::Control;
 
 /// What the primary has decided, for the link to carry out in this order.
 #[derive(Debug, PartialEq)]
-pub enum PrimaryAction {
+pub(crate) enum PrimaryAction {
     /// Send on the connection to the backup.
     Send(Message),
     /// Close the connection to the backup, after what has been sent.

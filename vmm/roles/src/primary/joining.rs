@@ -40,7 +40,7 @@ pub(super) enum JoinStage {
 impl Primary {
     /// A backup has passed the handshake: it gets the guest's pages, and the blocks of its private disks, in rounds; then,
     /// as soon as no write is in flight ([`Primary::settled`]), the state record.
-    pub fn joined(&mut self, now: u64, backup: Incarnation, actions: &mut Vec<PrimaryAction>) {
+    pub(crate) fn joined(&mut self, now: u64, backup: Incarnation, actions: &mut Vec<PrimaryAction>) {
         self.phase = Phase::Joining(Joining {
             backup,
             begun: now,
@@ -66,7 +66,7 @@ impl Primary {
     }
 
     /// The vCPU thread has read the dirty log.
-    pub fn dirty(&mut self, now: u64, pages: Vec<u64>, actions: &mut Vec<PrimaryAction>) {
+    pub(crate) fn dirty(&mut self, now: u64, pages: Vec<u64>, actions: &mut Vec<PrimaryAction>) {
         self.dirty_owed = self.dirty_owed.saturating_sub(1);
         if let Phase::Joining(joining) = &mut self.phase
             && joining.stage == JoinStage::Rounds
@@ -81,7 +81,7 @@ impl Primary {
     }
 
     /// The backup `to` has written, and made stable, what an [`PrimaryAction::SendBlocks`] named: so many bytes of its disks.
-    pub fn blocks_sent(&mut self, now: u64, to: Incarnation, bytes: u64, actions: &mut Vec<PrimaryAction>) {
+    pub(crate) fn blocks_sent(&mut self, now: u64, to: Incarnation, bytes: u64, actions: &mut Vec<PrimaryAction>) {
         let Phase::Joining(joining) = &mut self.phase else {
             return;
         };
@@ -105,7 +105,14 @@ impl Primary {
     }
 
     /// The pages of an [`PrimaryAction::SendPages`] are on their way to the backup `to`.
-    pub fn pages_sent(&mut self, now: u64, to: Incarnation, pages: u64, bytes: u64, actions: &mut Vec<PrimaryAction>) {
+    pub(crate) fn pages_sent(
+        &mut self,
+        now: u64,
+        to: Incarnation,
+        pages: u64,
+        bytes: u64,
+        actions: &mut Vec<PrimaryAction>,
+    ) {
         if let Phase::Joining(joining) = &mut self.phase
             && joining.backup == to
             && joining.stage == JoinStage::Rounds
@@ -135,7 +142,7 @@ impl Primary {
     /// Outputs before it have all been released: until here nothing was granted. Those behind it wait for acks
     /// (PROTOCOL 17). A state that was asked for on behalf of a backup that has gone is of no use to the next, which lacks
     /// the pages.
-    pub fn state_saved(
+    pub(crate) fn state_saved(
         &mut self,
         now: u64,
         record: &[u8],
@@ -187,7 +194,7 @@ impl Joining {
         }
     }
 
-    pub fn send_blocks(&mut self, stage: JoinStage, actions: &mut Vec<PrimaryAction>) {
+    pub(crate) fn send_blocks(&mut self, stage: JoinStage, actions: &mut Vec<PrimaryAction>) {
         self.stage = stage;
         actions.push(PrimaryAction::SendBlocks {
             to: self.backup,

@@ -47,7 +47,7 @@ impl Primary {
     }
 
     /// A disk's device has refused a write of this host: another one has reserved it, and is live (PROTOCOL 14).
-    pub fn write_refused(&mut self, actions: &mut Vec<PrimaryAction>) {
+    pub(crate) fn write_refused(&mut self, actions: &mut Vec<PrimaryAction>) {
         self.phase = Phase::Over { writes: Writes::NotNow };
         let why = "another side has fenced this one off a disk: it is live, and nothing more is written here";
         self.answer(Answer::failed(format_args!("this process ends: {why}")), actions);
@@ -58,7 +58,7 @@ impl Primary {
     }
 
     /// The storage has answered a [`PrimaryAction::Claim`].
-    pub fn claimed(&mut self, now: u64, outcome: &ClaimOutcome, actions: &mut Vec<PrimaryAction>) {
+    pub(crate) fn claimed(&mut self, now: u64, outcome: &ClaimOutcome, actions: &mut Vec<PrimaryAction>) {
         let Phase::Claiming { since, cause } = self.phase else {
             return;
         };

@@ -27,8 +27,9 @@ use leaving::ClaimReason;
 use operating::{HANDOVER_SILENCE, Joins, Leaving, StillOrder};
 use pair::Pair;
 
-pub use action::{PrimaryAction, Writes};
-pub use operating::FailedRequest;
+pub(crate) use action::PrimaryAction;
+pub use action::Writes;
+pub(crate) use operating::FailedRequest;
 pub use refusal::NotJoinable;
 pub use silence::{DISK_SILENCE, LateEffect, UnderWay};
 
@@ -132,7 +133,7 @@ impl Primary {
     }
 
     /// The guest has just come from another host.
-    pub fn came_over(&mut self, now: u64) {
+    pub(crate) fn came_over(&mut self, now: u64) {
         self.calm_until = now + CALM;
     }
 
@@ -144,7 +145,7 @@ impl Primary {
 
     /// Of a guest with so many disks of which each host has a copy of its own.
     #[must_use]
-    pub fn with_private_disks(mut self, count: usize) -> Self {
+    pub(crate) fn with_private_disks(mut self, count: usize) -> Self {
         self.private_disks = count;
         self
     }
@@ -228,7 +229,7 @@ impl Primary {
     }
 
     /// The guest's life is over; its last entries have been given to [`Primary::log`].
-    pub fn guest_ended(&mut self, now: u64, reason: EndReason, actions: &mut Vec<PrimaryAction>) {
+    pub(crate) fn guest_ended(&mut self, now: u64, reason: EndReason, actions: &mut Vec<PrimaryAction>) {
         self.ended = Some(reason);
         match &mut self.phase {
             Phase::Paired(pair) => pair.ended = pair.ended.or(Some(now)),
@@ -249,7 +250,7 @@ impl Primary {
 
     /// Takes out the oldest held output, if it may leave at this moment. The caller reads the clock right before, and does
     /// nothing else between this and the system call (PROTOCOL 12).
-    pub fn next_release(&mut self, now: u64) -> Option<Output> {
+    pub(crate) fn next_release(&mut self, now: u64) -> Option<Output> {
         match &self.phase {
             // While a backup is joining nothing is granted yet; from the state record on, its phase is `Paired`.
             Phase::Alone | Phase::Joining(_) => self.held.pop(),
@@ -261,7 +262,7 @@ impl Primary {
     /// Whether a write whose turn has come may start at this moment (PROTOCOL 12, 14); one to a private disk may unless the
     /// answer is [`Writes::Settling`].
     #[must_use]
-    pub fn may_write(&self, now: u64) -> Writes {
+    pub(crate) fn may_write(&self, now: u64) -> Writes {
         match &self.phase {
             Phase::Alone => Writes::Freely,
             Phase::Joining(joining) if matches!(joining.stage, JoinStage::Blocks | JoinStage::Rounds) => Writes::Freely,
@@ -274,7 +275,7 @@ impl Primary {
 
     /// The call that lets an output go has returned (PROTOCOL 7): a frame or console bytes have landed, a disk request is
     /// released to its plan. The log may say so.
-    pub fn call_returned(&mut self, seq: OutputSeq) {
+    pub(crate) fn call_returned(&mut self, seq: OutputSeq) {
         self.released = self.released.max(OutputSeq(seq.0 + 1));
     }
 
@@ -298,7 +299,13 @@ impl Primary {
     }
 
     /// The backup says something under `generation`. What belongs to an older one is from before this side moved on.
-    pub fn message(&mut self, now: u64, generation: Generation, message: Message, actions: &mut Vec<PrimaryAction>) {
+    pub(crate) fn message(
+        &mut self,
+        now: u64,
+        generation: Generation,
+        message: Message,
+        actions: &mut Vec<PrimaryAction>,
+    ) {
         if generation > self.generation {
             return self.superseded(generation, actions);
         }
@@ -332,7 +339,7 @@ impl Primary {
     }
 
     /// The connection to the backup is gone.
-    pub fn closed(&mut self, now: u64, why: &str, actions: &mut Vec<PrimaryAction>) {
+    pub(crate) fn closed(&mut self, now: u64, why: &str, actions: &mut Vec<PrimaryAction>) {
         match &self.phase {
             Phase::Joining(_) => {
                 self.give_join_up(actions);
@@ -347,14 +354,14 @@ impl Primary {
     }
 
     /// A heartbeat leaves: acks may echo its send time.
-    pub fn heartbeat_sent(&mut self, sent_ns: u64) {
+    pub(crate) fn heartbeat_sent(&mut self, sent_ns: u64) {
         if let Phase::Paired(pair) = &mut self.phase {
             pair.tracker.heartbeat_sent(sent_ns);
         }
     }
 
     /// A heartbeat of this guest arrived.
-    pub fn heartbeat(&mut self, now: u64, heartbeat: &Heartbeat, actions: &mut Vec<PrimaryAction>) {
+    pub(crate) fn heartbeat(&mut self, now: u64, heartbeat: &Heartbeat, actions: &mut Vec<PrimaryAction>) {
         if heartbeat.generation > self.generation {
             return self.superseded(heartbeat.generation, actions);
         }
@@ -364,7 +371,7 @@ impl Primary {
     }
 
     /// Time passes; at least every eighth of the detection time.
-    pub fn tick(&mut self, now: u64, actions: &mut Vec<PrimaryAction>) {
+    pub(crate) fn tick(&mut self, now: u64, actions: &mut Vec<PrimaryAction>) {
         match &mut self.phase {
             Phase::Joining(joining) if now.saturating_sub(joining.heard) > JOIN_SILENCE => {
                 let why = format!("it has been silent for {} s", JOIN_SILENCE / 1_000_000_000);
@@ -384,7 +391,7 @@ impl Primary {
     }
 
     /// To be called when what may leave has left; `writes` to shared disks are in flight.
-    pub fn settled(&mut self, now: u64, writes: usize, actions: &mut Vec<PrimaryAction>) {
+    pub(crate) fn settled(&mut self, now: u64, writes: usize, actions: &mut Vec<PrimaryAction>) {
         if let Phase::Joining(joining) = &mut self.phase
             && joining.stage == JoinStage::Settling
             && writes == 0

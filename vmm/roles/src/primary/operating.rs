@@ -53,7 +53,7 @@ pub(super) enum StillOrder {
 
 /// What becomes of something that failed because a path is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FailedRequest {
+pub(crate) enum FailedRequest {
     /// The guest is told.
     Told,
     /// It is not: the guest is being handed over, and the backup tries again. [`PrimaryAction::TellFailures`] takes this back.
@@ -68,7 +68,7 @@ enum Begun {
 
 impl Primary {
     /// The operator asks for something; the answer comes as [`PrimaryAction::Answer`] with this `ticket`.
-    pub fn operate(&mut self, now: u64, ticket: u64, operation: Operation, actions: &mut Vec<PrimaryAction>) {
+    pub(crate) fn operate(&mut self, now: u64, ticket: u64, operation: Operation, actions: &mut Vec<PrimaryAction>) {
         let begun = self.allowed().and_then(|()| self.begin(now, operation, actions));
         let answer = match begun {
             Ok(Begun::UnderWay) => {
@@ -211,7 +211,7 @@ impl Primary {
     }
 
     /// The vCPU thread has carried out an order, at this point of its stream.
-    pub fn obeyed(&mut self, order: Control, actions: &mut Vec<PrimaryAction>) {
+    pub(crate) fn obeyed(&mut self, order: Control, actions: &mut Vec<PrimaryAction>) {
         match order {
             Control::Intervene(what) => {
                 let text = match what {
@@ -296,7 +296,13 @@ impl Primary {
 
     /// This host has lost the way to something, as `what` says. If the backup has not, the guest is handed over (PROTOCOL
     /// 30); what becomes of the request that failed.
-    pub fn path_lost(&mut self, now: u64, path: Path, what: &str, actions: &mut Vec<PrimaryAction>) -> FailedRequest {
+    pub(crate) fn path_lost(
+        &mut self,
+        now: u64,
+        path: Path,
+        what: &str,
+        actions: &mut Vec<PrimaryAction>,
+    ) -> FailedRequest {
         let hands_over = self.would_hand_over(now);
         if self.lost.insert(path) || hands_over {
             actions.push(PrimaryAction::Report(Event::PathLost {

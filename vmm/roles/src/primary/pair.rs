@@ -98,7 +98,7 @@ impl Primary {
     }
 
     /// The guest's log goes on.
-    pub fn log(&mut self, now: u64, entries: Vec<LogEntry>, actions: &mut Vec<PrimaryAction>) {
+    pub(crate) fn log(&mut self, now: u64, entries: Vec<LogEntry>, actions: &mut Vec<PrimaryAction>) {
         if let Phase::Paired(pair) = &mut self.phase {
             // The backup may answer the end before the vCPU thread has said it here.
             if let Some(LogEntry::End { reason, .. }) = entries.last() {

@@ -34,7 +34,7 @@ pub enum LateEffect {
 impl Primary {
     /// Which requests are under way, at every tick. Says which disks do not answer, and hands the guest over where that helps
     /// and does no harm.
-    pub fn disks_under_way(&mut self, now: u64, under_way: &[UnderWay], actions: &mut Vec<PrimaryAction>) {
+    pub(crate) fn disks_under_way(&mut self, now: u64, under_way: &[UnderWay], actions: &mut Vec<PrimaryAction>) {
         let mut silent: BTreeMap<u8, (LateEffect, u64)> = BTreeMap::new();
         for request in under_way {
             let age = now.saturating_sub(request.since_ns);
