@@ -89,7 +89,10 @@ fn an_answer_that_nobody_can_keep_is_an_error() {
 fn help_begins_with_what_a_user_can_do_and_ends_with_every_exit_code() {
     let (code, text) = said(&mut ftvm("--help"));
     assert_eq!(code, 0);
-    assert!(text.starts_with("Keep a virtual machine running when its host dies"), "{text}");
+    assert!(
+        text.starts_with("Keep a virtual machine running when its host dies"),
+        "{text}"
+    );
     let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     let table = ExitCode::ALL.map(|code| format!("{code} {}", code.meaning())).join(" ");
     assert!(words(&text).contains(&words(&table)), "{text}");

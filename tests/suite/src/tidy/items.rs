@@ -6,17 +6,10 @@ use super::text::{definitions, item_end, line, parts, without_tests, words};
 use super::tree::{Part, tree};
 use super::{Exceptions, Files, OLD, is_product, judge};
 
-const UNUSED: Exceptions = &[
-    ("ANNOUNCE_AT", OLD),
-    ("USER_STACK", OLD),
-    ("acked_frame", OLD),
-    ("common_delivery", OLD),
-    ("is_numbered", OLD),
-];
+const UNUSED: Exceptions = &[];
 
 const SHARED_NAMES: Exceptions = &[
     ("Action", OLD),
-    ("Effect", OLD),
     ("Ended", OLD),
     ("Failure", OLD),
     ("Horizon", OLD),

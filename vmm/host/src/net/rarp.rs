@@ -4,17 +4,6 @@
 //! one that no host answers and that needs no IP address, which is why live migration uses it too. It is no output of
 //! the guest: it is sent beside the output sequence, and repeated because nobody acknowledges it.
 
-use std::time::Duration;
-
-/// When to announce, after going live: five times in about a second, as spread as switches are slow.
-pub const ANNOUNCE_AT: [Duration; 5] = [
-    Duration::ZERO,
-    Duration::from_millis(50),
-    Duration::from_millis(200),
-    Duration::from_millis(500),
-    Duration::from_millis(1000),
-];
-
 /// Length of the announcement: the shortest frame Ethernet allows, without its check sequence.
 pub const RARP_LEN: usize = 60;
 
@@ -59,13 +48,5 @@ mod tests {
         assert_eq!(frame[28..32], [0; 4], "sender protocol address: unknown");
         assert_eq!(frame[32..38], mac, "target hardware address");
         assert_eq!(frame[38..60], [0; 22], "target protocol address and padding");
-    }
-
-    #[test]
-    fn announcements_are_five_in_about_a_second() {
-        assert_eq!(ANNOUNCE_AT.len(), 5);
-        assert_eq!(ANNOUNCE_AT[0], Duration::ZERO, "the first at once");
-        assert!(ANNOUNCE_AT.is_sorted());
-        assert!((800..=1200).contains(&ANNOUNCE_AT[4].as_millis()));
     }
 }
