@@ -1,7 +1,7 @@
 //! The host's clock that leases are measured by.
 //!
-//! It is read by the shells that drive this crate; everything else here takes times as arguments. CLOCK_BOOTTIME goes on
-//! while the host is suspended, so that a lease does not outlive a closed lid (PROTOCOL 12).
+//! It is read by the shells that drive this crate; everything else here takes times as arguments. CLOCK_BOOTTIME goes
+//! on while the host is suspended, so that a lease does not outlive a closed lid (PROTOCOL 12).
 
 use nix::time::{ClockId, clock_gettime};
 

@@ -1,10 +1,10 @@
 //! What travels between a primary and its backup, or from a recording to its replay.
 //!
-//! The log is the heart of ftvm: every input a guest receives, at which of its exits. The crate `ftvm-schema` says what an
-//! entry is; this one says how it looks as bytes, how it flows from one host to another or onto a disk, and when what has
-//! flowed may be relied upon. Everything but [`transport`], [`clock`], the files of [`mod@file`] and the drivers in
-//! [`session`] is a pure function of its arguments, so that production and simulation run the same code; host clocks and
-//! random numbers are denied by lint in [`codec`], [`chunk`], [`flow`], [`message`] and [`session`].
+//! The log is the heart of ftvm: every input a guest receives, at which of its exits. The crate `ftvm-schema` says what
+//! an entry is; this one says how it looks as bytes, how it flows from one host to another or onto a disk, and when
+//! what has flowed may be relied upon. Everything but [`transport`], [`clock`], the files of [`mod@file`] and the
+//! drivers in [`session`] is a pure function of its arguments, so that production and simulation run the same code;
+//! host clocks and random numbers are denied by lint in [`codec`], [`chunk`], [`flow`], [`message`] and [`session`].
 //!
 //! | module | what it is |
 //! |---|---|
@@ -35,8 +35,8 @@
 //! | 24 | | payload |
 //!
 //! The payload of a log frame is its number and its entries, each a tag and differences to the entries before it in the
-//! frame: a timer tick takes 7 bytes. Other payloads are a chunk or one record in a general encoding. `codec/golden.txt` pins the
-//! bytes of every kind.
+//! frame: a timer tick takes 7 bytes. Other payloads are a chunk or one record in a general encoding.
+//! `codec/golden.txt` pins the bytes of every kind.
 //!
 //! # A file
 //!

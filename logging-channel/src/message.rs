@@ -1,6 +1,6 @@
 //! What the two sides say to each other: the log one way, acks the other, and the handshake before both.
 //!
-//! The rules are PROTOCOL 6, 10-12, 17 and 21; this module only says the words.
+//! These are the messages only; when each may be sent, and what it means, is in PROTOCOL 6, 10-12, 17 and 21.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
@@ -17,8 +17,8 @@ pub const MAX_PAGES: usize = 256;
 /// Most extents of a disk in one message: 1 MiB of it.
 pub const MAX_BLOCKS: usize = 16;
 
-/// Most messages [`Message::Blocks`] and [`Message::FlushBlocks`] under way that the backup has not said to be written: what
-/// it holds of them stays below 32 MiB, however slow its disk is.
+/// Most messages [`Message::Blocks`] and [`Message::FlushBlocks`] under way that the backup has not said to be written:
+/// what it holds of them stays below 32 MiB, however slow its disk is.
 pub const BLOCKS_UNDER_WAY: u64 = 32;
 
 /// From the backup, first of all: who wants to join, and what its host can do.
@@ -39,7 +39,7 @@ pub struct Join {
 pub struct Standby {
     /// 0 comes first; each further one waits a second longer for those before it.
     pub priority: u8,
-    /// The part of the world that fails as one, by a name of the user's; empty if unknown.
+    /// The place that fails as a whole (a room, a building), by a name that the user chose; empty if unknown.
     pub site: String,
     /// Whether it may protect a guest on its own host, or its own site.
     pub same_host: bool,
@@ -124,9 +124,9 @@ pub enum Message {
         numbers: Vec<u64>,
         content: Vec<u8>,
     },
-    /// Extents of a private disk (64 KiB each, the disk's last one perhaps less), ahead of the state record, while the guest
-    /// runs on: at most [`MAX_BLOCKS`], ascending; `content` is theirs in that order, in LZ4's block format. Later ones replace
-    /// earlier ones. At most [`BLOCKS_UNDER_WAY`] may wait to be written.
+    /// Extents of a private disk (64 KiB each, the disk's last one perhaps less), ahead of the state record, while the
+    /// guest runs on: at most [`MAX_BLOCKS`], ascending; `content` is theirs in that order, in LZ4's block format.
+    /// Later ones replace earlier ones. At most [`BLOCKS_UNDER_WAY`] may wait to be written.
     Blocks {
         disk: u8,
         numbers: Vec<u64>,
@@ -150,17 +150,19 @@ pub enum Message {
         at: Position,
         what: String,
     },
-    /// From the primary: everything is acked and the guest has ended, the connection may close. From the backup: it holds
-    /// the guest's end, or it has been dismissed; in either case it never goes live.
+    /// From the primary: everything is acked and the guest has ended, the connection may close. From the backup: it
+    /// holds the guest's end, or it has been dismissed; in either case it never goes live.
     Bye,
-    /// From the primary: it wants no backup, or another. The backup answers [`Message::Bye`] and is never eligible again.
+    /// From the primary: it wants no backup, or another. The backup answers [`Message::Bye`] and is never eligible
+    /// again.
     Dismiss,
     /// From the primary: everything has left, and under this generation it releases nothing more, ever. The backup goes
     /// live without outwaiting the lease.
     Handover,
     /// From the backup: what its host reaches.
     Health(Health),
-    /// From the primary: a piece of the state from which [`ftvm_schema::entry::Intervention::Reset`] starts the guest again.
+    /// From the primary: a piece of the state from which [`ftvm_schema::entry::Intervention::Reset`] starts the guest
+    /// again.
     Boot(Chunk),
 }
 

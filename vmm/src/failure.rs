@@ -6,7 +6,7 @@ use std::fmt;
 use ftvm_roles::exit_code::ExitCode;
 
 /// An error of any type, kept whole.
-pub type Cause = Box<dyn Error + Send + Sync>;
+pub type AnyError = Box<dyn Error + Send + Sync>;
 
 /// An error that ends the process: what failed, down to its first cause, and the exit code.
 ///
@@ -15,25 +15,25 @@ pub type Cause = Box<dyn Error + Send + Sync>;
 #[derive(Debug)]
 pub struct Failure {
     code: ExitCode,
-    cause: Cause,
+    cause: AnyError,
 }
 
 impl Failure {
     /// With [`ExitCode::Error`].
     #[must_use]
-    pub fn new(cause: impl Into<Cause>) -> Self {
+    pub fn new(cause: impl Into<AnyError>) -> Self {
         Failure::with(ExitCode::Error, cause)
     }
 
     /// With [`ExitCode::Usage`]: the command line asks for what cannot be, as far as can be said without looking at the world.
     #[must_use]
-    pub fn usage(cause: impl Into<Cause>) -> Self {
+    pub fn usage(cause: impl Into<AnyError>) -> Self {
         Failure::with(ExitCode::Usage, cause)
     }
 
     /// With any code.
     #[must_use]
-    pub fn with(code: ExitCode, cause: impl Into<Cause>) -> Self {
+    pub fn with(code: ExitCode, cause: impl Into<AnyError>) -> Self {
         Failure {
             code,
             cause: cause.into(),

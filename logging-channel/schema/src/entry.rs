@@ -220,7 +220,8 @@ pub enum LogEntry {
     Input { at: ExitSeq, input: Input },
     /// Everything up to the mark is in the stream.
     Mark(Mark),
-    /// Every output before `through` has left: its system call has returned (PROTOCOL 7).
+    /// Every output before `through` has left: frames and console bytes have landed, disk requests are in their plan
+    /// (PROTOCOL 7).
     Released { through: OutputSeq },
     /// A piece of the micro-checkpoint that stands at `at` (DESIGN, idea 3).
     Checkpoint { at: Position, chunk: Chunk },

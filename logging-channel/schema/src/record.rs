@@ -215,7 +215,8 @@ mod tests {
 
     #[test]
     fn hostile_lengths_do_not_allocate() {
-        // Lengths of 2^62 and of 1 GiB, in front of one byte: an allocation of the first would abort, of the second hurt.
+        // Lengths of 2^62 and of 1 GiB, in front of one byte: an allocation of the first would abort, of the second
+        // hurt.
         for len in [1u64 << 62, 1 << 30, u64::MAX] {
             let mut bytes = to_bytes(&len).unwrap();
             bytes.push(b'x');

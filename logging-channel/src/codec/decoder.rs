@@ -245,7 +245,7 @@ impl FrameDecoder {
         }))
     }
 
-    /// To be asked when the stream has ended: it must end between frames.
+    /// Call this when the stream has ended: it must not have ended inside a frame.
     ///
     /// # Errors
     /// [`FrameFault::Truncated`], or the error the decoder has failed with.

@@ -1,11 +1,10 @@
 //! Bytes: what a message, a log entry or a record looks like on the wire and on disk.
 //!
-//! Only `general` names the library that encodes records (unmaintained since RUSTSEC-2025-0141): whoever replaces it changes
-//! that file and nothing else. Bulk and the hot path (log entries, chunks) are written by hand in `entries`, because
-//! there a byte counts: positions, clocks and send times are differences to the one before, within a frame.
-//! Everything travels in frames with a fixed header and CRC-32C, and every byte read here is hostile until it has been
-//! decoded: lengths are checked before anything is allocated for them. `golden.txt` pins the bytes, so that a change of
-//! the format fails a test rather than a customer's log.
+//! Small messages are records (`ftvm_schema::record`). Bulk and the hot path, that is log entries and chunks, are
+//! written by hand in `entries`, because there a byte counts: positions, clocks and send times are differences to the
+//! one before, within a frame. Everything travels in frames with a fixed header and CRC-32C, and every byte read here
+//! is hostile until it has been decoded: lengths are checked before anything is allocated for them. `golden.txt` pins
+//! the bytes, so that a change of the format fails a test rather than a customer's log.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 

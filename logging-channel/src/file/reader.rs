@@ -297,7 +297,8 @@ impl<R: Read> LogReader<R> {
         match self.source.next() {
             Err(Stop::End) => Ok(()),
             Ok((place, _)) => Err(self.source.error(Stop::Frame(place.out_of_place()), self.last_good)),
-            // Half a frame after the trailer is no lack of anything: it does not belong there.
+            // The log is complete at its trailer, so half a frame behind it is not a log that was cut off: it does not
+            // belong there.
             Err(Stop::Frame(source)) => Err(LogError::Damaged {
                 path: self.source.path.clone(),
                 source,

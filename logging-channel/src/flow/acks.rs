@@ -10,12 +10,12 @@ use super::horizon::{Horizon, OrderError};
 use crate::message::Ack;
 use ftvm_schema::entry::{Incarnation, LogEntry, OutputSeq, Position};
 
-/// Frames with marks that are remembered, acked and executed each: at a mark per 100 us, as with an output each, more
-/// than a second without thinning out.
+/// Most frames with marks that each queue remembers: those not acked, and those acked and not executed. At one mark per
+/// 100 us, which a guest with an output at every exit makes, that is more than a second before anything is thinned out.
 pub(super) const MAX_TRACKED_FRAMES: usize = 1 << 14;
 
-/// With so much log unacked, in bytes, acks wait for the channel to carry what is before them, and not only for its length:
-/// 20 Mbit/s, which is much for a log, over a round trip of 100 ms.
+/// Bytes of unacked log from which on the channel counts as full: acks then wait for what is queued before them, and
+/// not only for the round trip. It is what 20 Mbit/s, which is much for a log, put into a round trip of 100 ms.
 const CHANNEL_FULL: u64 = 256 << 10;
 
 /// An ack that cannot be one of this session's, or a frame out of order. The session is over.
@@ -52,7 +52,7 @@ struct Marked {
     sent_ns: u64,
 }
 
-/// See the module's text.
+/// The primary's book of frames and marks; the module's text says what for.
 #[derive(Debug)]
 pub struct AckTracker {
     incarnation: Incarnation,
@@ -280,10 +280,10 @@ impl AckTracker {
         self.lag_ns.max(waiting)
     }
 
-    /// How much of the lag is a slower primary's to mend, in nanoseconds: the time from the ack of a mark to the ack that
-    /// says it is executed, in which the length of the channel cancels out; and the age of the oldest unacked mark, while the
-    /// channel is full, or if that is more than `length_ns`, which no channel of use takes: then a host has more frames and
-    /// acks to handle than it can.
+    /// How much of the lag would become less if the primary slowed down, in nanoseconds: the time from the ack of a
+    /// mark to the ack that says it is executed, in which the length of the channel cancels out; and the age of the
+    /// oldest unacked mark, while the channel is full, or if that is more than `length_ns`, which no channel of use
+    /// takes: then a host has more frames and acks to handle than it can.
     #[must_use]
     pub fn backlog(&self, now_ns: u64, length_ns: u64) -> u64 {
         let waiting = self

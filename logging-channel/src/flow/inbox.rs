@@ -56,7 +56,7 @@ pub struct Discarded {
     pub total: u64,
 }
 
-/// See the module's text.
+/// What a backup has been sent; the module's text says how it acks.
 #[derive(Debug)]
 pub struct Inbox {
     incarnation: Incarnation,

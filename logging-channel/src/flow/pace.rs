@@ -1,14 +1,14 @@
 //! Slows a primary whose backup falls behind (the paper, section 2.3).
 
-/// Between two steps, in nanoseconds: about as long as the last one takes to show.
+/// Time between two changes of the pace, in nanoseconds: about as long as the effect of the last one takes to show.
 const STEP_NS: u64 = 100_000_000;
 
-/// How much more of the time the guest stands still with a step, and how much less: thousandths. Slowing is quick, as the
-/// lag is lost time at a failover; recovery is slow, as the limit is found from below only by trying.
+/// How much more of the time the guest stands still with a step, and how much less: thousandths. Slowing is quick, as
+/// the lag is lost time at a failover; recovery is slow, as the limit is found from below only by trying.
 const MORE: u32 = 50;
 const LESS: u32 = 10;
 
-/// It keeps at least a tenth of the time.
+/// Most of the time that the guest stands still, in thousandths: a tenth is always left to it.
 const MOST: u32 = 900;
 
 /// What share of the time a guest stands still, so that its backup keeps up. Pure.

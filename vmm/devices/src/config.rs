@@ -35,11 +35,11 @@ pub struct NicConfig {
 /// One disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskConfig {
-    /// Size in sectors of [`SECTOR`] bytes, 1 to [`MAX_SECTORS`].
+    /// Size in sectors of [`SECTOR`] bytes, 1 to 2^54: byte offsets fit 63 bits.
     pub sectors: u64,
     pub access: DiskAccess,
     pub sharing: DiskSharing,
-    /// What the guest reads by GET_ID: at most [`MAX_SERIAL`] printable ASCII characters.
+    /// What the guest reads by GET_ID: at most 20 printable ASCII characters.
     pub serial: String,
 }
 

@@ -10,8 +10,8 @@ use ftvm_hypervisor::GuestMemory;
 pub struct DeviceEnv<'a> {
     /// Guest RAM, written only through its accessors.
     pub memory: &'a GuestMemory,
-    /// The virtual clock in nanoseconds. Fresh only where [`Chipset::access_needs_clock`](crate::Chipset::access_needs_clock) asked for it, or the input is
-    /// a clock.
+    /// The virtual clock in nanoseconds. Fresh only where
+    /// [`Chipset::access_needs_clock`](crate::Chipset::access_needs_clock) asked for it, or the input is a clock.
     pub now: u64,
     /// What leaves the machine, in order.
     pub effects: &'a mut Vec<Effect>,

@@ -22,13 +22,13 @@ const PULSE_RESET: u8 = 0xFE;
 
 const SELF_TEST_PASSED: u8 = 0x55;
 const TEST_PASSED: u8 = 0x00;
-/// Data line stuck low: there is no mouse port.
+/// The answer to a test of the mouse port: its data line is stuck low, which says that there is none.
 const TEST_FAILED: u8 = 0x03;
 
 /// Both ports disabled, interrupts off, as after power-on.
 const CONFIGURATION: u8 = 0x30;
 
-/// Whose parameter the next byte at the data port is.
+/// What the next byte written to the data port is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Parameter {
     Configuration,

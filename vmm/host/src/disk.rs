@@ -1,7 +1,7 @@
 //! Executes disk requests on a small pool of threads.
 //!
 //! Requests of one pool run in parallel and finish in any order: whoever submits has put overlapping ones in order
-//! (`shared_disk::plan`), holds the lease, and has armed the fence for writes to shared storage (PROTOCOL 8, 14). A
+//! (`shared_disk::plan`), holds the lease, and has armed the lease guard for writes to shared storage (PROTOCOL 8, 14). A
 //! finished request comes back through the event queue and becomes an input; until then it has not happened.
 
 use std::fmt::Debug;
@@ -34,7 +34,7 @@ pub trait Disk: Send + Sync + Debug {
     /// Size in bytes, a multiple of 512.
     fn size(&self) -> u64;
 
-    /// Whether another side has fenced this one off the disk. From then on no answer reaches the guest, whose life goes on
+    /// Whether another side has reserved the disk for itself. From then on no answer reaches the guest, whose life goes on
     /// there.
     fn is_superseded(&self) -> bool {
         false

@@ -21,8 +21,8 @@ pub struct DescriptorTable {
 
 /// The state in which a guest starts: 64-bit mode at CPL0, flat CS 0x10 and SS 0x18, null DS, ES, FS and GS.
 ///
-/// The task register holds a busy TSS at 0 without an I/O bitmap, because VMX enters no guest without one (SDM volume 3,
-/// 27.3.1.2); the guest loads its own when it needs one. Selectors 0x10 and 0x18 of the GDT should be what they say.
+/// The task register holds a busy TSS at 0 without an I/O bitmap, because VMX enters no guest without one (SDM volume
+/// 3, 27.3.1.2); the guest loads its own when it needs one. Selectors 0x10 and 0x18 of the GDT should be what they say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EntryState {
     pub registers: RegisterFile,

@@ -2,8 +2,8 @@
 //!
 //! [`Cpu`] is one virtual CPU together with what its virtual machine does for it (dirty log, memory slots). The crate
 //! `ftvm-kvm` implements it on /dev/kvm; [`scripted`] implements it on a small program, for tests and the simulator.
-//! Everything above counts exits and never sees an ioctl. Which exits have a number, and when an exit must be completed,
-//! is said at the methods; why it is so, in KVM-FACTS.
+//! Everything above counts exits and never sees an ioctl. Which exits have a number, and when an exit must be
+//! completed, is said at the methods; why it is so, in KVM-FACTS.
 
 #![deny(unsafe_code)]
 
@@ -35,11 +35,11 @@ pub enum Interrupts {
     On,
 }
 
-/// Guest RAM with a dirty bitmap for what the host writes; what the vCPU writes is in KVM's dirty log.
+/// Guest RAM with a dirty bitmap for what the host writes; what the vCPU writes is told by [`Cpu::dirty`].
 pub type GuestMemory = vm_memory::GuestMemoryMmap<vm_memory::bitmap::AtomicBitmap>;
 
-/// Why `Cpu::run` came back. All but [`Exit::Interrupted`] and [`Exit::Terminal`] have a number: the guest caused them, and can
-/// go on. Data of port and MMIO accesses is read and answered through [`Cpu::data`].
+/// Why `Cpu::run` came back. All but [`Exit::Interrupted`] and [`Exit::Terminal`] have a number: the guest caused them,
+/// and can go on. Data of port and MMIO accesses is read and answered through [`Cpu::data`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     /// `in`: `count` items of `size` bytes are to be supplied. One exit, one number, whatever `count` says.
@@ -54,7 +54,7 @@ pub enum Exit {
     Hlt,
     /// RDMSR that the MSR filter sent here; the answer is 8 bytes in `data`, or `Cpu::refuse_msr`.
     ReadMsr { index: u32 },
-    /// WRMSR likewise.
+    /// WRMSR that the MSR filter sent here: accepted, unless `Cpu::refuse_msr` is called.
     WriteMsr { index: u32, value: u64 },
     /// The requested interrupt window opened.
     IrqWindow,
@@ -92,7 +92,8 @@ pub trait Kick: Send + Sync + Debug {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeliveryMode {
-    /// Window exits are not exact here: the interrupt waits for the next exit with IF = 1, or for the patience to run out.
+    /// Window exits are not exact here: the interrupt waits for the next exit with IF = 1, or for the patience to run
+    /// out.
     None,
     /// The interrupt window opens at the same instruction every time.
     Window,
@@ -134,7 +135,7 @@ impl CpuError {
     }
 }
 
-/// What an interrupt or exception pushed when it came from user mode, and IRET takes back (SDM volume 3, 6.14.2).
+/// What the CPU pushes at an interrupt or exception in user mode, and IRET takes back (SDM volume 3, 6.14.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UserFrame {
     pub rip: u64,
@@ -157,7 +158,8 @@ pub trait Cpu: Send + Debug {
     fn run(&mut self) -> Result<Exit, CpuError>;
 
     /// Finishes the pending port, MMIO or MSR access without executing anything further. `Some` is the next numbered
-    /// exit that finishing it produced (read-modify-write on MMIO, a store across a page); call again after handling it.
+    /// exit that finishing it produced (read-modify-write on MMIO, a store across a page); call again after handling
+    /// it.
     fn complete(&mut self) -> Result<Option<Exit>, CpuError>;
 
     /// Bytes of the current port or MMIO access: to be read at a write, to be filled at a read (8 bytes at `ReadMsr`).
@@ -197,8 +199,8 @@ pub trait Cpu: Send + Debug {
     /// shadow, no event injected or pending.
     fn at_clean_boundary(&mut self) -> Result<bool, CpuError>;
 
-    /// What computed when the vCPU was last left: the address space (CR3) of a program at CPL 3, nothing at CPL 0. A hint for
-    /// the patience, not state.
+    /// Which program was running when the vCPU was last left: its address space (CR3) if that was at CPL 3, `None` at
+    /// CPL 0. The patience learns by it how often a program exits; nothing that is replayed depends on it.
     fn program(&self) -> Result<Option<u64>, CpuError>;
 
     /// Saves the vCPU; only after `complete`.
@@ -212,11 +214,11 @@ pub trait Cpu: Send + Debug {
     /// allowed. Fills `pages` (cleared first). The host's own writes are in the memory's bitmap, not here.
     fn dirty(&mut self, pages: &mut Vec<u64>) -> Result<(), CpuError>;
 
-    /// Forgets that `pages`, ascending, were written. The vCPU's next write to each of them costs a fault; a page that is not
-    /// forgotten stays dirty, and costs nothing.
+    /// Forgets that `pages`, ascending, were written. The vCPU's next write to each of them costs a fault; a page that
+    /// is not forgotten stays dirty, and costs nothing.
     fn forget_dirty(&mut self, pages: &[u64]) -> Result<(), CpuError>;
 
-    /// What is dirty, all of which is forgotten.
+    /// [`Cpu::dirty`], and forgets all of it.
     fn harvest_dirty(&mut self, pages: &mut Vec<u64>) -> Result<(), CpuError> {
         self.dirty(pages)?;
         self.forget_dirty(pages)

@@ -1,7 +1,7 @@
 //! The CPU that guests see: a fixed CPUID table without anything that leaks hidden state or differs between two hosts.
 //!
 //! The table is made once, from what this host's KVM offers, stored in the log header, and reused verbatim by the other
-//! side. It is built from lists of what *may* stay: a feature that is new to this program stays hidden. Gone are time
+//! side. It is built from lists of what *may* stay: a feature that is new to this program stays hidden. Hidden are time
 //! (TSC, performance counters), randomness (RDRAND, RDSEED), the in-kernel APIC, topology, XSAVE with everything that
 //! needs it (XSAVEOPT and XGETBV(1) leak hidden state), nested virtualization, and KVM's own paravirtual leaves.
 

@@ -3,6 +3,7 @@
 pub mod accept;
 pub mod clone;
 pub mod copies;
+pub mod disk_threads;
 pub mod door;
 pub mod events;
 pub mod fence;

@@ -18,7 +18,7 @@ use super::lead::{Hears, Leading, Pending, begin, lead};
 use super::outside::Outside;
 use super::protect::{Life, protect};
 use super::shell::Shell;
-use super::vcpu::{self, live, new_clock, pair_sink};
+use super::vcpu::{self, live, new_clock};
 use crate::cli::RunArgs;
 use crate::failure::Failure;
 use ftvm_host::console;
@@ -114,14 +114,7 @@ async fn primary(args: &RunArgs, desk: Desk) -> Result<ExitCode, Failure> {
         patience_ns: nanos(args.guest.patience),
         disk_reads: args.disk_reads.into(),
     };
-    let (sink, guest, reins) = pair_sink(terms.disk_reads);
-    let life = vcpu::Life {
-        sink,
-        queue,
-        events: events.clone(),
-        clock,
-        patience: terms.patience(),
-    };
+    let (life, guest, reins) = vcpu::Life::new(&terms, queue, &events, clock);
     let (hearing, heard) = heard();
     let side = Leading {
         terms,

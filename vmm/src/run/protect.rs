@@ -20,7 +20,7 @@ use super::lead::{Hears, Leading, Pending, begin, lead};
 use super::link::{Connection, connection_id};
 use super::outside::Outside;
 use super::shell::Shell;
-use super::vcpu::{self, new_clock, pair_sink};
+use super::vcpu::{self, new_clock};
 use crate::cli::RunArgs;
 use crate::failure::Failure;
 use ftvm_host::console;
@@ -98,13 +98,12 @@ pub(super) async fn protect(
             took_ns,
             planned,
         } => {
-            desk.update(|status| {
-                status.last_failover = Some(LastFailover {
-                    generation: generation.0,
-                    took_ns,
-                    planned,
-                });
-            });
+            let last = LastFailover {
+                generation: generation.0,
+                took_ns,
+                planned,
+            };
+            desk.update(|status| status.last_failover = Some(last));
             let terms = Terms { generation, ..terms };
             let led = go_live(args, terms, shell, outside, (events, queue), &config).await;
             led.map(Life::Led)
@@ -164,14 +163,7 @@ async fn go_live(
         ..
     } = shell;
     reporter.role("primary");
-    let (sink, guest, reins) = pair_sink(terms.disk_reads);
-    let life = vcpu::Life {
-        sink,
-        queue,
-        events: events.clone(),
-        clock: new_clock(),
-        patience: terms.patience(),
-    };
+    let (life, guest, reins) = vcpu::Life::new(&terms, queue, &events, new_clock());
     let gone = || Failure::new("the vCPU thread is gone");
     follower
         .orders

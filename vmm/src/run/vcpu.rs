@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use logging_channel::message::DiskReads;
 use tokio::sync::mpsc;
 
 use ftvm_host::queue::{EventQueue, EventSender};
@@ -11,6 +10,7 @@ use ftvm_machine::machine::Machine;
 use ftvm_roles::clock::LiveClock;
 use ftvm_roles::link::guest::{FromGuest, PairSink, Reins, ToLink, take_together};
 use ftvm_roles::live::{Live, LiveConfig, Marks};
+use ftvm_roles::terms::Terms;
 
 /// Batches that may wait for the link; a full queue stops the vCPU (PROTOCOL 9). A batch is one exit's worth, or a
 /// checkpoint.
@@ -32,15 +32,6 @@ pub struct GuestStream {
     batches: mpsc::Receiver<FromGuest>,
     /// Taken out of the queue, and the next to be said.
     ahead: Option<FromGuest>,
-}
-
-/// A sink, what the link reads from it, and the reins that both hold.
-#[must_use]
-pub fn pair_sink(disk_reads: DiskReads) -> (PairSink<LinkSender>, GuestStream, Reins) {
-    let (link, batches) = mpsc::channel(BATCHES);
-    let reins = Reins::default();
-    let sink = PairSink::new(LinkSender(link), reins.clone(), disk_reads);
-    (sink, GuestStream { batches, ahead: None }, reins)
 }
 
 impl GuestStream {
@@ -65,6 +56,23 @@ pub struct Life {
     pub events: EventSender,
     pub clock: LiveClock,
     pub patience: Duration,
+}
+
+impl Life {
+    /// A life in a pair with these terms, what the link reads of it, and the reins that both hold.
+    #[must_use]
+    pub fn new(terms: &Terms, queue: EventQueue, events: &EventSender, clock: LiveClock) -> (Self, GuestStream, Reins) {
+        let (link, batches) = mpsc::channel(BATCHES);
+        let reins = Reins::default();
+        let life = Life {
+            sink: PairSink::new(LinkSender(link), reins.clone(), terms.disk_reads),
+            queue,
+            events: events.clone(),
+            clock,
+            patience: terms.patience(),
+        };
+        (life, GuestStream { batches, ahead: None }, reins)
+    }
 }
 
 /// Lives on this thread until the end, and says how it was.

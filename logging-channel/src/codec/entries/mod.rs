@@ -21,7 +21,8 @@
 //! | 64 + e | Input::Clock, e exits (up to 63) after the entry before | +clock |
 //! | 128 + e | the same, a multiple of 1024 ns later | +clock in steps of 1024 ns |
 //!
-//! `+x` is a varint difference, a name alone a varint or one byte, `(n)` fixed little-endian, bytes have a varint length.
+//! `+x` is a varint difference, a name alone a varint or one byte, `(n)` fixed little-endian, bytes have a varint
+//! length.
 
 mod put;
 mod read;

@@ -3,7 +3,7 @@
 use super::figures::{Facts, RunFigures};
 use crate::client::AckHistory;
 use crate::timeline::{
-    Acks, CHART_COLUMNS, Event, Figure, Outcome, Phase, PhaseKind, PhaseState, Timeline, Who, Window,
+    Acks, CHART_COLUMNS, Figure, Moment, PhaseBar, PhaseKind, PhaseState, Rating, Timeline, Who, Window,
 };
 use ftvm_roles::event::{Event as PairEvent, Stamped};
 use ftvm_roles::exit_code::ExitCode;
@@ -81,8 +81,8 @@ fn gap_over_kill(facts: &Facts<'_>, client: &ClientView<'_>) -> Option<Window> {
     (gap.to_us >= first_frame && gap.from_us < first_frame).then_some(gap)
 }
 
-fn events(facts: &Facts<'_>, client: &ClientView<'_>, gap: Option<Window>) -> Vec<Event> {
-    let event = |at_us, who, text: String| Event { at_us, who, text };
+fn events(facts: &Facts<'_>, client: &ClientView<'_>, gap: Option<Window>) -> Vec<Moment> {
+    let event = |at_us, who, text: String| Moment { at_us, who, text };
     let acked = client.acked_at_kill;
     let mut events = vec![
         event(0, Who::Client, format!("{acked} writes acknowledged on one connection")),
@@ -144,7 +144,7 @@ fn words(event: &PairEvent) -> Option<(Who, String)> {
 }
 
 /// The phases that have begun; what is not over reaches to now.
-fn phases(facts: &Facts<'_>, now_us: i64) -> Vec<Phase> {
+fn phases(facts: &Facts<'_>, now_us: i64) -> Vec<PhaseBar> {
     let find = |wanted: fn(&PairEvent) -> bool| -> Option<i64> {
         let found = facts
             .backup
@@ -168,7 +168,7 @@ fn phases(facts: &Facts<'_>, now_us: i64) -> Vec<Phase> {
         } else {
             PhaseState::Running
         };
-        from.map(|from_us| Phase {
+        from.map(|from_us| PhaseBar {
             kind,
             from_us,
             to_us: to.unwrap_or(now_us).max(from_us),
@@ -196,7 +196,7 @@ pub fn figure_line(figures: &RunFigures) -> Vec<Figure> {
         value,
         outcome,
     };
-    let judged = |good: bool| if good { Outcome::Good } else { Outcome::Bad };
+    let judged = |good: bool| if good { Rating::Good } else { Rating::Bad };
     let time = |ms: Option<f64>| ms.map_or_else(|| "none".to_owned(), |ms| format!("{ms:.1} ms"));
     let survived = if figures.connection_survived {
         "survived"
@@ -219,7 +219,7 @@ pub fn figure_line(figures: &RunFigures) -> Vec<Figure> {
         line.push(figure(
             figures.unverified_writes.to_string(),
             "not read back",
-            Outcome::Bad,
+            Rating::Bad,
         ));
     }
     line.push(figure(
@@ -235,15 +235,15 @@ pub fn figure_line(figures: &RunFigures) -> Vec<Figure> {
     line.push(figure(
         time(Some(figures.client_gap_ms)),
         "client's longest gap",
-        Outcome::Neutral,
+        Rating::Neutral,
     ));
     let rate = |per_s: Option<f64>, unit: f64, digits: usize| match per_s {
         Some(rate) => format!("{:.digits$}", rate / unit),
         None => "unknown".to_owned(),
     };
     let log_rate = rate(figures.log_bytes_per_s, 1e3, 1);
-    line.push(figure(log_rate, "kB/s of log", Outcome::Neutral));
-    line.push(figure(rate(figures.exits_per_s, 1.0, 0), "exits/s", Outcome::Neutral));
+    line.push(figure(log_rate, "kB/s of log", Rating::Neutral));
+    line.push(figure(rate(figures.exits_per_s, 1.0, 0), "exits/s", Rating::Neutral));
     line
 }
 

@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write};
 use super::error::DemoError;
 use super::figures::Summary;
 use super::picture::figure_line;
-use crate::timeline::{Live, Style, Timeline, render};
+use crate::timeline::{LivePicture, Style, Timeline, render};
 use ftvm_host::stdio::tell;
 
 /// How it is shown.
@@ -20,7 +20,7 @@ enum Mode {
 #[derive(Debug)]
 pub struct Screen {
     mode: Mode,
-    live: Option<Live>,
+    live: Option<LivePicture>,
 }
 
 impl Screen {
@@ -62,7 +62,7 @@ impl Screen {
         };
         let live = self.live.get_or_insert_with(|| {
             show(if is_terminal { "\r\x1b[K\n" } else { "\n" });
-            Live::new(is_terminal, style)
+            LivePicture::new(is_terminal, style)
         });
         show(&live.update(timeline));
     }

@@ -8,7 +8,7 @@ const LIVE_EVENTS: usize = 6;
 
 /// What a live picture is drawn on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Screen {
+enum Canvas {
     /// A terminal: the picture is redrawn in place.
     Terminal { lines: usize },
     /// A pipe or file: each event is written once.
@@ -17,33 +17,33 @@ enum Screen {
 
 /// A picture that grows. Feed it the timeline as it is known; write out what it returns.
 #[derive(Clone, Debug)]
-pub struct Live {
-    screen: Screen,
+pub struct LivePicture {
+    screen: Canvas,
     style: Style,
 }
 
-impl Live {
+impl LivePicture {
     /// A picture that has not begun. On a terminal it is redrawn in place, which needs [`WIDTH`](super::WIDTH) columns
     /// and 24 lines; for a smaller one, or a pipe, say that it is none.
     #[must_use]
-    pub fn new(is_terminal: bool, style: Style) -> Live {
+    pub fn new(is_terminal: bool, style: Style) -> LivePicture {
         let screen = match is_terminal {
-            true => Screen::Terminal { lines: 0 },
-            false => Screen::Stream { events: 0 },
+            true => Canvas::Terminal { lines: 0 },
+            false => Canvas::Stream { events: 0 },
         };
-        Live { screen, style }
+        LivePicture { screen, style }
     }
 
     /// What to write so that the output shows `timeline`, of which only later events may be new.
     #[must_use]
     pub fn update(&mut self, timeline: &Timeline) -> String {
         match &mut self.screen {
-            Screen::Terminal { lines } => {
+            Canvas::Terminal { lines } => {
                 let mut short = timeline.clone();
                 short.events.drain(..timeline.events.len().saturating_sub(LIVE_EVENTS));
                 redraw(lines, &render(&short, self.style))
             }
-            Screen::Stream { events } => {
+            Canvas::Stream { events } => {
                 let new = timeline.events.get(*events..).unwrap_or_default();
                 *events = (*events).max(timeline.events.len());
                 new.iter().map(|event| event_line(event, self.style) + "\n").collect()
@@ -55,8 +55,8 @@ impl Live {
     #[must_use]
     pub fn finish(mut self, timeline: &Timeline) -> String {
         match &mut self.screen {
-            Screen::Terminal { lines } => redraw(lines, &render(timeline, self.style)),
-            Screen::Stream { .. } => {
+            Canvas::Terminal { lines } => redraw(lines, &render(timeline, self.style)),
+            Canvas::Stream { .. } => {
                 let new = self.update(timeline);
                 let whole = Timeline {
                     events: Vec::new(),

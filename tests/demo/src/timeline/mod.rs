@@ -1,7 +1,7 @@
 //! The picture of a failover: what happened when, which phase took how long, and what the client felt.
 //!
 //! Pure: data in, text out, at most [`WIDTH`] columns. The client's acknowledgements and the phases share one time axis,
-//! so that the silence above stands over its causes below. [`render`] gives the whole picture, [`Live`] the same while
+//! so that the silence above stands over its causes below. [`render`] gives the whole picture, [`LivePicture`] the same while
 //! it happens: drawn in place on a terminal, one line an event elsewhere. All times are microseconds from the kill,
 //! negative before it.
 
@@ -11,7 +11,7 @@ mod chart;
 mod live;
 mod render;
 
-pub use live::Live;
+pub use live::LivePicture;
 pub use render::render;
 
 /// Columns of the picture: the terminal everybody has.
@@ -26,9 +26,9 @@ pub struct Timeline {
     /// One line on top.
     pub title: String,
     /// In the order of time.
-    pub events: Vec<Event>,
+    pub events: Vec<Moment>,
     /// In the order they are to stand.
-    pub phases: Vec<Phase>,
+    pub phases: Vec<PhaseBar>,
     pub acks: Option<Acks>,
     /// The time the chart shows.
     pub window: Window,
@@ -38,7 +38,7 @@ pub struct Timeline {
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Event {
+pub struct Moment {
     pub at_us: i64,
     pub who: Who,
     pub text: String,
@@ -55,7 +55,7 @@ pub enum Who {
 
 /// A part of the failover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Phase {
+pub struct PhaseBar {
     pub kind: PhaseKind,
     pub from_us: i64,
     /// Its end, or how far it has come.
@@ -126,12 +126,12 @@ impl Window {
 pub struct Figure {
     pub label: String,
     pub value: String,
-    pub outcome: Outcome,
+    pub outcome: Rating,
 }
 
 /// Whether a figure is as it should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum Rating {
     /// Neither good nor bad.
     Neutral,
     Good,

@@ -1,7 +1,7 @@
 //! The whole picture, from top to bottom.
 
 use super::chart::{axis, bar, brace, sparkline};
-use super::{Acks, Event, Figure, Ink, Outcome, Phase, PhaseState, Style, Timeline, WIDTH, fit, milliseconds};
+use super::{Acks, Figure, Ink, Moment, PhaseBar, PhaseState, Rating, Style, Timeline, WIDTH, fit, milliseconds};
 
 /// Events drawn; of more, the first and the last are.
 const MAX_EVENTS: usize = 24;
@@ -45,7 +45,7 @@ fn rule(style: Style) -> String {
 }
 
 /// The events, of which at most `most` are drawn.
-pub(super) fn events(events: &[Event], most: usize, style: Style) -> Vec<String> {
+pub(super) fn events(events: &[Moment], most: usize, style: Style) -> Vec<String> {
     if events.len() <= most {
         return events.iter().map(|event| event_line(event, style)).collect();
     }
@@ -67,7 +67,7 @@ pub(super) fn events(events: &[Event], most: usize, style: Style) -> Vec<String>
         .collect()
 }
 
-pub(super) fn event_line(event: &Event, style: Style) -> String {
+pub(super) fn event_line(event: &Moment, style: Style) -> String {
     let time = format!("{:>9}", milliseconds(event.at_us));
     let who = format!("{:<8}", event.who.name());
     let text = fit(&event.text, WIDTH - EVENT_LABEL);
@@ -110,7 +110,7 @@ fn ack_lines(timeline: &Timeline, acks: &Acks, style: Style) -> Vec<String> {
     lines
 }
 
-fn phase_line(timeline: &Timeline, phase: &Phase, style: Style) -> String {
+fn phase_line(timeline: &Timeline, phase: &PhaseBar, style: Style) -> String {
     let name = format!("{:<12}", phase.kind.name());
     let length = milliseconds(phase.to_us.saturating_sub(phase.from_us));
     let unit = match phase.state {
@@ -141,9 +141,9 @@ fn figures(figures: &[Figure], style: Style) -> Vec<String> {
         let label = fit(&figure.label, WIDTH / 2 - 4);
         let value = fit(&figure.value, WIDTH / 2 - 4);
         let (mark, ink) = match figure.outcome {
-            Outcome::Neutral => ("", Ink::Bold),
-            Outcome::Good => ("✔ ", Ink::BrightGreen),
-            Outcome::Bad => ("✘ ", Ink::Red),
+            Rating::Neutral => ("", Ink::Bold),
+            Rating::Good => ("✔ ", Ink::BrightGreen),
+            Rating::Bad => ("✘ ", Ink::Red),
         };
         let columns = mark.chars().count() + value.chars().count() + 1 + label.chars().count();
         let drawn = format!("{} {label}", style.paint(ink, &format!("{mark}{value}")));

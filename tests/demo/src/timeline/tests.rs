@@ -1,13 +1,13 @@
 use super::*;
 
-fn event(at_us: i64, who: Who, text: &str) -> Event {
+fn event(at_us: i64, who: Who, text: &str) -> Moment {
     let text = text.to_owned();
-    Event { at_us, who, text }
+    Moment { at_us, who, text }
 }
 
-fn phase(kind: PhaseKind, from_us: i64, to_us: i64) -> Phase {
+fn phase(kind: PhaseKind, from_us: i64, to_us: i64) -> PhaseBar {
     let state = PhaseState::Done;
-    Phase {
+    PhaseBar {
         kind,
         from_us,
         to_us,
@@ -15,7 +15,7 @@ fn phase(kind: PhaseKind, from_us: i64, to_us: i64) -> Phase {
     }
 }
 
-fn figure(value: &str, label: &str, outcome: Outcome) -> Figure {
+fn figure(value: &str, label: &str, outcome: Rating) -> Figure {
     Figure {
         label: label.to_owned(),
         value: value.to_owned(),
@@ -78,10 +78,10 @@ fn failover() -> Timeline {
         }),
         window,
         figures: vec![
-            figure("5 012", "acknowledged writes", Outcome::Neutral),
-            figure("0", "lost", Outcome::Good),
-            figure("same connection", "for the client", Outcome::Good),
-            figure("108.3 ms", "black-out", Outcome::Neutral),
+            figure("5 012", "acknowledged writes", Rating::Neutral),
+            figure("0", "lost", Rating::Good),
+            figure("same connection", "for the client", Rating::Good),
+            figure("108.3 ms", "black-out", Rating::Neutral),
         ],
     }
 }
@@ -121,7 +121,7 @@ fn nothing_is_wider_than_the_terminal() {
     wide.events.push(event(i64::MAX, Who::Primary, &"x".repeat(200)));
     wide.events.push(event(i64::MIN, Who::Primary, "y\n\x1b[2J"));
     wide.phases.push(phase(PhaseKind::Drain, i64::MIN, i64::MAX));
-    wide.figures = vec![figure(&"v".repeat(100), &"l".repeat(100), Outcome::Bad); 5];
+    wide.figures = vec![figure(&"v".repeat(100), &"l".repeat(100), Rating::Bad); 5];
     for window in [
         wide.window,
         Window::default(),
@@ -215,7 +215,7 @@ fn a_running_phase_is_marked() {
 #[test]
 fn a_stream_gets_each_event_once_and_the_picture_at_the_end() {
     let whole = failover();
-    let mut live = Live::new(false, Style::Plain);
+    let mut live = LivePicture::new(false, Style::Plain);
     let part = Timeline {
         events: whole.events[..2].to_vec(),
         ..whole.clone()
@@ -232,7 +232,7 @@ fn a_stream_gets_each_event_once_and_the_picture_at_the_end() {
 #[test]
 fn a_terminal_is_redrawn_in_place() {
     let whole = failover();
-    let mut live = Live::new(true, Style::Plain);
+    let mut live = LivePicture::new(true, Style::Plain);
     let first = live.update(&whole);
     assert!(
         !first.contains("\x1b[A") && first.starts_with('\r'),

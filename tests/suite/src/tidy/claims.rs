@@ -23,7 +23,7 @@ const WITH_UNSAFE_CODE: Exceptions = &[
 const UNSAFE_FILES: Exceptions = &[
     ("shared-disk/src/syscall/sg.rs", "ioctl(SG_IO)"),
     ("shared-disk/src/syscall/statx.rs", "statx(STATX_DIOALIGN)"),
-    ("vmm/host/src/lease_guard.rs", "a timer that signals one thread"),
+    ("vmm/host/src/lease_guard.rs", "a timer that moves between threads"),
     ("vmm/host/src/net/tap.rs", "ioctl(TUNSETIFF)"),
     (
         "vmm/hypervisor/src/scripted/execute.rs",

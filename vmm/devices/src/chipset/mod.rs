@@ -85,8 +85,8 @@ impl Chipset {
         })
     }
 
-    /// The platform as firmware would leave it, at the time it is. Requests that disks have taken stay outstanding; nobody is
-    /// told when they end.
+    /// Puts the platform into the state in which firmware would leave it; time goes on. Requests that disks have taken
+    /// stay outstanding, and no driver is told when they end (PROTOCOL 8).
     ///
     /// # Errors
     /// None in practice: the configuration was accepted before.

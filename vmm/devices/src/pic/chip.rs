@@ -28,7 +28,7 @@ impl ChipRole {
 /// The initialisation command word that the data port expects next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Expects {
-    /// Initialised: data writes are OCW1, the mask.
+    /// None: the chip is initialised, and a byte at the data port is OCW1, the mask.
     Mask,
     Icw2 {
         single: bool,
@@ -53,7 +53,7 @@ enum Shows {
     InService,
 }
 
-/// Who ends an interrupt (ICW4, OCW2).
+/// Whether the guest ends an interrupt, or the chip does (ICW4, OCW2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum EndOfInterrupt {
     Command,

@@ -126,7 +126,8 @@ pub(super) struct PitChannel {
 }
 
 impl PitChannel {
-    /// As firmware leaves it: a count was loaded once. Linux waits for that before it looks at a count for the first time.
+    /// As firmware leaves it: a count was loaded once. Linux waits for that before it looks at a count for the first
+    /// time.
     pub(super) fn new(gate: bool) -> Self {
         PitChannel {
             mode: Mode::TerminalCount,

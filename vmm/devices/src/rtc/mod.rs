@@ -58,11 +58,11 @@ const B_24_HOURS: u8 = 1 << 1;
 const INTERRUPTS: u8 = B_PERIODIC | B_ALARM | B_UPDATE;
 
 const C_INTERRUPT: u8 = 1 << 7;
-/// The battery is good.
+/// Register D: time and NVRAM are valid, because the battery is good.
 const D_VALID: u8 = 1 << 7;
 
 const HOUR_PM: u8 = 1 << 7;
-/// Alarm bytes from here on match anything.
+/// An alarm byte of this value or above matches anything.
 const ALARM_ANY: u8 = 0xC0;
 
 const NVRAM: usize = 128;

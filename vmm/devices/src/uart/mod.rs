@@ -66,7 +66,7 @@ pub(super) struct Uart {
     divisor: [u8; 2],
     received: VecDeque<u8>,
     overrun: bool,
-    /// The transmitter became empty and nobody has been told yet.
+    /// The transmitter has become empty, and the guest has not yet seen the interrupt that says so.
     transmitter_empty_pending: bool,
     /// MSR's lower half: which modem lines changed since it was read.
     modem_changes: u8,

@@ -125,7 +125,7 @@ pub(crate) struct VirtioPci<M> {
     window: Window,
 }
 
-/// What the bus needs of a function.
+/// What the PCI bus asks of a function, whatever device it is.
 pub(crate) trait PciFunction {
     /// The aligned configuration dword at `register`.
     fn read_register(&mut self, register: u8, env: &mut DeviceEnv<'_>) -> u32;

@@ -300,11 +300,11 @@ fn dropping_the_pool_waits_for_what_was_submitted() {
     assert!(disk.bytes.lock().expect("lock").iter().all(|byte| *byte == 0xCD));
 }
 
-/// A disk from which another side has fenced this one off.
+/// A disk that another side has reserved for itself.
 #[derive(Debug)]
-struct FencedOffDisk;
+struct SupersededDisk;
 
-impl Disk for FencedOffDisk {
+impl Disk for SupersededDisk {
     fn execute(&self, _: &DiskRequest) -> Ended {
         (DiskStatus::IoError, Vec::new()).into()
     }
@@ -319,9 +319,9 @@ impl Disk for FencedOffDisk {
 }
 
 #[test]
-fn what_a_fenced_disk_answers_never_reaches_the_guest() {
+fn what_a_superseded_disk_answers_never_reaches_the_guest() {
     let (sender, queue) = event_queue();
-    let disks: [Arc<dyn Disk>; 2] = [Arc::new(FencedOffDisk), MemoryDisk::new(4096)];
+    let disks: [Arc<dyn Disk>; 2] = [Arc::new(SupersededDisk), MemoryDisk::new(4096)];
     let pool = DiskPool::start(&disks, &sender, &nobody()).expect("starts");
     pool.submit(request(0, 1, write(0, 1))).expect("accepted");
     pool.submit(request(1, 2, write(0, 1))).expect("accepted");

@@ -1,10 +1,10 @@
 //! Kicks: making a running vCPU return from another thread, without ever losing one.
 //!
 //! A kick sets a flag and, if the vCPU's thread is inside [`KickCell::enter`]'s guard, sends that thread a signal whose
-//! handler sets `kvm_run.immediate_exit` through a thread-local pointer. A signal before KVM_RUN thus makes it return at
-//! once, a signal during KVM_RUN interrupts it. The flag, not the signal, is the truth: a kick that finds no vCPU inside
-//! KVM_RUN is seen by the next run. A signal that arrives late, or at a thread that has ended or now runs something
-//! else, finds a null pointer and does nothing.
+//! handler sets `kvm_run.immediate_exit` through a thread-local pointer. A signal before KVM_RUN thus makes it return
+//! at once, a signal during KVM_RUN interrupts it. The flag, not the signal, is the truth: a kick that finds no vCPU
+//! inside KVM_RUN is seen by the next run. A signal that arrives late, or at a thread that has ended or now runs
+//! something else, finds a null pointer and does nothing.
 
 use std::cell::Cell;
 use std::ptr;

@@ -8,9 +8,9 @@
 //! | [`doctor`] | the same as a table for the user |
 //!
 //! The rules that [`KvmCpu`] keeps are those of KVM-FACTS, "Rules that follow": an exit is completed by KVM_RUN with
-//! `immediate_exit` until it returns EINTR, and whatever it returns before that is the next numbered exit; a return that the
-//! guest did not cause has no number; interrupts are queued only where IF and KVM both allow it; state is set only after
-//! completion.
+//! `immediate_exit` until it returns EINTR, and whatever it returns before that is the next numbered exit; a return
+//! that the guest did not cause has no number; interrupts are queued only where IF and KVM both allow it; state is set
+//! only after completion.
 
 pub mod doctor;
 mod entry;

@@ -1,7 +1,8 @@
 //! Which model-specific registers belong to a vCPU's state.
 //!
-//! KVM's own list (KVM_GET_MSR_INDEX_LIST) and the memory type range registers, less those that show the host's time and
-//! those of paravirtual interfaces that guests do not have; of the rest, what this vCPU lets us read and write back.
+//! KVM's own list (KVM_GET_MSR_INDEX_LIST) and the memory type range registers, less those that show the host's time
+//! and those of paravirtual interfaces that guests do not have; of the rest, what this vCPU lets us read and write
+//! back.
 
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
@@ -23,8 +24,8 @@ const MTRRS: [std::ops::RangeInclusive<u32>; 6] = [
     0x277..=0x277,
     0x2ff..=0x2ff,
 ];
-/// IA32_SYSENTER_ESP and IA32_SYSENTER_EIP. On AMD KVM keeps only the low half of what is written from outside (SYSENTER
-/// does not exist in AMD's 64-bit mode), so a saved value would come back truncated.
+/// IA32_SYSENTER_ESP and IA32_SYSENTER_EIP. On AMD KVM keeps only the low half of what is written from outside
+/// (SYSENTER does not exist in AMD's 64-bit mode), so a saved value would come back truncated.
 const SYSENTER: [u32; 2] = [0x175, 0x176];
 /// A value for trying out SYSENTER's MSRs: a kernel address, whose upper half is lost where KVM keeps only 32 bits.
 const WIDE: u64 = 0xffff_8000_1234_5678;

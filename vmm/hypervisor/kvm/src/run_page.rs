@@ -1,8 +1,8 @@
 //! The `kvm_run` page that a vCPU shares with the kernel, and what its exit union says.
 //!
 //! kvm-ioctls decodes exits too, but hides size and count of a port read (`inl` looks like `rep insb` x 4) and has no
-//! setter for the window request, so this module maps the page itself. The kernel writes to it only inside KVM_RUN, when
-//! no reference into it exists; the one exception, `immediate_exit`, is only touched as an atomic.
+//! setter for the window request, so this module maps the page itself. The kernel writes to it only inside KVM_RUN,
+//! when no reference into it exists; the one exception, `immediate_exit`, is only touched as an atomic.
 
 use std::fmt;
 use std::os::fd::AsRawFd;

@@ -1,7 +1,7 @@
 //! A vCPU's state: everything that decides how it runs on, except RAM.
 //!
-//! Because XSAVE is hidden from guests, the FPU state is x87 and SSE; whatever else the host's CPU has (AVX, ...) is set
-//! to its initial state by a restore. Two saves of the same state give the same bytes.
+//! Because XSAVE is hidden from guests, the FPU state is x87 and SSE; whatever else the host's CPU has (AVX, ...) is
+//! set to its initial state by a restore. Two saves of the same state give the same bytes.
 
 use kvm_bindings::{
     KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW, kvm_debugregs, kvm_mp_state, kvm_regs, kvm_sregs,

@@ -254,8 +254,8 @@ impl Slot {
         checked(result, "resetting the dirty log (KVM_CLEAR_DIRTY_LOG)")
     }
 
-    /// Those of `pages`, ascending, that are in this slot, as bits of the words that have any; and the number in the slot of the
-    /// first bit.
+    /// Those of `pages`, ascending, that are in this slot, as bits of the words that have any; and the number in the
+    /// slot of the first bit.
     fn bits(&mut self, pages: &[u64]) -> Option<(u64, &mut [u64])> {
         let start = self.guest_address >> PAGE_SHIFT;
         let end = start + (self.size >> PAGE_SHIFT);

@@ -10,7 +10,7 @@ use crate::{Cpu as _, CpuError, DeliveryMode, Exit, Interrupts, PAGE_SHIFT, PAGE
 const REFUSED: u64 = 0x0067_7066_6175_6c74;
 
 impl ScriptedCpu {
-    /// Folds something that reached the CPU, with its position.
+    /// Folds something that reached the CPU into the accumulator, together with the number of the exit that it came at.
     pub(super) fn take_in(&mut self, what: u64) {
         self.state.accumulator.fold(self.state.exits);
         self.state.accumulator.fold(what);
@@ -30,7 +30,7 @@ impl ScriptedCpu {
         exit
     }
 
-    /// Finishes the access that is under way; `Some` is the exit that this produces.
+    /// Finishes the pending access, if there is one; `Some` is a further exit that this leads to.
     pub(super) fn finish(&mut self) -> Option<Exit> {
         let answer = if std::mem::take(&mut self.refused) {
             // As on KVM, which drops an interrupt that was queued before the access ended in #GP.

@@ -1,11 +1,13 @@
 //! A CPU without KVM, for the simulator: it does what a [`Script`] says.
 //!
 //! It keeps the rules that the seam states, down to a second exit from `complete` and dirty pages that no exit
-//! announces. Whatever reaches it (answers, interrupt vectors, loads from RAM) is folded into an accumulator *together with the
-//! number of its exits so far*, and the accumulator goes into registers, memory and later outputs: an input that comes one exit too
-//! early or too late changes everything after it (PROTOCOL, "What the simulator must be able to see").
+//! announces. Whatever reaches it (answers, interrupt vectors, loads from RAM) is folded into an accumulator *together
+//! with the number of its exits so far*, and the accumulator goes into registers, memory and later outputs: an input
+//! that comes one exit too early or too late changes everything after it (PROTOCOL, "What the simulator must be able to
+//! see").
 //!
-//! Time passes only while it computes without exits: a kick may be set to arrive after so many units.
+//! Time is counted in units of computing ([`ScriptStep::Spin`]) and passes only there: a kick may be set to arrive
+//! after so many of them.
 
 mod execute;
 mod kick;
@@ -31,8 +33,8 @@ const FLAGS: u64 = 2;
 /// What stands in RIP for the first step; the handler's steps follow from `HANDLER_RIP`.
 const FIRST_RIP: u64 = 0x1000;
 const HANDLER_RIP: u64 = 0x8000_0000;
-/// After so many steps without an exit or a kick, `run` returns as if it had been kicked, which any caller must expect at
-/// any time: a program without exits cannot hang a simulation.
+/// After so many steps without an exit or a kick, `run` returns as if it had been kicked, which any caller must expect
+/// at any time: a program without exits cannot hang a simulation.
 const QUIET_STEPS: u64 = 100_000;
 
 /// What a script, or a state for it, can be wrong about.
@@ -60,21 +62,27 @@ pub enum ScriptError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Place {
     Program(usize),
-    /// In the handler; it returns to a step of the program, so many units into it.
+    /// In the handler.
     Handler {
         step: usize,
+        /// The step of the program that it returns to, and how many units of that are done.
         back: usize,
         units: u64,
     },
 }
 
-/// An access that has left and is not finished.
+/// An access that has caused an exit and is not finished, and what finishing it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pending {
     Nothing,
+    /// Nothing more happens.
     Write,
+    /// The answer is folded into the accumulator.
     Read,
-    Update { addr: u64 },
+    /// As `Read`, and then a write comes out as the next exit.
+    Update {
+        addr: u64,
+    },
 }
 
 /// See [`Cpu::State`].
@@ -211,8 +219,8 @@ impl Cpu for ScriptedCpu {
         registers
     }
 
-    /// What is new in RAX or RDX (the answer to RDTSC) reaches the CPU as any input does, so that it cannot wipe out those
-    /// before it; IF is set; the place in the script is not a matter of registers.
+    /// What is new in RAX or RDX (the answer to RDTSC) reaches the CPU as any input does, so that it cannot wipe out
+    /// those before it; IF is set; the place in the script is not a matter of registers.
     fn set_registers(&mut self, registers: &RegisterFile) -> Result<(), CpuError> {
         let before = self.registers();
         for index in [RAX, RDX] {

@@ -109,8 +109,8 @@ impl Script {
         }
     }
 
-    /// A program that sets up interrupt controller and timer as a PC's and then does `length` random steps, for ever. It speaks
-    /// on the serial port, reads clocks, halts, computes without exits, and switches interrupts off and on.
+    /// A program that sets up interrupt controller and timer as a PC's and then does `length` random steps, for ever.
+    /// It speaks on the serial port, reads clocks, halts, computes without exits, and switches interrupts off and on.
     #[must_use]
     pub fn random(seed: u64, length: usize) -> Self {
         let mut choices = Sequence::new(seed);
@@ -126,7 +126,8 @@ impl Script {
         }
     }
 
-    /// Interrupt controller: edge-triggered, vectors from 0x20, cascade, only the timer let through. Timer: mode 2, 100 Hz.
+    /// Interrupt controller: edge-triggered, vectors from 0x20, cascade, only the timer let through. Timer: mode 2, 100
+    /// Hz.
     fn prologue() -> Vec<ScriptStep> {
         let out = |port, value| ScriptStep::PortWrite {
             port,

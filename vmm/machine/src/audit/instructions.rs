@@ -1,7 +1,7 @@
 //! Instructions whose result differs between two runs, and what becomes of each in a guest.
 //!
-//! What CPUID hides is not trapped by every processor: a program that executes RDRAND without asking gets random bits on
-//! kvm-amd (APM volume 3), and a replay diverges. CR4.TSD traps RDTSC and RDTSCP in user mode whatever CPUID says.
+//! What CPUID hides is not trapped by every processor: a program that executes RDRAND without asking gets random bits
+//! on kvm-amd (APM volume 3), and a replay diverges. CR4.TSD traps RDTSC and RDTSCP in user mode whatever CPUID says.
 
 use iced_x86::Mnemonic;
 use serde::Serialize;

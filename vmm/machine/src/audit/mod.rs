@@ -59,7 +59,7 @@ pub enum ImageKind {
     Disk,
 }
 
-/// The result.
+/// What was found in an image; also written as JSON.
 #[derive(Clone, Debug, Serialize)]
 pub struct AuditReport {
     pub image: String,

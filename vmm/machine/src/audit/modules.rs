@@ -15,7 +15,7 @@ use super::{cpio, expanded_module, scan};
 /// Longest name of a module (include/linux/moduleparam.h, MODULE_NAME_LEN, less the final zero).
 const MAX_NAME: usize = 55;
 
-/// What a search found.
+/// What a search for modules that must stay out has found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Uncaught {
     /// Modules that read the time stamp counter, by the names that the kernel knows them by.

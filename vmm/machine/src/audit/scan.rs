@@ -1,6 +1,6 @@
-//! The instructions of one ELF file, by decoding its sections with instructions, or its executable segments where it has
-//! none. Data between functions may be decoded as well: a count may be too high in a hand-written program, never too low
-//! by more than what stands directly behind such data.
+//! The instructions of one ELF file, by decoding its sections with instructions, or its executable segments where it
+//! has none. Data between functions may be decoded as well: a count may be too high in a hand-written program, never
+//! too low by more than what stands directly behind such data.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
-//! Bare-metal 64-bit ELF guests, entered by the contract of the `abi` crate (guest-images/guests/abi): long mode, CPL0, the first 4 GiB
-//! mapped one to one.
+//! Bare-metal 64-bit ELF guests, entered by the contract of the `abi` crate (guest-images/guests/abi): long mode, CPL0,
+//! the first 4 GiB mapped one to one.
 
 use std::io::Cursor;
 

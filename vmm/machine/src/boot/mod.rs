@@ -219,8 +219,8 @@ impl Kernel {
         self.initrd.as_ref().map(|initrd| initrd.bytes.as_slice())
     }
 
-    /// The command line of a new guest: the user's, behind what this kind of guest needs. Linux will not load the modules
-    /// in `kept_out`.
+    /// The command line of a new guest: the user's, behind what this kind of guest needs. Linux will not load the
+    /// modules in `kept_out`.
     ///
     /// # Errors
     /// If an option of the user's contradicts a needed one.

@@ -1,8 +1,8 @@
 //! The guest's one clock (DESIGN, idea 4; PROTOCOL 20).
 //!
 //! Virtual time is nanoseconds since the guest's start. It is logged at the exits that need it; whatever else looks
-//! like a clock (the TSC) is derived from the last logged value and the readings since, without an entry. No value handed
-//! out is smaller than one before it.
+//! like a clock (the TSC) is derived from the last logged value and the readings since, without an entry. No value
+//! handed out is smaller than one before it.
 
 use serde::{Deserialize, Serialize};
 

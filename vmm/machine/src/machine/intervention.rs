@@ -1,10 +1,10 @@
 //! What an operator does to a machine (`Input::Control`): pause, resume, reset.
 //!
-//! These are inputs like any other: each has a position, is logged, and is applied by a backup too, so a backup that goes
-//! live while its guest is paused, or after a reset, is where the primary was. A reset starts from the *boot record*: vCPU
-//! and pages as they were before the first exit. Devices begin anew, except that requests a disk has taken stay outstanding
-//! until they end, unseen by the new driver: writes may be in flight, and overlapping ones must wait for them (PROTOCOL 8).
-//! Virtual time, positions, output numbers and console positions go on.
+//! These are inputs like any other: each has a position, is logged, and is applied by a backup too, so a backup that
+//! goes live while its guest is paused, or after a reset, is where the primary was. A reset starts from the *boot
+//! record*: vCPU and pages as they were before the first exit. Devices begin anew, except that requests a disk has
+//! taken stay outstanding until they end, unseen by the new driver: writes may be in flight, and overlapping ones must
+//! wait for them (PROTOCOL 8). Virtual time, positions, output numbers and console positions go on.
 
 use std::sync::{Arc, OnceLock};
 
@@ -20,7 +20,8 @@ use super::{Machine, MachineError, Phase};
 use crate::config::MACHINE_VERSION;
 use ftvm_hypervisor::{Cpu, GuestMemory};
 
-/// Where a machine finds its boot record as soon as there is one: it is made, or comes to a backup, while the guest runs.
+/// Where a machine finds its boot record as soon as there is one: it is made, or comes to a backup, while the guest
+/// runs.
 pub type BootCell = Arc<OnceLock<Vec<u8>>>;
 
 /// The state before the first exit.
@@ -61,7 +62,7 @@ impl<C: Cpu> Machine<C> {
         Ok(self.cpu.save()?)
     }
 
-    /// Whether the operator has it stand still. It may be given inputs, and must not be run.
+    /// Whether the operator has paused the machine: it takes inputs, but the caller must not run it.
     #[must_use]
     pub fn paused(&self) -> bool {
         self.paused

@@ -46,7 +46,8 @@ impl TimeRead {
 }
 
 impl<C: Cpu> Machine<C> {
-    /// Answers a rewritten RDTSC. The OUT is finished first: a pending access would be completed over the new registers.
+    /// Answers a rewritten RDTSC. The OUT is finished first: a pending access would be completed over the new
+    /// registers.
     pub(super) fn answer_rdtsc(&mut self) -> Result<(), MachineError> {
         self.finish_out()?;
         let mut registers = self.cpu.registers();

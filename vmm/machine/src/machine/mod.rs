@@ -95,7 +95,7 @@ pub struct Machine<C: Cpu> {
     trail: Option<Trail>,
     copies: PageCopies,
     working_set: WorkingSet,
-    /// The operator has it stand still.
+    /// Whether the operator has paused it.
     paused: bool,
     /// What a reset starts from.
     boot: BootCell,

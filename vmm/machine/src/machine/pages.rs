@@ -129,9 +129,9 @@ impl Pages {
     }
 }
 
-/// Some pages of `memory` as they are at this moment, with the numbers of those taken, for [`Machine::write_pages`] on the
-/// other side. With [`Zeros::LeftOut`], pages of zeros are not taken: a new machine has them. The guest may be running: what
-/// it writes meanwhile is in its dirty log, and the page comes again.
+/// Some pages of `memory` as they are at this moment, with the numbers of those taken, for [`Machine::write_pages`] on
+/// the other side. With [`Zeros::LeftOut`], pages of zeros are not taken: a new machine has them. The guest may be
+/// running: what it writes meanwhile is in its dirty log, and the page comes again.
 ///
 /// # Errors
 /// If `numbers` are not the guest's.

@@ -1,4 +1,5 @@
-//! From one exit of the guest to the next: interrupts are decided, the guest runs, its exit is answered, inputs are applied.
+//! From one exit of the guest to the next: interrupts are decided, the guest runs, its exit is answered, inputs are
+//! applied.
 
 use ftvm_schema::entry::{EndReason, ExitSeq, Input, Position};
 
@@ -117,7 +118,8 @@ impl<C: Cpu> Machine<C> {
         Ok(None)
     }
 
-    /// Handles an exit: gives it its number, folds it into the digest, lets the devices answer, and collects what leaves.
+    /// Handles an exit: gives it its number, folds it into the digest, lets the devices answer, and collects what
+    /// leaves.
     pub(super) fn handle<T: TimeSource>(&mut self, exit: Exit, time: &mut T) -> Result<Step, T::Error> {
         match exit {
             Exit::Interrupted => return Ok(Step::Interrupted),

@@ -39,8 +39,8 @@ struct StateRecord<C> {
 /// What a kick led to.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Moved {
-    /// The machine stands settled at a new position between two exits, where inputs can be applied. Whoever replays needs
-    /// a checkpoint to get there.
+    /// The machine stands settled at a new position between two exits, where inputs can be applied. Whoever replays
+    /// needs a checkpoint to get there.
     ToBoundary,
     /// Completing the last exit yielded another one; it has been handled, and inputs can be applied at it.
     ToExit,
@@ -89,7 +89,7 @@ impl<C: Cpu> Machine<C> {
         Ok((record, numbers.len()))
     }
 
-    /// What computes: the address space of a program at CPL 3, nothing at CPL 0.
+    /// Which program runs: its address space at CPL 3, `None` at CPL 0 ([`Cpu::program`]).
     ///
     /// # Errors
     /// If the hypervisor fails.
@@ -97,8 +97,8 @@ impl<C: Cpu> Machine<C> {
         Ok(self.cpu.program()?)
     }
 
-    /// Resets the dirty log at an exit, where a backup at the same exit has the same memory. Pages that the guest writes all
-    /// the time stay in it.
+    /// Resets the dirty log at an exit, where a backup at the same exit has the same memory. Pages that the guest
+    /// writes all the time stay in it.
     ///
     /// # Errors
     /// If the hypervisor fails.
@@ -134,8 +134,8 @@ impl<C: Cpu> Machine<C> {
         Ok(pages)
     }
 
-    /// The machine at the exit it stands at, settled, with the pages written since [`Machine::take_dirty`]: what is left for
-    /// a joining backup that has the others.
+    /// The machine at the exit it stands at, settled, with the pages written since [`Machine::take_dirty`]: what is
+    /// left for a joining backup that has the others.
     ///
     /// # Errors
     /// If the hypervisor fails.
@@ -150,7 +150,8 @@ impl<C: Cpu> Machine<C> {
         self.encode(Pages::whole(numbers, bytes))
     }
 
-    /// Puts pages of [`copy_pages`](super::pages::copy_pages) into a machine that has not run, ahead of [`Machine::load`].
+    /// Puts pages of [`copy_pages`](super::pages::copy_pages) into a machine that has not run, ahead of
+    /// [`Machine::load`].
     ///
     /// # Errors
     /// If they are not pages of this guest, ascending, with as much content. Nothing has changed then.

@@ -23,8 +23,8 @@ impl TimeSource for Still {
     }
 }
 
-/// A serial port raises its interrupt while interrupts are off; then they are on, and the first exit is an MSR that nobody
-/// has. KVM drops what is queued before such an access is finished, and so does the scripted CPU.
+/// A serial port raises its interrupt while interrupts are off; then they are on, and the first exit is an MSR that
+/// nobody has. KVM drops what is queued before such an access is finished, and so does the scripted CPU.
 #[test]
 fn an_interrupt_at_a_refused_msr_is_not_lost() {
     const HANDLED: GuestAddress = GuestAddress(0x7000);
@@ -33,7 +33,8 @@ fn an_interrupt_at_a_refused_msr_is_not_lost() {
         size: 1,
         value: Operand::Const(value),
     };
-    // The first interrupt controller: vectors from 0x20, all masked but line 4; then modem control and interrupt enable.
+    // The first interrupt controller: vectors from 0x20, all masked but line 4; then modem control and interrupt
+    // enable.
     let set_up = [
         (0x20, 0x11),
         (0x21, 0x20),
@@ -63,8 +64,8 @@ fn an_interrupt_at_a_refused_msr_is_not_lost() {
     assert!(handled(&machine), "the handler ran");
 }
 
-/// A page goes from 7 to 8, an exit, and back to 7 before the checkpoint, again and again: since the last one it has not changed,
-/// but at the last exit, where the other side stands, it was another. In between the dirty log is reset.
+/// A page goes from 7 to 8, an exit, and back to 7 before the checkpoint, again and again: since the last one it has
+/// not changed, but at the last exit, where the other side stands, it was another. In between the dirty log is reset.
 #[test]
 fn a_page_that_goes_back_is_brought_along_as_often_as_it_does() {
     const PAGE: u64 = 5;

@@ -1,16 +1,17 @@
 //! Which pages a guest writes again and again.
 //!
-//! A page that is to be in the next checkpoint only if it is written is write-protected, and its first write costs the guest
-//! a fault. To carry a page that has not changed costs less than that, or not much more. So a page that was written in
-//! one checkpoint and soon again stays writable, and is in every checkpoint, until it is seen unchanged for a while. A page that is
-//! carried for nothing is harmless: a checkpoint may hold more than what was written (DESIGN, idea 3).
+//! A page that is to be in the next checkpoint only if it is written is write-protected, and its first write costs the
+//! guest a fault. To carry a page that has not changed costs less than that, or not much more. So a page that was
+//! written in one checkpoint and soon again stays writable, and is in every checkpoint, until it is seen unchanged for
+//! a while. A page that is carried for nothing is harmless: a checkpoint may hold more than what was written (DESIGN,
+//! idea 3).
 //!
 //! Only the side that makes checkpoints knows this; nothing of it is in a record.
 
 use std::collections::BTreeMap;
 
-/// A page stays writable once it is written again at most so many checkpoints after the last time, until more than so many in a row
-/// have found it unchanged.
+/// A page stays writable once it is written again at most so many checkpoints after the last time, until more than so
+/// many in a row have found it unchanged.
 const AGAIN_WITHIN: u64 = 4;
 
 /// Most pages that stay writable: what carrying them unchanged costs a checkpoint is bounded by this.
@@ -25,7 +26,7 @@ struct Habit {
     kept: bool,
 }
 
-/// See the module's text.
+/// What is known of pages that were in checkpoints; the module's text says what for.
 #[derive(Debug, Default)]
 pub(super) struct WorkingSet {
     pages: BTreeMap<u64, Habit>,
@@ -34,7 +35,7 @@ pub(super) struct WorkingSet {
 }
 
 impl WorkingSet {
-    /// Every page has been protected.
+    /// Forgets everything: every page is write-protected now.
     pub(super) fn clear(&mut self) {
         self.pages.clear();
         self.kept = 0;
@@ -45,7 +46,8 @@ impl WorkingSet {
         self.pages.get(&page).is_some_and(|habit| habit.kept)
     }
 
-    /// The next checkpoint carries these pages, each changed or not: those that are to be write-protected again, in their order.
+    /// The next checkpoint carries these pages, each changed or not: those that are to be write-protected again, in
+    /// their order.
     pub(super) fn carried(&mut self, pages: impl Iterator<Item = (u64, bool)>) -> Vec<u64> {
         self.checkpoint += 1;
         let now = self.checkpoint;
@@ -83,7 +85,8 @@ impl WorkingSet {
 mod tests {
     use super::*;
 
-    /// What of one page, changed or not, in checkpoints in a row becomes protected; `None` where it is not in a checkpoint.
+    /// What of one page, changed or not, in checkpoints in a row becomes protected; `None` where it is not in a
+    /// checkpoint.
     fn protected(changes: &[Option<bool>]) -> Vec<bool> {
         let mut set = WorkingSet::default();
         let mut next = |change: &Option<bool>| {

@@ -1,11 +1,11 @@
 //! Joins: what comes in which order, and what is refused.
 
+use ftvm_schema::entry::Incarnation;
 use logging_channel::chunk;
 use logging_channel::message::{BLOCKS_UNDER_WAY, Grant};
 
 use super::tests::{G, ME, MS, claims, ends_with, following, grant, joining};
 use super::*;
-use ftvm_schema::entry::Incarnation;
 
 #[test]
 fn without_a_whole_state_and_a_grant_it_never_asks() {

@@ -29,7 +29,7 @@ const EXECUTED_ACKS: u64 = 50;
 /// Most that two hosts' clocks drift apart, in parts per million: 500 is what NTP may slew, each way.
 const DRIFT_PPM: u32 = 1000;
 
-/// What the shell is to do.
+/// What the link is to do.
 #[derive(Debug, PartialEq)]
 pub enum Action {
     /// Send on the connection to the primary.

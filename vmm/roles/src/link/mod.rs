@@ -6,11 +6,15 @@
 //! There are two shells: tokio and the host's devices in production, and the simulator, so what the simulator has tried is
 //! the order that runs.
 
+mod acting;
 pub mod backup;
 pub mod begin;
+pub mod ending;
 pub mod guest;
 pub mod primary;
 mod releasing;
+#[cfg(test)]
+mod tests;
 pub mod world;
 
 /// Events of a link that one turn takes at most: what they have in common is done once, such as an ack.

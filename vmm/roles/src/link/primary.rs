@@ -19,10 +19,8 @@ use super::world::{ConnectionId, LinkEvent, PrimaryWorld};
 use crate::disks::{DiskEnd, DiskShell, Disks};
 use crate::event::{Event, Protection};
 use crate::exit_code::ExitCode;
-use crate::host_event::Control;
 use crate::host_event::HostEvent;
-use crate::host_event::StopKind;
-use crate::operation::{Answer, Operation, Path};
+use crate::operation::{Operation, Path};
 use crate::primary::{Action, Failure, Primary};
 use crate::terms::Terms;
 use ftvm_machine::output::Output;
@@ -84,7 +82,7 @@ pub struct PrimaryLink<H> {
     pub(super) terms: Terms,
     pub(super) stage: Stage,
     pub(super) disks: Disks<H>,
-    connection: Option<ConnectionId>,
+    pub(super) connection: Option<ConnectionId>,
     /// Ends of disk requests that the guest knows and the backup may not yet.
     pub(super) done: VecDeque<DiskEnd>,
     /// The output whose system call is under way.
@@ -94,18 +92,18 @@ pub struct PrimaryLink<H> {
     /// Whether the first output of this life is still to come, and is to be told of.
     pub(super) first_output: bool,
     pub(super) announcements: u32,
-    protection: Protection,
+    pub(super) protection: Protection,
     pub(super) over: Option<(ExitCode, String)>,
     /// Where the log stands.
-    logged_to: ExitSeq,
+    pub(super) logged_to: ExitSeq,
     /// Bytes of log when the traffic was last reported.
     logged: u64,
     /// Whether the vCPU thread still has something to say.
     listening: bool,
     /// Operations without an answer.
-    asked: BTreeMap<u64, Operation>,
+    pub(super) asked: BTreeMap<u64, Operation>,
     /// Failures that the guest is not told of while it is being handed over. As many as it has requests under way.
-    withheld: Vec<HostEvent>,
+    pub(super) withheld: Vec<HostEvent>,
 }
 
 #[derive(Debug)]
@@ -113,16 +111,6 @@ pub(super) struct Saved {
     pub record: Vec<u8>,
     pub mark: Mark,
     pub stopped: Duration,
-}
-
-/// How a primary's life in this process ended.
-#[derive(Debug)]
-pub struct Ended<H> {
-    /// The exit code.
-    pub code: ExitCode,
-    pub why: String,
-    /// What touches the disks, unless it has been asked to do its last. Dropping it may wait for a disk.
-    pub hands: Option<H>,
 }
 
 impl<H: DiskShell> PrimaryLink<H> {
@@ -163,13 +151,6 @@ impl<H: DiskShell> PrimaryLink<H> {
     #[must_use]
     pub fn over(&self) -> Option<(ExitCode, &str)> {
         self.over.as_ref().map(|(code, why)| (*code, why.as_str()))
-    }
-
-    /// Whether the guest's life has ended here, so that nobody may carry it on.
-    #[must_use]
-    pub fn ends_cleanly(&self) -> bool {
-        let entitled = |(code, _): &(ExitCode, String)| !matches!(*code, ExitCode::Lost | ExitCode::HandedOver);
-        self.over.as_ref().is_some_and(entitled) && self.core.guest_end().is_some()
     }
 
     /// Whether the link does nothing else until its disks are fenced ([`PrimaryLink::fenced`]), or an output's system call is
@@ -386,110 +367,5 @@ impl<H: DiskShell> PrimaryLink<H> {
         if let Some(event) = event {
             world.report(event);
         }
-    }
-
-    /// Carries out what the core has decided.
-    pub(super) fn act<W: PrimaryWorld<Hands = H>>(
-        &mut self,
-        actions: Vec<Action>,
-        world: &mut W,
-    ) -> Result<(), W::Error> {
-        for action in actions {
-            match action {
-                Action::Send(message) => {
-                    if let Some(connection) = self.connection {
-                        world.send(connection, self.core.generation(), message);
-                    }
-                }
-                Action::Close => {
-                    if let Some(connection) = self.connection.take() {
-                        world.close(connection);
-                    }
-                }
-                Action::TakeDirty => world.tell(HostEvent::Control(Control::TakeDirty))?,
-                Action::SendPages { to, pages } => {
-                    if let Some(connection) = self.connection {
-                        world.send_pages(connection, self.core.generation(), to, pages);
-                    }
-                }
-                Action::SendBlocks { to, blocks } => {
-                    if let Some(connection) = self.connection {
-                        world.send_blocks(connection, self.core.generation(), to, blocks);
-                    }
-                }
-                Action::SaveState => world.tell(HostEvent::Control(Control::SaveState))?,
-                Action::Pace(idle) => world.pace(idle),
-                Action::StopLogging => world.stop_logging(),
-                Action::Claim(generation) => world.claim(generation, self.terms.me),
-                Action::Order(order) => world.tell(HostEvent::Control(order))?,
-                Action::PowerOff => world.tell(HostEvent::Stop(StopKind::Operator))?,
-                Action::TellFailures => {
-                    for failure in std::mem::take(&mut self.withheld) {
-                        world.tell(failure)?;
-                    }
-                }
-                Action::Answer { ticket, answer } => self.answer(ticket, answer, world),
-                Action::Die => world.die(),
-                Action::Report(event) => self.report(event, world),
-                Action::End { code, why } => self.over = Some((code, why)),
-            }
-        }
-        if self.protection != self.core.protection() {
-            self.protection = self.core.protection();
-            world.show(&self.core, self.logged_to, None);
-        }
-        Ok(())
-    }
-
-    /// Says what has happened. Whoever hears of it and asks for the status must see it there.
-    pub(super) fn report<W: PrimaryWorld<Hands = H>>(&mut self, event: Event, world: &mut W) {
-        world.show(&self.core, self.logged_to, None);
-        world.report(event);
-    }
-
-    fn answer<W: PrimaryWorld<Hands = H>>(&mut self, ticket: u64, answer: Answer, world: &mut W) {
-        if let Some(operation) = self.asked.remove(&ticket) {
-            let (done, text) = match &answer {
-                Ok(text) => (true, text.clone()),
-                Err(text) => (false, text.clone()),
-            };
-            self.report(Event::Operated { operation, done, text }, world);
-            world.answer(ticket, answer);
-        }
-    }
-
-    /// This process is to end: the backup hears the last words. [`PrimaryLink::end`] follows when they have left.
-    pub fn leave<W: PrimaryWorld<Hands = H>>(&mut self, world: &mut W) {
-        if let Some(connection) = self.connection.take() {
-            world.close(connection);
-        }
-    }
-
-    /// What is left to be done for a guest whose life has ended here; nothing leaves after this.
-    pub fn end<W: PrimaryWorld<Hands = H>>(mut self, world: &mut W) -> Ended<H> {
-        let cleanly = self.ends_cleanly();
-        let (code, why) = self.over.take().unwrap_or((ExitCode::Error, String::new()));
-        if code == ExitCode::HandedOver {
-            // The vCPU thread stands still, and is of no use any more: this process may go on as a standby. If it has
-            // ended, so much the better.
-            let _ = world.tell(HostEvent::Stop(StopKind::Operator));
-        }
-        let has_private = self.disks.private_count() > 0;
-        let (unfinished, hands) = self.disks.into_unfinished();
-        let mut hands = Some(hands);
-        if cleanly {
-            if has_private
-                && let Some(hands) = hands.take()
-                && let Err(error) = world.finish_private(unfinished, hands)
-            {
-                tracing::error!("this host's private disks may differ from the backup's: {error}");
-            }
-            if let Err(error) = world.mark_current(self.core.generation()) {
-                tracing::warn!("{error}");
-            }
-            world.give_disks_back();
-            world.note_end();
-        }
-        Ended { code, why, hands }
     }
 }

@@ -1,7 +1,7 @@
 //! The primary's decisions, pure: who may hear what the guest says, when the backup is lost, when to leave the pair.
 //!
 //! Time (CLOCK_BOOTTIME nanoseconds), messages and answers of the storage come in as arguments; what to do comes out as
-//! [`Action`]s. The shell (`run::lead`) has the sockets. Each rule of PROTOCOL is named where it is kept.
+//! [`Action`]s, which the link ([`super::link`]) carries out. Each rule of PROTOCOL is named where it is kept.
 
 mod joining;
 mod leaving;
@@ -56,7 +56,7 @@ const FRAME_BYTES: usize = 1 << 20;
 /// After a clean end the primary waits this long for the backup's ack of it, then ends all the same.
 const END_WAIT: u64 = 2_000_000_000;
 
-/// What the shell is to do.
+/// What the link is to do.
 #[derive(Debug, PartialEq)]
 pub enum Action {
     /// Send on the connection to the backup.

@@ -365,8 +365,8 @@ fn keeps_the_contract() {
 
 #[test]
 fn every_field_matters() {
-    // What the configuration fixes does not change, and no random guest has 16 MiB under way: `stalled` is seen to matter
-    // in `what_exceeds_the_bounds_waits_in_the_ring`.
+    // What the configuration fixes does not change, and no random guest has 16 MiB under way: `stalled` is seen to
+    // matter in `what_exceeds_the_bounds_waits_in_the_ring`.
     forgetting::check::<VirtioSubject<VirtioBlock>>(&[
         "/transport/model/config/access",
         "/transport/model/config/sectors",

@@ -26,8 +26,8 @@ const NUM_BUFFERS: usize = 10;
 
 /// Bytes of a frame at least: the Ethernet header.
 const MIN_FRAME: u32 = 14;
-/// Bytes of a frame that this device moves at most: 64 KiB of IP and the Ethernet header. Drivers without offloads stay far
-/// below. What the host's network takes of that is the host's own, smaller bound.
+/// Bytes of a frame that this device moves at most: 64 KiB of IP and the Ethernet header. Drivers without offloads stay
+/// far below. What the host's network takes of that is the host's own, smaller bound.
 const MAX_GUEST_FRAME: u32 = 65_550;
 
 /// Which card an effect names, and what the driver can know of it.

@@ -1,7 +1,7 @@
 //! A tiny guest on a vCPU that is kicked all the time.
 //!
-//! A quiet test proves little: a window that is exact without kicks may open elsewhere after one. The kicks also see to it
-//! that no check hangs: a guest that does not exit in time is an error.
+//! A quiet test proves little: a window that is exact without kicks may open elsewhere after one. The kicks also see to
+//! it that no check hangs: a guest that does not exit in time is an error.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,8 +17,8 @@ use ftvm_hypervisor::profile::CpuProfile;
 use ftvm_hypervisor::sequence::Sequence;
 use ftvm_hypervisor::{Cpu, CpuError, Exit, Kick};
 
-/// Microseconds between two kicks: often enough to meet a guest anywhere, rarely enough that a slow host (a kick takes up to
-/// 7.5 ms under emulation, KVM-FACTS, "Costs") gets on between them.
+/// Microseconds between two kicks: often enough to meet a guest anywhere, rarely enough that a slow host (a kick takes
+/// up to 7.5 ms under emulation, KVM-FACTS, "Costs") gets on between them.
 const SHORTEST_PAUSE: u64 = 200;
 const PAUSE_SPREAD: u64 = 4000;
 /// No program here computes longer between two exits, even on a software KVM on a loaded machine.

@@ -1,7 +1,8 @@
 //! Remembers the start-up self-test for as long as the host is up.
 //!
-//! The file is bound to this boot, this program's version and the KVM modules with their parameters. It lies in a folder of
-//! the user's own where there is one; elsewhere only a file that belongs to this user and that nobody else can write is believed.
+//! The file is bound to this boot, this program's version and the KVM modules with their parameters. It lies in a
+//! folder of the user's own where there is one; elsewhere only a file that belongs to this user and that nobody else
+//! can write is believed.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -95,7 +96,7 @@ pub(super) fn load() -> Option<Capabilities> {
     load_from(&file(), &Identity::now()?)
 }
 
-/// Remembers `capabilities`; a host where that is impossible tests anew at each start.
+/// Keeps `capabilities` for the next start. Where the file cannot be written, each start tests anew.
 pub(super) fn store(capabilities: &Capabilities) {
     let Some(identity) = Identity::now() else { return };
     let file = file();

@@ -2,8 +2,8 @@
 //!
 //! Two KVMs with the same version number may differ in what matters here (KVM-FACTS): whether interrupt windows open at
 //! the same instruction every time, whether page tables written by the host are seen, whether CPL0 code runs natively.
-//! Tiny guests find out. The start-up form takes about a second on a slow host and is kept per boot; the thorough form is for
-//! `ftvm doctor`.
+//! Tiny guests find out. The start-up form takes about a second on a slow host and is kept per boot; the thorough form
+//! is for `ftvm doctor`.
 
 pub mod bench;
 mod cache;

@@ -1,8 +1,8 @@
 //! Machine code of the tiny guests.
 //!
 //! Position-independent, integer-only at CPL0 and within what a software KVM emulates (KVM-FACTS, "Contract for
-//! bare-metal guests"). Ports: 0x10 an event, 0x11 done, 0x12 in a trap, 0x20 in an interrupt, 0xee an exception that nobody
-//! expected (its vector is on top of the stack). RAX is 0 at the start, R10 and R11 are lost.
+//! bare-metal guests"). Ports: 0x10 an event, 0x11 done, 0x12 in a trap, 0x20 in an interrupt, 0xee an exception that
+//! nobody expected (its vector is on top of the stack). RAX is 0 at the start, R10 and R11 are lost.
 
 use std::arch::global_asm;
 
@@ -48,7 +48,8 @@ pub enum TinyProgram {
     TripleFault,
     /// `fld` from RDI: on MMIO, nothing that KVM can emulate.
     Unemulable,
-    /// Loads EAX from RDI, 0x10; `ud2` for [`Label::RemapTrap`]; adds what it reads at RDI to RBX, RCX times; loads EAX again, 0x11.
+    /// Loads EAX from RDI, 0x10; `ud2` for [`Label::RemapTrap`]; adds what it reads at RDI to RBX, RCX times; loads EAX
+    /// again, 0x11.
     Remap,
 }
 

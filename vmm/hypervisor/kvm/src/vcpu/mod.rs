@@ -73,12 +73,15 @@ pub struct KvmCpu {
     kick: Arc<KickCell>,
     delivery: DeliveryMode,
     page_tables: PageTableRefresh,
+    /// Indices of the MSRs that belong to a state, ascending.
     msrs: Vec<u32>,
     task_register: TaskRegister,
+    /// Where the last exit's data is.
     access: ExitData,
     completion: Completion,
     gate: Gate,
     window_wanted: bool,
+    /// Only then can the vCPU hold translations of page tables that the host changes.
     has_run: bool,
 }
 

@@ -2,7 +2,8 @@
 //!
 //! One processor, PIC and PIT, the ACPI PM timer as clock, no TSC, nothing random at boot, no page or task moved behind
 //! the guest's back, no code at CPL 0 that was not rewritten: neither a module with RDTSC nor, by kexec, another kernel
-//! (the sysctl, set so since Linux 5.8, cannot be taken back: kernel/kexec_core.c). A user's option that contradicts one of these is refused by name, because the last one wins.
+//! (the sysctl, set so since Linux 5.8, cannot be taken back: kernel/kexec_core.c). A user's option that contradicts
+//! one of these is refused by name, because the last one wins.
 
 use std::collections::BTreeSet;
 

@@ -1,8 +1,8 @@
 //! What kernels, initrds and modules are compressed with: recognised by content, expanded up to a bound.
 //!
-//! Formats are those of Linux's `lib/decompress_*.c` and `scripts/Makefile.lib`: gzip, xz, lzma-alone, bzip2, the legacy
-//! LZ4 frame, lzop and zstd. The input is hostile: expansion stops at the caller's bound, whatever a header promises.
-//! Bytes behind the compressed stream (Linux appends the size) are ignored.
+//! Formats are those of Linux's `lib/decompress_*.c` and `scripts/Makefile.lib`: gzip, xz, lzma-alone, bzip2, the
+//! legacy LZ4 frame, lzop and zstd. The input is hostile: expansion stops at the caller's bound, whatever a header
+//! promises. Bytes behind the compressed stream (Linux appends the size) are ignored.
 
 use std::error::Error;
 use std::io::Read;
@@ -11,10 +11,12 @@ use std::io::Read;
 /// kernels use 128 MiB at most.
 const DICTIONARY_KIB: u32 = 192 << 10;
 
-/// A block of a legacy LZ4 frame expands to at most this (`lib/decompress_unlz4.c`, LZ4_DEFAULT_UNCOMPRESSED_CHUNK_SIZE).
+/// A block of a legacy LZ4 frame expands to at most this (`lib/decompress_unlz4.c`,
+/// LZ4_DEFAULT_UNCOMPRESSED_CHUNK_SIZE).
 const LZ4_CHUNK: usize = 8 << 20;
 
-/// A block of an lzop file expands to at most this (`lib/decompress_unlzo.c`, LZO_BLOCK_SIZE is 256 KiB; lzop allows more).
+/// A block of an lzop file expands to at most this (`lib/decompress_unlzo.c`, LZO_BLOCK_SIZE is 256 KiB; lzop allows
+/// more).
 const LZO_CHUNK: usize = 64 << 20;
 
 const LZ4_LEGACY: [u8; 4] = [0x02, 0x21, 0x4c, 0x18];
@@ -48,8 +50,8 @@ pub enum DecompressError {
 }
 
 impl Compression {
-    /// By the first bytes. Lzma-alone has no magic; its property byte 0x5D and a power-of-two dictionary are taken for it,
-    /// as Linux does.
+    /// By the first bytes. Lzma-alone has no magic; its property byte 0x5D and a power-of-two dictionary are taken for
+    /// it, as Linux does.
     #[must_use]
     pub fn detect(bytes: &[u8]) -> Option<Self> {
         match bytes {
@@ -64,7 +66,8 @@ impl Compression {
         }
     }
 
-    /// The expansion of the stream at the beginning of `bytes`, and how many bytes of it were used where the format tells.
+    /// The expansion of the stream at the beginning of `bytes`, and how many bytes of it were used where the format
+    /// tells.
     ///
     /// # Errors
     /// If it is damaged, or expands to more than `limit` bytes.
@@ -138,7 +141,8 @@ impl Compression {
         Ok(expanded)
     }
 
-    /// The file format of the lzop program (`lib/decompress_unlzo.c`): a header, then blocks with both sizes and a checksum.
+    /// The file format of the lzop program (`lib/decompress_unlzo.c`): a header, then blocks with both sizes and a
+    /// checksum.
     fn lzop(self, bytes: &[u8], limit: u64) -> Result<Vec<u8>, DecompressError> {
         let short = || self.damaged("it ends in the middle");
         let word = |at: usize| -> Option<usize> {

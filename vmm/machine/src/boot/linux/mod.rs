@@ -1,8 +1,9 @@
-//! Stock Linux by the 64-bit boot protocol (Documentation/arch/x86/boot.rst), without firmware, ACPI or its decompressor.
+//! Stock Linux by the 64-bit boot protocol (Documentation/arch/x86/boot.rst), without firmware, ACPI or its
+//! decompressor.
 //!
 //! A bzImage's payload is expanded here and the vmlinux in it is entered directly at `startup_64`: no KASLR and nothing
-//! random on the way, and the image can be rewritten ([`rewrite`]) before the guest sees it. Placement, command line and
-//! random seed depend on the configuration only, so that a replay and a backup build the same memory.
+//! random on the way, and the image can be rewritten ([`rewrite`]) before the guest sees it. Placement, command line
+//! and random seed depend on the configuration only, so that a replay and a backup build the same memory.
 
 pub mod cmdline;
 pub mod decompress;

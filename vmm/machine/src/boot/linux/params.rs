@@ -60,7 +60,7 @@ const DEFAULT_INITRD_MAX: u32 = 0x7fff_ffff;
 const SETUP_RNG_SEED: u32 = 9;
 const SEED_BYTES: u32 = 32;
 
-/// A page of which fields are set.
+/// The zero page in the making.
 struct ZeroPage([u8; 0x1000]);
 
 impl ZeroPage {

@@ -1,4 +1,5 @@
-//! Where things lie in a vmlinux: a 64-bit ELF executable for x86-64, as hostile input (System V ABI, AMD64 supplement).
+//! Where things lie in a vmlinux: a 64-bit ELF executable for x86-64, as hostile input (System V ABI, AMD64
+//! supplement).
 //!
 //! Offsets are checked against the file once, here; whatever uses a [`Segment`] or [`Section`] may index with them.
 

@@ -10,10 +10,12 @@ use ftvm_hypervisor::{Cpu as _, CpuError, Exit, PAGE_SIZE};
 /// Two large pages whose mapping is exchanged, and what they hold.
 const FIRST: (u64, u32) = (0x40_0000, 0x1111_1111);
 const SECOND: (u64, u32) = (0x60_0000, 0x2222_2222);
-/// On a slow host a kick may come before the guest's first instruction: so many runs more may pass until it has written.
+/// How many runs more than asked for the guest is given if it has not written at all: on a slow host kicks may come
+/// before its first instruction.
 const IDLE_RUNS: u32 = 200;
 
-/// Whether every page that changed between two looks was in the second, and every page that was not forgotten in between.
+/// Whether every page that changed between two looks was in the second, and every page that was not forgotten in
+/// between.
 pub fn dirty_log(bench: &mut VcpuBench, harvests: u32) -> Result<Deviation, CpuError> {
     let (mut pages, mut left) = (Vec::new(), Vec::new());
     for privilege in [Privilege::Kernel, Privilege::User] {

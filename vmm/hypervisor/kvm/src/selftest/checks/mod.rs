@@ -20,7 +20,7 @@ pub const RAM: usize = 8 << 20;
 /// A loop iteration takes 0.3 to 3 ns where CPL0 runs natively (or in QEMU), and 500 ns in KVM's emulator.
 const NATIVE_ITERATION: Duration = Duration::from_nanos(100);
 const LOOP_ITERATIONS: u32 = 10_000;
-/// At most; a sample takes 10 ms where KVM emulates the loop.
+/// Most samples that are taken; one takes 10 ms where KVM emulates the loop.
 const SPEED_SAMPLES: u32 = 30;
 
 /// Where the saved RIP stands at an OUT exit.
@@ -75,8 +75,8 @@ pub fn window(bench: &mut VcpuBench, mode: DeliveryMode, rounds: u32) -> Result<
     Ok(None)
 }
 
-/// Makes the store in the shadow of `sti` leave the guest in every way there is: a page that has never been touched, one
-/// that the dirty log has write-protected, and one that is simply there.
+/// Makes the store in the shadow of `sti` leave the guest in every way there is: a page that has never been touched,
+/// one that the dirty log has write-protected, and one that is simply there.
 fn prepare_window(bench: &mut VcpuBench, round: u32) -> Result<(), CpuError> {
     bench.cpu.complete()?;
     match round % 3 {
@@ -104,7 +104,7 @@ pub fn out_rip(bench: &mut VcpuBench) -> Result<OutRip, CpuError> {
     })
 }
 
-/// Time of one iteration of a two-instruction loop at CPL0; native if it is below [`NATIVE_ITERATION`].
+/// Time of one iteration of a two-instruction loop at CPL0; native if it is below 100 ns.
 pub fn kernel_speed(bench: &mut VcpuBench) -> Result<(Duration, bool), CpuError> {
     let mut best = Duration::MAX;
     // Whatever else happens meanwhile only adds time: one good sample tells.

@@ -74,7 +74,7 @@ impl Mix {
         )
     }
 
-    /// Begins anew; whether so many kicks come before the end.
+    /// Begins anew; whether `kicks` kicks arrive before the program's end.
     fn is_kicked(&self, bench: &mut VcpuBench, kicks: u32) -> Result<bool, CpuError> {
         self.begin(bench)?;
         for _ in 0..kicks {
@@ -168,8 +168,8 @@ struct Step {
 
 /// Whether `exits` exits with random answers and interrupts replay exactly: every register at every exit, and memory.
 ///
-/// The first run decides what is answered and when an interrupt comes, the second does the same at the same exits; kicks
-/// fall differently in both.
+/// The first run decides what is answered and when an interrupt comes, the second does the same at the same exits;
+/// kicks fall differently in both.
 pub fn exit_replay(profile: &CpuProfile, privilege: Privilege, exits: u32, seed: u64) -> Result<Deviation, CpuError> {
     let mut recorded = Vec::new();
     let mut memory = Vec::new();

@@ -1,8 +1,9 @@
 //! CR4.TSD stays set, so that RDTSC faults in user programs (SDM volume 3, 2.5).
 //!
 //! Setting it from outside is lost to the kernel's shadow of CR4, so the kernel sets it itself: the start-up code
-//! (arch/x86/kernel/head_64.S) writes the first CR4, `cpu_init` clears bits it does not want (arch/x86/kernel/cpu/common.c),
-//! and prctl(PR_SET_TSC) toggles the bit for a task (arch/x86/kernel/process.c). Constants change, no instruction does.
+//! (arch/x86/kernel/head_64.S) writes the first CR4, `cpu_init` clears bits it does not want
+//! (arch/x86/kernel/cpu/common.c), and prctl(PR_SET_TSC) toggles the bit for a task (arch/x86/kernel/process.c).
+//! Constants change, no instruction does.
 
 use std::collections::BTreeSet;
 
@@ -76,8 +77,8 @@ fn change(
     Patch::new(layout, purpose, address, &[byte], &[with(byte)])
 }
 
-/// The start-up code builds CR4 from constants: `or $(PAE|PGE), %ecx` (before Linux 6.5), or it keeps what a mask with PAE
-/// lets through (`mov $(PAE|LA57), %edx` ... `and %edx, %ecx`), and then the entry state's TSD is let through too.
+/// The start-up code builds CR4 from constants: `or $(PAE|PGE), %ecx` (before Linux 6.5), or it keeps what a mask with
+/// PAE lets through (`mov $(PAE|LA57), %edx` ... `and %edx, %ecx`), and then the entry state's TSD is let through too.
 fn startup(image: &[u8], layout: &Layout, symbols: &Symbols) -> Result<Patch, RewriteError> {
     let missing = |why: String| RewriteError::Missing {
         what: "the start-up code's CR4",

@@ -1,7 +1,8 @@
 //! The kernel's #GP entry begins with `out GP_HOOK_PORT, al`: the machine sees faults of user programs' RDTSC first.
 //!
-//! The entry is found through the gates that the kernel puts into its IDT (`def_idts`, arch/x86/kernel/idt.c). It begins
-//! with ENDBR64 (CONFIG_X86_KERNEL_IBT) or not, and then three bytes for CLAC, which stay NOPs while SMAP is hidden.
+//! The entry is found through the gates that the kernel puts into its IDT (`def_idts`, arch/x86/kernel/idt.c). It
+//! begins with ENDBR64 (CONFIG_X86_KERNEL_IBT) or not, and then three bytes for CLAC, which stay NOPs while SMAP is
+//! hidden.
 
 use super::super::vmlinux::Layout;
 use super::kallsyms::Symbols;

@@ -2,8 +2,9 @@
 //!
 //! scripts/kallsyms.c writes it as compressed names with a table of 256 tokens and markers at every 256th name, and
 //! addresses relative to a base. The tables have no header, so they are found by their contents: the tokens of the ten
-//! digits stand for themselves, `kallsyms_token_index` must be what the tokens' lengths say, and the markers must be where
-//! the names' lengths put them. Each step verifies itself; a table that fits none of the layouts since Linux 5.10 is none.
+//! digits stand for themselves, `kallsyms_token_index` must be what the tokens' lengths say, and the markers must be
+//! where the names' lengths put them. Each step verifies itself; a table that fits none of the layouts since Linux 5.10
+//! is none.
 
 use super::super::vmlinux::{Layout, Section};
 
@@ -254,8 +255,8 @@ fn name_length(bytes: &[u8], at: usize) -> Option<(usize, usize)> {
     Some((low & 0x7f | high << 7, at + 2))
 }
 
-/// `kallsyms_names` and `kallsyms_num_syms` in front of it, of the tables that end where the tokens begin: names, markers,
-/// and in 6.1's later versions `kallsyms_seqs_of_names` with three bytes for each symbol.
+/// `kallsyms_names` and `kallsyms_num_syms` in front of it, of the tables that end where the tokens begin: names,
+/// markers, and in 6.1's later versions `kallsyms_seqs_of_names` with three bytes for each symbol.
 fn names_before(bytes: &[u8], tokens: usize) -> Option<(usize, usize)> {
     if !tokens.is_multiple_of(ALIGN) {
         return None;

@@ -2,8 +2,8 @@
 //!
 //! RDTSC in the kernel becomes an exit; CR4.TSD makes it fault in user programs; the #GP entry lets the machine answer
 //! those. Places are found by symbols and by decoding, never by fixed offsets; each patch checks the bytes it replaces.
-//! A kernel in which a needed place is not found is refused with the reason: running it would diverge later and silently.
-//! The result depends on the image only, so primary, backup and replay load the same bytes.
+//! A kernel in which a needed place is not found is refused with the reason: running it would diverge later and
+//! silently. The result depends on the image only, so primary, backup and replay load the same bytes.
 
 mod cr4;
 mod gp;

@@ -24,7 +24,8 @@ fn from<'a>(image: &'a [u8], section: &Section, address: u64) -> Decoder<'a> {
     Decoder::with_ip(64, bytes, address, DecoderOptions::NONE)
 }
 
-/// Decodes at most `limit` instructions from `address` on, not beyond its section; none if it is in no section with instructions.
+/// Decodes at most `limit` instructions from `address` on, not beyond its section; none if it is in no section with
+/// instructions.
 pub(super) fn at(image: &[u8], layout: &Layout, address: u64, limit: usize) -> Vec<Instruction> {
     let section = layout.executable().find(|section| section.offset(address).is_some());
     section.map_or_else(Vec::new, |section| {

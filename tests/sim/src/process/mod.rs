@@ -1,4 +1,6 @@
-//! One process of the pair: what both roles have in common, its sockets, and the turns of its link task.
+//! One process of the pair: what happens to it, and the turns of its link task.
+
+mod reading;
 
 use std::collections::VecDeque;
 
@@ -9,13 +11,11 @@ use ftvm_schema::entry::{Generation, Incarnation};
 use logging_channel::codec::{FrameEncoder, decode_heartbeat};
 use shared_disk::arbiter::ClaimOutcome;
 
-use super::checks::NO_FAILURE;
 use super::common::{Common, connection_id};
 use super::env::{Env, MS, Point, US, What};
 use super::follower::Follower;
 use super::leader::Leader;
-use super::network::{Arrival, ConnId, ProcId, take};
-use super::plants::Plant;
+use super::network::{Arrival, ConnId, ProcId};
 
 /// Heartbeats that wait at most, as in `run::heartbeat`.
 const HEARD: usize = 16;
@@ -25,9 +25,6 @@ const CLAIM_PAUSE: u64 = 200 * MS;
 
 /// Events of its link that a process takes in one turn at most: few, as here they seldom wait.
 const AT_ONCE: u64 = 8;
-
-/// Messages read and not yet looked at, above which a socket is not read: fewer than in `run::link`, so that it is felt.
-const INBOUND: usize = 8;
 
 /// What a process does.
 #[derive(Debug)]
@@ -229,16 +226,6 @@ impl Process {
         }
     }
 
-    /// The kernel answers for a dead process, if the host is up.
-    fn reset(&self, env: &mut Env, conn: ConnId, way: usize) {
-        let (sender, host) = (env.net.conns[conn].ends[way], env.net.conns[conn].hosts[way]);
-        if env.hosts[self.common.host].up && env.net.blocked(self.common.host, host, env.now).is_none() {
-            let delay = env.rng.delay(env.net.delay.0, env.net.delay.1);
-            let why = "connection reset";
-            env.after(delay, sender, What::Closed { conn, why });
-        }
-    }
-
     /// One turn of the link task's loop: something that is ready, picked by chance.
     fn turn(&mut self, env: &mut Env) {
         let common = &mut self.common;
@@ -322,16 +309,6 @@ impl Process {
         self.read_on(env);
     }
 
-    /// The reader task goes on where it had to wait.
-    fn read_on(&mut self, env: &mut Env) {
-        for index in 0..self.conns.len() {
-            let (conn, end) = self.conns[index];
-            if env.net.conns[conn].ways[1 - end].is_readable() {
-                self.read(env, conn, 1 - end);
-            }
-        }
-    }
-
     fn go_live(&mut self, env: &mut Env, generation: Generation) {
         let Role::Following(follower) = std::mem::replace(&mut self.role, Role::Joining) else {
             return;
@@ -362,73 +339,6 @@ impl Process {
         let follower = Follower::new(env, common, owner, conn);
         self.role = Role::Following(Box::new(follower));
         self.read(env, conn, 1);
-    }
-
-    fn arrives(&mut self, env: &mut Env, arrival: Arrival) {
-        match arrival {
-            Arrival::Bytes { conn, way, at, bytes } => {
-                env.net.arrive(conn, way, at, bytes);
-                if !self.common.paused {
-                    self.read(env, conn, way);
-                }
-            }
-            Arrival::Fin { conn, way } => {
-                env.net.conns[conn].ways[way].ended = true;
-                if !self.common.paused {
-                    self.read(env, conn, way);
-                }
-            }
-        }
-    }
-
-    /// The reader task takes what is in the socket's buffer, unless what it has read before still waits.
-    fn read(&mut self, env: &mut Env, conn: ConnId, way: usize) {
-        if matches!(self.role, Role::Joining) || self.common.link.len() >= INBOUND {
-            return;
-        }
-        let connection = &mut env.net.conns[conn];
-        let direction = &mut connection.ways[way];
-        let unread = direction.unread.len();
-        let bytes = take(&mut direction.unread, unread);
-        let decoder = &mut connection.decoders[way];
-        let mut broken = decoder.push(&bytes).err();
-        let mut frames = 0;
-        while broken.is_none() {
-            match decoder.next_frame() {
-                Ok(Some(frame)) => {
-                    frames += 1;
-                    self.common.link.push_back(LinkEvent::Message {
-                        connection: connection_id(conn),
-                        generation: frame.generation,
-                        message: frame.message,
-                    });
-                }
-                Ok(None) => break,
-                Err(error) => broken = Some(error),
-            }
-        }
-        let partial = decoder.finish().is_err();
-        let ended = std::mem::take(&mut direction.ended);
-        if let Some(error) = broken {
-            env.checks
-                .fail(env.now, NO_FAILURE, format!("a stream does not decode: {error}"));
-        }
-        if ended {
-            self.common.link.push_back(LinkEvent::Closed {
-                connection: connection_id(conn),
-                why: "end of stream".to_owned(),
-            });
-        }
-        self.common.wake(env, 0);
-        env.pump(conn, way);
-        if partial
-            && frames == 0
-            && self.common.link.is_empty()
-            && env.plant == Some(Plant::AckBeforeDecode)
-            && let Role::Following(follower) = &mut self.role
-        {
-            follower.frame_begins(env, &mut self.common);
-        }
     }
 
     fn land(&mut self, env: &mut Env, request: ftvm_schema::request::DiskRequest) {
