@@ -3,11 +3,12 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 use logging_channel::message::DiskReads;
-use shared_disk::arbiter::SharedStorage;
+use shared_disk::arbiter::{Arbiter, ArbiterError, SharedStorage};
 
 use ftvm_demo::command::DemoArgs;
 use ftvm_host::console::ConsoleTarget;
@@ -169,6 +170,16 @@ pub struct RunArgs {
     pub guest: GuestArgs,
     #[command(flatten)]
     pub host: HostArgs,
+}
+
+impl RunArgs {
+    /// The arbiter that decides who may live.
+    ///
+    /// # Errors
+    /// The storage cannot be used, or the guest's name not be one there.
+    pub fn arbiter(&self) -> Result<Arc<dyn Arbiter>, ArbiterError> {
+        self.storage.shared.open(&self.storage.name)
+    }
 }
 
 /// The storage whose test-and-set decides who may live.

@@ -14,6 +14,7 @@ use nix::poll::PollTimeout;
 
 pub mod console;
 pub mod disk;
+pub mod disk_marks;
 pub mod entropy;
 pub mod health;
 pub mod lease_guard;
@@ -21,6 +22,7 @@ pub mod net;
 pub mod option;
 pub mod queue;
 pub mod reads;
+pub mod reservations;
 pub mod stdio;
 pub mod unix_path;
 pub mod vcpu;

@@ -7,6 +7,7 @@ mod guests;
 mod operate;
 mod record;
 mod replay;
+mod run;
 
 use ftvm_demo::command::DemoError;
 use ftvm_host::stdio::tell;
@@ -16,7 +17,6 @@ use ftvm_roles::operation::Operation;
 use crate::cli::{Cli, Command};
 use crate::control::Asked;
 use crate::failure::Failure;
-use crate::run::pair;
 
 /// Runs the command line, and tells the user on standard error if that fails. What this process is to end with.
 #[must_use]
@@ -33,7 +33,7 @@ pub fn run(cli: Cli) -> ExitCode {
 fn carry_out(command: Command) -> Result<ExitCode, Failure> {
     let operate = |operation, args| operate::run(Asked::Operation(operation), args);
     match command {
-        Command::Run(args) => pair::run(&args),
+        Command::Run(args) => run::run(&args),
         Command::Disown(args) => disown::run(&args),
         Command::Record(args) => record::run(&args),
         Command::Replay(args) => replay::run(&args),

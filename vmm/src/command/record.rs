@@ -11,8 +11,8 @@ use shared_disk::plan::Gate;
 use crate::cli::{RecordArgs, VerifyArg};
 use crate::failure::Failure;
 use crate::guest;
-use crate::run::disk_threads::DiskThreads;
-use crate::run::outside::Outside;
+use crate::outside::Outside;
+use crate::outside::disk_threads::DiskThreads;
 use crate::signals::watch_signals;
 use ftvm_host::console::{ByteStream, ConsoleTarget};
 use ftvm_host::net::Inbound;
@@ -100,7 +100,7 @@ pub(super) fn run(args: &RecordArgs) -> Result<ExitCode, Failure> {
     let capabilities = guest::capabilities()?;
     let (sender, queue) = event_queue();
     let mut outside = Outside::open(&args.host, ByteStream::New, Inbound::Forward, Duration::ZERO, &sender)?;
-    let sizes = outside.open_disks()?;
+    let sizes = outside.disks.open()?;
     let config = guest::configure(&args.guest, &args.host, &kernel, &sizes, capabilities.best_delivery())?;
     // The guest's RTC shows the time of its configuration and what has gone by since: loading it takes a while.
     let clock = LiveClock::starting(0, Instant::now());
@@ -118,7 +118,7 @@ pub(super) fn run(args: &RecordArgs) -> Result<ExitCode, Failure> {
     let sink = FileSink {
         log,
         checkpoint_bytes: 0,
-        disks: outside.take_disks().map_err(Failure::new)?,
+        disks: outside.disks.take()?,
         outside,
     };
     let live = Live::new(machine, sink, queue, clock, live, begun);

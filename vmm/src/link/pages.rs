@@ -9,7 +9,7 @@ use logging_channel::message::{MAX_PAGES, Message};
 use tokio::sync::mpsc;
 use vm_memory::{GuestMemoryBackend as _, GuestMemoryRegion as _};
 
-use super::link::Outbox;
+use crate::link::connection::Outbox;
 use ftvm_hypervisor::GuestMemory;
 use ftvm_machine::machine::pages::{Zeros, copy_pages};
 use ftvm_machine::machine::state::PAGE;

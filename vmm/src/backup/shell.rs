@@ -7,12 +7,12 @@ use logging_channel::clock::boottime_ns;
 use logging_channel::message::{Health, Heartbeat};
 use tokio::sync::mpsc;
 
-use super::clone::PageSource;
-use super::control::{Desk, Role};
-use super::health::Probe;
-use super::shell::Shell;
-use super::vcpu::{Life, live};
+use crate::control::{Desk, Role};
 use crate::failure::Failure;
+use crate::link::pages::PageSource;
+use crate::link::shell::Shell;
+use crate::link::vcpu::{Life, live};
+use crate::outside::probe::Probe;
 use ftvm_hypervisor::Cpu;
 use ftvm_machine::machine::Machine;
 use ftvm_machine::machine::intervention::BootCell;
@@ -27,7 +27,7 @@ use ftvm_roles::replay::DiskReader;
 
 /// To the vCPU thread of a backup, in order.
 #[derive(Debug)]
-pub(super) enum ToFollower {
+pub(crate) enum ToFollower {
     /// An order, and when what it is about arrived.
     Follow(FollowOrder, Instant),
     /// Live, with this to live on.
@@ -36,7 +36,7 @@ pub(super) enum ToFollower {
 
 /// From the vCPU thread of a backup.
 #[derive(Debug)]
-pub(super) enum FromFollower {
+pub(crate) enum FromFollower {
     Report(FollowReport),
     /// At the horizon: what the new life must do first.
     AtHorizon(Box<Horizon>),
@@ -44,7 +44,7 @@ pub(super) enum FromFollower {
 
 /// The vCPU thread of a backup, and the way to it.
 #[derive(Debug)]
-pub(super) struct Follower {
+pub(crate) struct Follower {
     pub orders: crossbeam_channel::Sender<ToFollower>,
     pub reports: mpsc::UnboundedReceiver<FromFollower>,
     /// For the backup after this one.
@@ -53,7 +53,7 @@ pub(super) struct Follower {
 
 /// What a backup has on this host.
 #[derive(Debug)]
-pub(super) struct Standing {
+pub(crate) struct BackupSide {
     pub follower: Follower,
     pub heard: mpsc::Receiver<Heartbeat>,
     pub desk: Desk,
@@ -62,13 +62,13 @@ pub(super) struct Standing {
 }
 
 /// The backup's shell.
-pub(super) type BackupShell = Shell<Standing>;
+pub(crate) type BackupShell = Shell<BackupSide>;
 
 /// Starts the vCPU thread of a backup.
 ///
 /// # Errors
 /// If the host has no thread to give.
-pub(super) fn start_follower<C: Cpu + 'static>(
+pub(crate) fn start_follower<C: Cpu + 'static>(
     machine: Machine<C>,
     copies: Box<dyn Copies + Send>,
     disks: impl DiskReader + Send + 'static,
@@ -78,9 +78,7 @@ pub(super) fn start_follower<C: Cpu + 'static>(
     let pages = PageSource::new(machine.memory().clone());
     let (told, reports) = mpsc::unbounded_channel();
     let thread = std::thread::Builder::new().name("vcpu".to_owned());
-    thread
-        .spawn(move || follow(machine, copies, disks, &received, &told))
-        .map_err(Failure::new)?;
+    thread.spawn(move || follow(machine, copies, disks, &received, &told))?;
     Ok(Follower { orders, reports, pages })
 }
 
@@ -113,7 +111,7 @@ fn follow<C: Cpu>(
 }
 
 /// Follows until this side goes live or ends.
-pub(super) async fn follow_until_over(shell: &mut BackupShell, mut link: BackupLink, detection: Duration) -> Followed {
+pub(crate) async fn follow_until_over(shell: &mut BackupShell, mut link: BackupLink, detection: Duration) -> Followed {
     let mut tick = tokio::time::interval(detection / 8);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use shared_disk::image::{DiskImage, ImageError};
 use shared_disk::mirror::Written;
 
-use super::fence::Superseded;
+use super::superseded::Superseded;
 use ftvm_host::disk::{Disk, DiskPool, DiskPoolError, Ended, Losses};
 use ftvm_host::lease_guard::{LeaseGuard, LeaseGuardError};
 use ftvm_host::queue::EventSender;
@@ -110,7 +110,7 @@ impl DiskThreads {
     ///
     /// # Errors
     /// The host has no timer or no thread to give.
-    pub(super) fn start(
+    pub(crate) fn start(
         images: Vec<(bool, Arc<DiskImage>)>,
         written: Arc<Mutex<Written>>,
         superseded: &Superseded,

@@ -1,16 +1,13 @@
 //! Disks that the device itself keeps other hosts from writing (PROTOCOL 14): the reservations of a host's disks with
-//! `reserve=on`, and what a host notices when another has taken them.
+//! `reserve=on`.
 
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use logging_channel::clock::boottime_ns;
 use shared_disk::scsi::{Reservation, ReservationKey, ScsiError};
-use tokio::sync::Notify;
 
-/// How long a device that does not answer is asked again. Without its fence a side does not go live.
+/// How long a device that does not answer is asked again. Without its reservation a side does not go live.
 const PATIENCE: Patience = Patience {
     // As long as an array may take to move a LUN to its other controller, twice. A command under way then has its own limit.
     limit: Duration::from_secs(60),
@@ -27,12 +24,12 @@ struct Patience {
 
 /// The reservations of this host's disks.
 #[derive(Debug, Default)]
-pub struct Fences {
+pub struct Reservations {
     disks: Vec<Reservation>,
     key: Option<ReservationKey>,
 }
 
-impl Fences {
+impl Reservations {
     /// A further disk.
     ///
     /// # Errors
@@ -72,35 +69,10 @@ fn patiently<T>(patience: Patience, attempt: impl Fn() -> Result<T, ScsiError>) 
     loop {
         match attempt() {
             Err(error) if error.is_retryable() && boottime_ns().saturating_sub(began) < limit => {
-                tracing::warn!("waiting for the disk's fence: {error}");
+                tracing::warn!("waiting for the reservation of the disk: {error}");
                 std::thread::sleep(patience.pause);
             }
             answer => return answer,
-        }
-    }
-}
-
-/// Set for good once a device has refused a write of this host.
-#[derive(Clone, Debug, Default)]
-pub struct Superseded(Arc<(AtomicBool, Notify)>);
-
-impl Superseded {
-    /// From any thread.
-    pub fn notice(&self) {
-        self.0.0.store(true, Ordering::Release);
-        self.0.1.notify_one();
-    }
-
-    /// Whether it has been noticed.
-    #[must_use]
-    pub fn is_noticed(&self) -> bool {
-        self.0.0.load(Ordering::Acquire)
-    }
-
-    /// Waits for it; for one task.
-    pub async fn noticed(&self) {
-        while !self.is_noticed() {
-            self.0.1.notified().await;
         }
     }
 }
@@ -163,16 +135,5 @@ mod tests {
             "{error}, asked {} times",
             asked.get()
         );
-    }
-
-    #[tokio::test]
-    async fn a_notice_is_never_missed() {
-        let superseded = Superseded::default();
-        let waiting = tokio::time::timeout(Duration::from_millis(20), superseded.noticed()).await;
-        assert!(waiting.is_err() && !superseded.is_noticed());
-        let elsewhere = superseded.clone();
-        std::thread::spawn(move || elsewhere.notice()).join().unwrap();
-        superseded.noticed().await;
-        superseded.noticed().await;
     }
 }

@@ -7,22 +7,24 @@ use ftvm_schema::entry::Incarnation;
 use logging_channel::message::{DiskReads, Welcome};
 use logging_channel::transport::TcpFrames;
 
-use super::control::LastFailover;
-use super::copies::PrivateDisks;
-use super::door::Door;
-use super::events::Reporter;
-use super::follow::{BackupShell, Follower, FromFollower, Standing, ToFollower, follow_until_over, start_follower};
-use super::guest;
-use super::health::Probe;
-use super::heartbeat::{HeartbeatSocket, Heartbeats, heard};
-use super::join::Joiner;
-use super::lead::{Hears, Leading, Pending, begin, lead};
-use super::link::{Connection, connection_id};
-use super::outside::Outside;
-use super::shell::Shell;
-use super::vcpu::{self, new_clock};
+use crate::backup::join::Joiner;
+use crate::backup::shell::{
+    BackupShell, BackupSide, Follower, FromFollower, ToFollower, follow_until_over, start_follower,
+};
 use crate::cli::RunArgs;
+use crate::control::LastFailover;
+use crate::events::Reporter;
 use crate::failure::Failure;
+use crate::guest;
+use crate::link::connection::{Connection, connection_id};
+use crate::link::heartbeats::{HeartbeatSocket, Heartbeats, heard};
+use crate::link::listening::Listener;
+use crate::link::shell::Shell;
+use crate::link::vcpu::{self, new_clock};
+use crate::outside::Outside;
+use crate::outside::copies::PrivateDisks;
+use crate::outside::probe::Probe;
+use crate::primary::shell::{Hears, Pending, PrimarySide, begin, lead};
 use ftvm_host::console;
 use ftvm_host::net::Inbound;
 use ftvm_host::queue::{EventQueue, EventSender, event_queue};
@@ -32,6 +34,7 @@ use ftvm_machine::machine::Machine;
 use ftvm_machine::machine::intervention::BootCell;
 use ftvm_roles::event::Event;
 use ftvm_roles::exit_code::ExitCode;
+use ftvm_roles::following::Horizon;
 use ftvm_roles::link::backup::{BackupLink, Followed};
 use ftvm_roles::link::begin::Beginning;
 use ftvm_roles::replay::NoDisks;
@@ -39,7 +42,7 @@ use ftvm_roles::terms::Terms;
 
 /// How a backup's life in this process went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Life {
+pub(crate) enum BackupOutcome {
     /// It never went live. Where its test-and-set is `claimed` and not lost, this process must end: the storage may be
     /// asked as long as the process lives, and a late win would end the primary that it stands by for next.
     Followed {
@@ -50,11 +53,11 @@ pub(super) enum Life {
 }
 
 /// With a backup that has just joined `peer`.
-pub(super) async fn protect(
+pub(crate) async fn protect(
     joiner: &Joiner<'_>,
     peer: SocketAddr,
     (frames, welcome, config): (TcpFrames, Welcome, MachineConfig),
-) -> Result<Life, Failure> {
+) -> Result<BackupOutcome, Failure> {
     let Joiner {
         args,
         me,
@@ -67,15 +70,14 @@ pub(super) async fn protect(
     let (events, queue) = event_queue();
     let terms = Terms::welcomed(me, &welcome);
     let keep = 2 * terms.detection();
-    let outside = Outside::open(&args.host, console::ByteStream::Continued, Inbound::Keep, keep, &events);
-    let outside = outside.map_err(Failure::new)?;
+    let outside = Outside::open(&args.host, console::ByteStream::Continued, Inbound::Keep, keep, &events)?;
     let mut machine = guest::empty(&config, capabilities)?;
     let boot = BootCell::default();
     machine.set_boot(Arc::clone(&boot));
     let follower = follower(joiner, &terms, welcome.owner, machine, &config)?;
     let (hearing, heard) = heard();
     let heartbeats = Heartbeats::start(heartbeat_socket(peer)?, Some(peer), &terms, hearing);
-    let standing = Standing {
+    let standing = BackupSide {
         follower,
         heard,
         desk: desk.clone(),
@@ -91,7 +93,7 @@ pub(super) async fn protect(
         Followed::Ended { code, why, claimed } => {
             shell.last_words().await;
             shell.reporter.report(Event::Ending { code, why });
-            Ok(Life::Followed { code, claimed })
+            Ok(BackupOutcome::Followed { code, claimed })
         }
         Followed::GoLive {
             generation,
@@ -106,7 +108,7 @@ pub(super) async fn protect(
             desk.update(|status| status.last_failover = Some(last));
             let terms = Terms { generation, ..terms };
             let led = go_live(args, terms, shell, outside, (events, queue), &config).await;
-            led.map(Life::Led)
+            led.map(BackupOutcome::Led)
         }
     }
 }
@@ -153,7 +155,7 @@ async fn go_live(
         arbiter,
         heartbeats,
         side:
-            Standing {
+            BackupSide {
                 mut follower,
                 desk,
                 boot,
@@ -164,24 +166,15 @@ async fn go_live(
     } = shell;
     reporter.role("primary");
     let (life, guest, reins) = vcpu::Life::new(&terms, queue, &events, new_clock());
-    let gone = || Failure::new("the vCPU thread is gone");
-    follower
-        .orders
-        .send(ToFollower::GoLive(Box::new(life)))
-        .map_err(|_| gone())?;
-    let horizon = loop {
-        if let FromFollower::AtHorizon(horizon) = follower.reports.recv().await.ok_or_else(gone)? {
-            break horizon;
-        }
-    };
+    let horizon = at_horizon(&mut follower, life).await?;
     let (hearing, heard) = heard();
-    let door = Door::new(args.listen, None, &args.site, config, &arbiter, hearing);
-    let side = Leading {
+    let listener = Listener::new(args.listen, None, &args.site, config, &arbiter, hearing);
+    let side = PrimarySide {
         terms,
         outside,
         events,
         reins,
-        door,
+        listener,
         macs: config.platform.nics.iter().map(|nic| nic.mac).collect(),
         pages: follower.pages,
         desk,
@@ -195,6 +188,17 @@ async fn go_live(
         heartbeats: heard,
         probe,
     };
-    let led = lead(shell, link.map_err(Failure::new)?, hears).await;
-    led.map_err(Failure::new)
+    Ok(lead(shell, link?, hears).await?)
+}
+
+/// The vCPU thread executes what is left of the log, and lives on; what the new life must do first.
+async fn at_horizon(follower: &mut Follower, life: vcpu::Life) -> Result<Box<Horizon>, Failure> {
+    let gone = || Failure::new("the vCPU thread is gone");
+    let order = ToFollower::GoLive(Box::new(life));
+    follower.orders.send(order).map_err(|_| gone())?;
+    loop {
+        if let FromFollower::AtHorizon(horizon) = follower.reports.recv().await.ok_or_else(gone)? {
+            return Ok(horizon);
+        }
+    }
 }

@@ -7,9 +7,9 @@ use logging_channel::transport::TcpFrames;
 use shared_disk::image::{Caching, ImageAccess};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::super::copies::PrivateDisks;
-use super::super::link::{Connection, connection_id, link_events};
 use super::*;
+use crate::link::connection::{Connection, connection_id, link_events};
+use crate::outside::copies::PrivateDisks;
 use ftvm_devices::{DiskAccess, DiskConfig, DiskSharing, PlatformConfig};
 use ftvm_roles::copies::Copies as _;
 

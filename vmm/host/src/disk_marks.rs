@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use shared_disk::arbiter::GenerationRecord;
 use shared_disk::mark::{CopyState, DiskMark, MarkError, Stale, may_start};
 
-use ftvm_host::option::DiskOption;
+use crate::option::DiskOption;
 
 /// Why the private disks cannot be those of a guest's new life.
 #[derive(Debug, thiserror::Error)]
-pub enum MarksError {
+pub enum DiskMarksError {
     /// A mark beside a device is in a file system that is made anew at each start.
     #[error(
         "the private disk {} is a block device, beside which no file would outlive a restart: say with mark=FILE where to note \
@@ -38,20 +38,20 @@ pub enum MarksError {
 
 /// The marks of all private disks: each image with its mark.
 #[derive(Clone, Debug, Default)]
-pub struct Marks(Vec<(PathBuf, PathBuf)>);
+pub struct DiskMarks(Vec<(PathBuf, PathBuf)>);
 
-impl Marks {
+impl DiskMarks {
     /// Of the private ones among `disks`.
     ///
     /// # Errors
     /// If one has no place for its mark.
-    pub fn of(disks: &[DiskOption]) -> Result<Self, MarksError> {
+    pub fn of(disks: &[DiskOption]) -> Result<Self, DiskMarksError> {
         let mut marks = Vec::new();
         for disk in disks.iter().filter(|disk| disk.is_private()) {
             let is_device = |path| std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device());
             let mark = match disk.mark() {
                 Some(mark) => mark.to_owned(),
-                None if is_device(&disk.path) => return Err(MarksError::NoPlace(disk.path.clone())),
+                None if is_device(&disk.path) => return Err(DiskMarksError::NoPlace(disk.path.clone())),
                 None => {
                     let mut name = disk.path.clone().into_os_string();
                     name.push(".ftvm");
@@ -60,7 +60,7 @@ impl Marks {
             };
             marks.push((disk.path.clone(), mark));
         }
-        Ok(Marks(marks))
+        Ok(DiskMarks(marks))
     }
 
     /// Whether there are private disks.
@@ -73,10 +73,10 @@ impl Marks {
     ///
     /// # Errors
     /// If one is not known to be the newest.
-    pub fn check(&self, last: Option<&GenerationRecord>) -> Result<(), MarksError> {
+    pub fn check(&self, last: Option<&GenerationRecord>) -> Result<(), DiskMarksError> {
         for (image, path) in &self.0 {
             let mark = DiskMark::load(path)?;
-            may_start(mark.as_ref(), last).map_err(|source| MarksError::NotNewest {
+            may_start(mark.as_ref(), last).map_err(|source| DiskMarksError::NotNewest {
                 image: image.clone(),
                 mark: path.clone(),
                 source,
@@ -89,7 +89,7 @@ impl Marks {
     ///
     /// # Errors
     /// If a mark cannot be written.
-    pub fn store(&self, held: CopyState, generation: u64, owner: u128) -> Result<(), MarksError> {
+    pub fn store(&self, held: CopyState, generation: u64, owner: u128) -> Result<(), DiskMarksError> {
         let mark = DiskMark::now(held, generation, owner);
         Ok(self.0.iter().try_for_each(|(_, path)| mark.store(path))?)
     }

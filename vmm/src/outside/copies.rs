@@ -11,8 +11,8 @@ use shared_disk::image::{DiskImage, ImageAccess, ImageError};
 use shared_disk::mark::CopyState;
 use shared_disk::mirror::{EXTENT, extent_len};
 
-use super::marks::{Marks, MarksError};
 use ftvm_devices::{DiskSharing, PlatformConfig};
+use ftvm_host::disk_marks::{DiskMarks, DiskMarksError};
 use ftvm_host::option::DiskOption;
 use ftvm_host::reads::{ReadsError, insist};
 use ftvm_roles::copies::Copies;
@@ -69,7 +69,7 @@ pub enum CopiesError {
     Image(#[from] ImageError),
     /// Its mark cannot be written.
     #[error(transparent)]
-    Mark(#[from] MarksError),
+    Mark(#[from] DiskMarksError),
     /// A request that the primary's disk carried out.
     #[error(transparent)]
     Request(#[from] ReadsError),
@@ -79,7 +79,7 @@ pub enum CopiesError {
 #[derive(Debug)]
 pub struct PrivateDisks {
     images: BTreeMap<u8, DiskImage>,
-    marks: Marks,
+    marks: DiskMarks,
     /// The life that they belong to.
     generation: Generation,
     owner: Incarnation,
@@ -109,7 +109,7 @@ impl PrivateDisks {
         }
         Ok(PrivateDisks {
             images,
-            marks: Marks::of(options)?,
+            marks: DiskMarks::of(options)?,
             generation,
             owner,
             reads,

@@ -11,9 +11,9 @@ use shared_disk::arbiter::Arbiter;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::events::Reporter;
-use super::heartbeat::Heartbeats;
-use super::link::{Connection, claim, link_events};
+use crate::events::Reporter;
+use crate::link::connection::{Connection, claim, link_events};
+use crate::link::heartbeats::Heartbeats;
 use ftvm_roles::event::Event;
 use ftvm_roles::link::world::{ConnectionId, LinkEvent, World};
 
@@ -22,7 +22,7 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// A link's shell, with what its `side` of the pair has besides.
 #[derive(Debug)]
-pub(super) struct Shell<S> {
+pub(crate) struct Shell<S> {
     /// This side.
     pub me: Incarnation,
     pub reporter: Reporter,
@@ -39,7 +39,7 @@ pub(super) struct Shell<S> {
 }
 
 impl<S> Shell<S> {
-    pub(super) fn new(me: Incarnation, reporter: Reporter, arbiter: Arc<dyn Arbiter>, side: S) -> Self {
+    pub(crate) fn new(me: Incarnation, reporter: Reporter, arbiter: Arc<dyn Arbiter>, side: S) -> Self {
         let (link, events) = link_events();
         Shell {
             me,
@@ -55,12 +55,12 @@ impl<S> Shell<S> {
     }
 
     /// The connection, if it is that one.
-    pub(super) fn connection(&self, id: ConnectionId) -> Option<&Connection> {
+    pub(crate) fn connection(&self, id: ConnectionId) -> Option<&Connection> {
         self.connection.as_ref().filter(|connection| connection.id() == id)
     }
 
     /// Waits until the last messages have left, or cannot.
-    pub(super) async fn last_words(&mut self) {
+    pub(crate) async fn last_words(&mut self) {
         while self.closing.join_next().await.is_some() {}
     }
 }

@@ -15,7 +15,7 @@ use shared_disk::image::{DiskImage, ImageError};
 use shared_disk::mirror::{EXTENT, Extents, Written, extent_len};
 use tokio::sync::mpsc;
 
-use super::link::Outbox;
+use crate::link::connection::Outbox;
 use ftvm_roles::clone::Blocks;
 use ftvm_roles::event::Event;
 use ftvm_roles::link::world::LinkEvent;
@@ -231,5 +231,5 @@ impl Sending {
 }
 
 #[cfg(test)]
-#[path = "mirror_tests.rs"]
+#[path = "blocks_tests.rs"]
 mod tests;

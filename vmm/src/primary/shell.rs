@@ -16,18 +16,19 @@ use shared_disk::scsi::ScsiError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use super::clone::PageSource;
-use super::control::{Desk, Order, Role};
-use super::disk_threads::DiskThreads;
-use super::door::Door;
-use super::fence::Fences;
-use super::health::Probe;
-use super::link::Connection;
-use super::outside::{DiskLost, Outside, OutsideError};
-use super::shell::Shell;
-use super::vcpu::GuestStream;
+use crate::control::{Desk, Order, Role};
+use crate::link::connection::Connection;
+use crate::link::listening::Listener;
+use crate::link::pages::PageSource;
+use crate::link::shell::Shell;
+use crate::link::vcpu::GuestStream;
+use crate::outside::disk_threads::DiskThreads;
+use crate::outside::disks::DiskLost;
+use crate::outside::probe::Probe;
+use crate::outside::{Outside, OutsideError};
 use crate::signals::watch_signals;
 use ftvm_host::queue::EventSender;
+use ftvm_host::reservations::Reservations;
 use ftvm_machine::machine::intervention::BootCell;
 use ftvm_machine::output::Output;
 use ftvm_roles::clone::{Blocks, Selection};
@@ -53,13 +54,13 @@ const END_NOTED: Duration = Duration::from_secs(10);
 
 /// What a primary has on this host.
 #[derive(Debug)]
-pub(super) struct Leading {
+pub(crate) struct PrimarySide {
     pub terms: Terms,
     pub outside: Outside,
     /// To the vCPU thread.
     pub events: EventSender,
     pub reins: Reins,
-    pub door: Door,
+    pub listener: Listener,
     pub macs: Vec<[u8; 6]>,
     pub pages: PageSource,
     pub desk: Desk,
@@ -68,41 +69,41 @@ pub(super) struct Leading {
 
 /// What is under way between a primary and others.
 #[derive(Debug, Default)]
-pub(super) struct Pending {
+pub(crate) struct Pending {
     /// Operators' orders, once they are taken.
     orders: Option<mpsc::Receiver<Order>>,
     /// Operators who wait for an answer.
     clients: BTreeMap<u64, oneshot::Sender<Answer>>,
     next_ticket: u64,
     /// The disks' devices are being asked to refuse other hosts.
-    fencing: Option<JoinHandle<(Fences, Result<(), ScsiError>)>>,
+    reserving: Option<JoinHandle<(Reservations, Result<(), ScsiError>)>>,
     /// The guest's end is being noted.
     noting: Option<JoinHandle<Result<(), ArbiterError>>>,
 }
 
 /// What a primary hears besides.
 #[derive(Debug)]
-pub(super) struct Hears {
+pub(crate) struct Hears {
     pub guest: GuestStream,
     pub heartbeats: mpsc::Receiver<Heartbeat>,
     pub probe: Probe,
 }
 
 /// The primary's shell.
-pub(super) type PrimaryShell = Shell<Leading>;
+pub(crate) type PrimaryShell = Shell<PrimarySide>;
 
 /// A primary begins here, where the guest is started as where it goes live.
 ///
 /// # Errors
 /// If this host's devices fail.
-pub(super) async fn begin(
+pub(crate) async fn begin(
     shell: &mut PrimaryShell,
     boot: BootCell,
     beginning: Beginning,
 ) -> Result<PrimaryLink<DiskThreads>, OutsideError> {
     let mut link = PrimaryLink::begin(shell.side.terms, boot, beginning, shell)?;
-    if let Some(fencing) = shell.side.pending.fencing.take() {
-        shell.side.outside.fenced(fencing).await?;
+    if let Some(reserving) = shell.side.pending.reserving.take() {
+        shell.side.outside.disks.reserved(reserving).await?;
     }
     link.fenced(shell)?;
     Ok(link)
@@ -112,13 +113,13 @@ pub(super) async fn begin(
 ///
 /// # Errors
 /// If this host's devices fail.
-pub(super) async fn lead(
+pub(crate) async fn lead(
     mut shell: PrimaryShell,
     mut link: PrimaryLink<DiskThreads>,
     mut hears: Hears,
 ) -> Result<ExitCode, OutsideError> {
-    let mut lost = shell.side.outside.losses();
-    let superseded = shell.side.outside.superseded();
+    let mut lost = shell.side.outside.disks.losses();
+    let superseded = shell.side.outside.disks.superseded();
     let mut orders = shell.side.pending.orders.take().unwrap_or_else(|| mpsc::channel(1).1);
     let mut tick = interval(shell.side.terms.detection() / 8);
     let mut second = interval(SECOND);
@@ -182,15 +183,15 @@ impl PrimaryWorld for PrimaryShell {
     type Error = OutsideError;
 
     fn open_disks(&mut self) -> Result<Disks<DiskThreads>, OutsideError> {
-        self.side.outside.take_disks()
+        Ok(self.side.outside.disks.take()?)
     }
 
     fn fence(&mut self) {
-        self.side.pending.fencing = Some(self.side.outside.fence_disks(self.me.0));
+        self.side.pending.reserving = Some(self.side.outside.disks.reserve(self.me.0));
     }
 
     fn mark_current(&mut self, generation: Generation) -> Result<(), OutsideError> {
-        self.side.outside.mark_current(generation.0, self.me.0)
+        Ok(self.side.outside.disks.mark_current(generation.0, self.me.0)?)
     }
 
     fn take_operations(&mut self, core: &Primary) {
@@ -204,13 +205,13 @@ impl PrimaryWorld for PrimaryShell {
     }
 
     fn open_door(&mut self) -> Result<(), OutsideError> {
-        let own = self.side.door.open(&self.side.terms, &self.link)?;
+        let own = self.side.listener.open(&self.side.terms, &self.link)?;
         self.heartbeats.extend(own);
         Ok(())
     }
 
     fn accept(&mut self, connection: ConnectionId) {
-        if let Some(arrived) = self.side.door.lobby.leave(connection) {
+        if let Some(arrived) = self.side.listener.lobby.leave(connection) {
             let (frames, placement) = (arrived.frames, arrived.candidate.placement);
             tracing::info!("a backup joins from {} ({placement:?})", frames.peer());
             self.connection = Some(Connection::start(connection, frames, &self.link));
@@ -218,11 +219,11 @@ impl PrimaryWorld for PrimaryShell {
     }
 
     fn refuse(&mut self, connection: ConnectionId) {
-        drop(self.side.door.lobby.leave(connection));
+        drop(self.side.listener.lobby.leave(connection));
     }
 
     fn offer(&mut self, generation: Generation, may_join: bool) {
-        self.side.door.offer(generation, may_join);
+        self.side.listener.offer(generation, may_join);
     }
 
     fn queued(&self, connection: ConnectionId) -> usize {
@@ -241,17 +242,17 @@ impl PrimaryWorld for PrimaryShell {
 
     fn send_blocks(&mut self, connection: ConnectionId, generation: Generation, to: Incarnation, blocks: Blocks) {
         if let Some(outbox) = self.connection(connection).map(Connection::outbox) {
-            let source = self.side.outside.blocks();
+            let source = self.side.outside.disks.blocks();
             source.send(blocks, to, generation, outbox, self.link.clone());
         }
     }
 
     fn blocks_written(&mut self, by: Incarnation, messages: u64) {
-        self.side.outside.blocks().confirmed(by, messages);
+        self.side.outside.disks.blocks().confirmed(by, messages);
     }
 
     fn copying(&mut self) -> Option<Event> {
-        let blocks = self.side.outside.blocks().progress();
+        let blocks = self.side.outside.disks.blocks().progress();
         blocks.or_else(|| self.side.pages.progress())
     }
 
@@ -312,11 +313,11 @@ impl PrimaryWorld for PrimaryShell {
     }
 
     fn finish_private(&mut self, unfinished: Vec<DiskRequest>, hands: DiskThreads) -> Result<(), OutsideError> {
-        self.side.outside.finish_private(unfinished, hands)
+        Ok(self.side.outside.disks.finish_private(unfinished, hands)?)
     }
 
     fn give_disks_back(&mut self) {
-        self.side.outside.give_disks_back();
+        self.side.outside.disks.give_back();
     }
 
     fn note_end(&mut self) {

@@ -12,7 +12,7 @@ use shared_disk::arbiter::Arbiter;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
-use super::link::connection_id;
+use crate::link::connection::connection_id;
 use ftvm_machine::config::MachineConfig;
 use ftvm_roles::link::world::{ConnectionId, LinkEvent};
 use ftvm_roles::terms::Terms;

@@ -11,13 +11,12 @@ use logging_channel::session::{HANDSHAKE_TIMEOUT, JoinClient, join};
 use logging_channel::transport::{Backoff, TcpFrames, connect};
 use shared_disk::arbiter::Arbiter;
 
-use super::accept::host_name;
-use super::control::Desk;
-use super::copies::{CopiesError, agree};
-use super::pair::arbiter;
 use crate::cli::RunArgs;
+use crate::control::Desk;
 use crate::failure::Failure;
 use crate::guest::{self, GuestError};
+use crate::link::handshakes::host_name;
+use crate::outside::copies::{CopiesError, agree};
 use ftvm_hypervisor::DeliveryMode;
 use ftvm_hypervisor::profile::ProfileMismatch;
 
@@ -26,7 +25,7 @@ use ftvm_machine::config::{MachineConfig, MachineConfigError};
 use ftvm_roles::exit_code::ExitCode;
 
 /// A backup may be started before its primary: it tries for about half a minute.
-pub(super) const PATIENT: Backoff = Backoff {
+pub(crate) const PATIENT: Backoff = Backoff {
     first: Duration::from_millis(50),
     most: Duration::from_millis(500),
     attempts: 64,
@@ -34,7 +33,7 @@ pub(super) const PATIENT: Backoff = Backoff {
 };
 
 /// A standby looks for itself again.
-pub(super) const ONCE: Backoff = Backoff {
+pub(crate) const ONCE: Backoff = Backoff {
     first: Duration::from_millis(50),
     most: Duration::from_millis(50),
     attempts: 1,
@@ -70,7 +69,7 @@ enum Unacceptable {
 
 /// A process that may become a backup.
 #[derive(Debug)]
-pub(super) struct Joiner<'a> {
+pub(crate) struct Joiner<'a> {
     pub args: &'a RunArgs,
     pub me: Incarnation,
     pub arbiter: Arc<dyn Arbiter>,
@@ -79,18 +78,18 @@ pub(super) struct Joiner<'a> {
 }
 
 impl<'a> Joiner<'a> {
-    pub(super) fn new(args: &'a RunArgs, desk: Desk) -> Result<Self, Failure> {
+    pub(crate) fn new(args: &'a RunArgs, desk: Desk) -> Result<Self, Failure> {
         Ok(Joiner {
             desk,
             args,
             me: Incarnation(ftvm_host::entropy::random_u128()?),
-            arbiter: arbiter(args)?,
+            arbiter: args.arbiter()?,
             capabilities: guest::capabilities()?,
         })
     }
 
     /// Connects, shakes hands, and checks what this host must be able to do for the guest.
-    pub(super) async fn join(
+    pub(crate) async fn join(
         &self,
         peer: SocketAddr,
         tries: Backoff,

@@ -14,15 +14,15 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use super::accept::{Lobby, Offers, host_name};
-use super::heartbeat::{HeartbeatSocket, Heartbeats};
+use crate::link::handshakes::{Lobby, Offers, host_name};
+use crate::link::heartbeats::{HeartbeatSocket, Heartbeats};
 use ftvm_machine::config::MachineConfig;
 use ftvm_roles::link::world::LinkEvent;
 use ftvm_roles::terms::Terms;
 
 /// Why no backup can join here.
 #[derive(Debug, thiserror::Error)]
-pub enum DoorError {
+pub enum ListenerError {
     #[error("--listen {address}: {source}")]
     Listen { address: SocketAddr, source: io::Error },
     #[error("heartbeats at UDP {address}: {source}")]
@@ -33,28 +33,28 @@ pub enum DoorError {
 
 /// A place for a door, which nobody else can take any more.
 #[derive(Debug)]
-pub struct Doorway {
+pub struct BoundSockets {
     address: SocketAddr,
     listener: TcpListener,
     heartbeats: HeartbeatSocket,
 }
 
-impl Doorway {
+impl BoundSockets {
     /// At `address`, for TCP and for UDP.
     ///
     /// # Errors
     /// If it is taken, or not this host's.
-    pub fn find(address: SocketAddr) -> Result<Self, DoorError> {
+    pub fn find(address: SocketAddr) -> Result<Self, ListenerError> {
         let listen = || {
             let listener = StdTcpListener::bind(address)?;
             listener.set_nonblocking(true)?;
             let listener = TcpListener::from_std(listener)?;
             Ok((listener.local_addr()?, listener))
         };
-        let (address, listener) = listen().map_err(|source| DoorError::Listen { address, source })?;
+        let (address, listener) = listen().map_err(|source| ListenerError::Listen { address, source })?;
         let heartbeats = HeartbeatSocket::bind(address);
-        let heartbeats = heartbeats.map_err(|source| DoorError::Heartbeats { address, source })?;
-        Ok(Doorway {
+        let heartbeats = heartbeats.map_err(|source| ListenerError::Heartbeats { address, source })?;
+        Ok(BoundSockets {
             address,
             listener,
             heartbeats,
@@ -64,10 +64,10 @@ impl Doorway {
 
 /// What is said to those who come to the door.
 #[derive(Debug)]
-pub struct Door {
+pub struct Listener {
     pub listen: Option<SocketAddr>,
     /// Where it was found free ahead of time.
-    pub place: Option<Doorway>,
+    pub place: Option<BoundSockets>,
     pub site: String,
     pub config: MachineConfig,
     pub arbiter: Arc<dyn Arbiter>,
@@ -78,17 +78,17 @@ pub struct Door {
     accepting: Option<JoinHandle<()>>,
 }
 
-impl Door {
+impl Listener {
     /// A door that is closed.
     pub fn new(
         listen: Option<SocketAddr>,
-        place: Option<Doorway>,
+        place: Option<BoundSockets>,
         site: &str,
         config: &MachineConfig,
         arbiter: &Arc<dyn Arbiter>,
         hearing: mpsc::Sender<Heartbeat>,
     ) -> Self {
-        Door {
+        Listener {
             listen,
             place,
             site: site.to_owned(),
@@ -106,10 +106,10 @@ impl Door {
     ///
     /// # Errors
     /// If there is no place for it.
-    pub fn open(&mut self, terms: &Terms, link: &mpsc::Sender<LinkEvent>) -> Result<Option<Heartbeats>, DoorError> {
+    pub fn open(&mut self, terms: &Terms, link: &mpsc::Sender<LinkEvent>) -> Result<Option<Heartbeats>, ListenerError> {
         let place = match (self.place.take(), self.listen) {
             (Some(place), _) => place,
-            (None, Some(listen)) => Doorway::find(listen)?,
+            (None, Some(listen)) => BoundSockets::find(listen)?,
             (None, None) => return Ok(None),
         };
         self.generation.send_replace(terms.generation);
@@ -140,7 +140,7 @@ impl Door {
     }
 }
 
-impl Drop for Door {
+impl Drop for Listener {
     fn drop(&mut self) {
         if let Some(accepting) = self.accepting.take() {
             accepting.abort();
