@@ -26,7 +26,7 @@ const TEXT_ERRORS: Exceptions = &[
     ("vmm/roles/src/primary/mod.rs", OLD),
     ("vmm/roles/src/primary/operating.rs", OLD),
     ("vmm/roles/src/replay.rs", OLD),
-    ("vmm/src/run/copies.rs", OLD),
+    ("vmm/src/outside/copies.rs", OLD),
 ];
 
 /// Path and code of what is in the program.
