@@ -13,10 +13,7 @@ const SHARED_NAMES: Exceptions = &[
     ("Ended", OLD),
     ("Failure", OLD),
     ("Horizon", OLD),
-    ("Life", OLD),
-    ("Marks", OLD),
     ("Stage", OLD),
-    ("Standing", OLD),
 ];
 
 /// Code of the program and of what tests it from outside, without what crates have for their own tests.

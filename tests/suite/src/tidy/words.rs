@@ -44,7 +44,7 @@ const BANNED: &[Banned] = &[
         except: &[
             ("tests/sim/", OLD),
             ("docs/src/simulation.md", OLD),
-            ("vmm/src/run/", OLD),
+            ("vmm/src/backup/", OLD),
         ],
     },
     Banned {
@@ -125,7 +125,7 @@ const BANNED: &[Banned] = &[
             ("tests/suite/src/storage.rs", "tests of the purpose"),
             ("tests/sim/", OLD),
             ("vmm/roles/", OLD),
-            ("vmm/src/run/", OLD),
+            ("vmm/src/primary/", OLD),
         ],
     },
     Banned {
@@ -136,7 +136,7 @@ const BANNED: &[Banned] = &[
             ("tests/suite/src/hostile.rs", OLD),
             ("tests/sim/", OLD),
             ("vmm/roles/", OLD),
-            ("vmm/src/run/", OLD),
+            ("vmm/src/primary/", OLD),
         ],
     },
     Banned {
