@@ -44,7 +44,7 @@ const BANNED: &[Banned] = &[
         except: &[
             ("tests/sim/", OLD),
             ("docs/src/simulation.md", OLD),
-            ("vmm/src/run/", OLD),
+            ("vmm/src/backup/", OLD),
         ],
     },
     Banned {

@@ -35,6 +35,11 @@ pub(super) const ANNOUNCEMENTS: u32 = 5;
 /// Time between two announcements, while [`PrimaryLink::announces`].
 pub const ANNOUNCE_EVERY: Duration = Duration::from_millis(200);
 
+const _: () = assert!(
+    matches!(ANNOUNCE_EVERY.saturating_mul(ANNOUNCEMENTS).as_millis(), 800..=1200),
+    "announcements take about a second"
+);
+
 /// Time between two [`PrimaryEvent::Second`]s.
 pub const SECOND: Duration = Duration::from_secs(1);
 
