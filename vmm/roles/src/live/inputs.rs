@@ -75,7 +75,7 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
             HostEvent::Control(order) => self.obey(order, time)?,
             event => match &mut self.standing {
                 Standstill::No => self.take_input(event)?,
-                // What may be lost is, as from a full queue.
+                // Frames and typed bytes beyond the bound are lost, as they are from a full queue.
                 Standstill::Still(kept) => {
                     let may_be_lost = matches!(event, HostEvent::Frame { .. } | HostEvent::Console { .. });
                     if !may_be_lost || kept.len() < MAX_EVENTS {
@@ -118,7 +118,7 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
             }
             Control::SaveState => return self.save_state(time),
             Control::Intervene(Intervention::Pause) => {
-                // So that a backup that goes live knows the time at which the guest's stands still.
+                // A reading first: a backup that goes live must know at which time the guest's clock stands still.
                 self.tick(time())?;
                 self.input(Input::Control(Intervention::Pause))?;
                 self.clock.stop(self.machine.now());

@@ -100,10 +100,12 @@ pub struct Replayer<C: Cpu> {
     /// Outputs made here and not yet known to be released by the primary.
     unreleased: OutputQueue,
     copies: Box<dyn DiskCopies + Send>,
+    /// The last exit at which the machine agreed with a mark.
     last_good: ExitSeq,
-    /// Tells the time.
+    /// Tells the time of this host, for [`NO_EXIT`] alone.
     now: fn() -> Instant,
     last_exit: Instant,
+    /// How the recorded life ended, once that has been replayed.
     ended: Option<EndReason>,
     inputs: u64,
     checkpoints: u64,
