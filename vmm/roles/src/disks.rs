@@ -44,7 +44,7 @@ pub trait DiskShell {
     fn under_way(&self) -> Vec<UnderWay>;
 }
 
-/// The guest has been told at `at` that a disk request is finished.
+/// A disk request is finished: the guest has been told of its end at `at`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskEnd {
     pub at: Position,

@@ -71,7 +71,7 @@ impl Sink for FileSink {
         self.disks.start_ready(|| Writes::Freely).map_err(SinkError::from)
     }
 
-    fn disk_done(&mut self, disk: u8, id: u64, _at: Position) {
+    fn disk_finished(&mut self, disk: u8, id: u64, _at: Position) {
         let done = self.disks.finished(disk, id).and_then(|()| self.disks.acked(disk, id));
         if let Err(error) = done {
             tracing::error!("{error}");

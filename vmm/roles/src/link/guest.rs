@@ -184,7 +184,7 @@ impl<L: ToLink> Sink for PairSink<L> {
         self.send(batch)
     }
 
-    fn disk_done(&mut self, disk: u8, id: u64, at: Position) {
+    fn disk_finished(&mut self, disk: u8, id: u64, at: Position) {
         let left_out = |entry: &LogEntry| {
             matches!(
                 entry,
@@ -251,7 +251,7 @@ mod tests {
         };
         let at = Position { exit: ExitSeq(9), k: 1 };
         sink.log(LogEntry::Input { at: at.exit, input }).unwrap();
-        sink.disk_done(1, 5, at);
+        sink.disk_finished(1, 5, at);
         sink.flush().unwrap();
         let Some(FromGuest::Batch {
             mut entries, finished, ..

@@ -30,7 +30,7 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
         }
         let waited = |since| now.saturating_duration_since(since) >= FLUSH_AFTER;
         let waited = self.unflushed_since.is_some_and(waited);
-        if waited || self.disk_done || self.unflushed >= BATCH || self.machine.has_outputs() {
+        if waited || self.disk_finished || self.unflushed >= BATCH || self.machine.has_outputs() {
             self.flush()?;
         }
         Ok(())
@@ -53,7 +53,7 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
         for output in self.machine.drain_outputs() {
             self.sink.output(output)?;
         }
-        (self.unflushed, self.unflushed_since, self.disk_done) = (0, None, false);
+        (self.unflushed, self.unflushed_since, self.disk_finished) = (0, None, false);
         Ok(self.sink.flush()?)
     }
 

@@ -100,8 +100,8 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
             }
             HostEvent::DiskDone { disk, id, status, data } => {
                 self.input(Input::DiskDone { disk, id, status, data })?;
-                self.sink.disk_done(disk, id, self.machine.at());
-                self.disk_done = true;
+                self.sink.disk_finished(disk, id, self.machine.at());
+                self.disk_finished = true;
             }
             HostEvent::Entropy(bytes) => self.input(Input::Entropy { bytes })?,
             HostEvent::Stop(_) | HostEvent::Control(_) => {} // no inputs

@@ -146,7 +146,7 @@ pub struct Live<C: Cpu, S: Sink, E: Events> {
     /// Since when the backup has not heard of something, entry or exit.
     unflushed_since: Option<Instant>,
     /// Whether a disk request waits for the backup to hear of another's end.
-    disk_done: bool,
+    disk_finished: bool,
     last_mark: ExitSeq,
     last_harvest: Instant,
     harvest_every: Duration,
@@ -228,7 +228,7 @@ impl<C: Cpu, S: Sink, E: Events> Live<C, S, E> {
             console: [VecDeque::new(), VecDeque::new()],
             unflushed: 0,
             unflushed_since: None,
-            disk_done: false,
+            disk_finished: false,
             last_harvest: now,
             harvest_every: HARVEST_EVERY.0,
             stopping: None,

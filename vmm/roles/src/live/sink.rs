@@ -33,8 +33,8 @@ pub trait Sink {
     fn idle_permille(&self) -> u32 {
         0
     }
-    /// The guest has been told at `at` that a disk request is finished.
-    fn disk_done(&mut self, disk: u8, id: u64, at: Position);
+    /// A disk request is finished: the guest has been told of its end at `at`.
+    fn disk_finished(&mut self, disk: u8, id: u64, at: Position);
     /// Pages written since this was last told, for a joining backup.
     ///
     /// # Errors

@@ -40,7 +40,7 @@ impl Sink for Told {
         Ok(())
     }
 
-    fn disk_done(&mut self, _: u8, _: u64, _: Position) {}
+    fn disk_finished(&mut self, _: u8, _: u64, _: Position) {}
 
     fn dirty(&mut self, _: Vec<u64>) -> Result<(), SinkError> {
         Ok(())
