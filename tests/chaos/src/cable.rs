@@ -4,10 +4,11 @@
 //! can be hung up. Behind a cut nobody is told of anything: connections stay open, their bytes wait, and go on when the
 //! cable is mended, as TCP does; datagrams are lost.
 
+use parking_lot::Mutex;
 use std::future::Future;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -244,7 +245,7 @@ impl Datagrams {
                 continue;
             };
             let to = {
-                let mut client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut client = self.client.lock();
                 match way {
                     To::Target => {
                         *client = Some(sender);

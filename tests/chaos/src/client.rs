@@ -5,10 +5,11 @@
 //! is never written again: at the end all keys are read, so that each of those writes must still be there. A connection is
 //! given up only when it breaks or is silent for too long; the answer that was due is then *ambiguous*.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -216,7 +217,7 @@ fn open(local: &Path, remote: &Path) -> Result<Dgram, String> {
 
 impl Shared {
     fn seen(&self) -> MutexGuard<'_, Seen> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+        self.seen.lock()
     }
 
     fn ns(&self, at: Instant) -> u64 {

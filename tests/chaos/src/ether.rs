@@ -4,13 +4,14 @@
 //! that the guest could. That is less than the switch of `ftvm demo` does, and leaves no doubt about who heard what.
 //! What has arrived when the wire is looked at counts as one moment: nobody can say in which order it was sent.
 
+use parking_lot::Mutex;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use ftvm_host::net::MAX_FRAME;
@@ -87,7 +88,7 @@ impl Ether {
     /// The guest's frames since the last time, in order.
     #[must_use]
     pub fn take_frames(&self) -> Vec<Frame> {
-        std::mem::take(&mut *self.frames.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.frames.lock())
     }
 }
 
@@ -150,7 +151,7 @@ impl Wire {
     }
 
     fn keep(&self, frame: Frame) {
-        let mut frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut frames = self.frames.lock();
         if frames.len() < KEPT {
             frames.push(frame);
         }

@@ -1,8 +1,9 @@
 //! A cable between a backup and its primary that keeps what it has carried, for strangers to repeat.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -30,7 +31,7 @@ pub struct WireTap {
 }
 
 fn kept(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
-    kept.lock().unwrap_or_else(PoisonError::into_inner)
+    kept.lock()
 }
 
 impl WireTap {

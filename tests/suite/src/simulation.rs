@@ -1,7 +1,7 @@
 //! The simulator's own tests: seeds pass, planted bugs are caught, and a seed means one history.
 
+use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use ftvm_sim::plants::Plant;
 use ftvm_sim::{Options, Run, run};
@@ -28,13 +28,13 @@ fn first_failure(seeds: u64, plant: Option<Plant>) -> Option<Run> {
                     let run = run(seed, Options { plant, timeline: false });
                     if run.violation.is_some() {
                         next.store(seeds, Ordering::Relaxed);
-                        *found.lock().unwrap_or_else(PoisonError::into_inner) = Some(run);
+                        *found.lock() = Some(run);
                     }
                 }
             });
         }
     });
-    found.into_inner().unwrap_or_else(PoisonError::into_inner)
+    found.into_inner()
 }
 
 #[test]

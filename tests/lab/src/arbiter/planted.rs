@@ -1,7 +1,8 @@
 //! A plain variable as arbiter, right and with faults.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use shared_disk::arbiter::{Arbiter, ArbiterError, ClaimOutcome, GenerationRecord, LifeState, NONCE_BYTES, TestAndSet};
 
@@ -87,7 +88,7 @@ impl Memory {
     #[must_use]
     pub fn host(&self, guest: &str) -> Arc<dyn Arbiter> {
         let name = if self.fault == Fault::OneForAll { "one" } else { guest };
-        let mut guests = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guests = self.guests.lock();
         let guest = Arc::clone(guests.entry(name.to_owned()).or_default());
         let (private, fault) = (Mutex::default(), self.fault);
         Arc::new(Variable { guest, private, fault })
@@ -96,7 +97,7 @@ impl Memory {
 
 impl Variable {
     fn guest(&self) -> MutexGuard<'_, Guest> {
-        self.guest.lock().unwrap_or_else(PoisonError::into_inner)
+        self.guest.lock()
     }
 
     fn unknown() -> ArbiterError {
@@ -140,7 +141,7 @@ impl Variable {
 
     fn nonces<T>(&self, with: impl FnOnce(&mut BTreeMap<String, Vec<u8>>) -> T) -> T {
         if self.fault == Fault::NonceIsPrivate {
-            return with(&mut self.private.lock().unwrap_or_else(PoisonError::into_inner));
+            return with(&mut self.private.lock());
         }
         with(&mut self.guest().nonces)
     }

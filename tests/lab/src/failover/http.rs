@@ -3,10 +3,11 @@
 //! nginx says the guest's time with every page (RFC 9110, 6.6.1: whole seconds). It was read between the request and the
 //! answer, so it must lie between the two, however long a failover in between has taken; and it never goes back.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -64,7 +65,7 @@ struct Shared {
 
 impl Shared {
     fn seen(&self) -> MutexGuard<'_, Seen> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+        self.seen.lock()
     }
 }
 

@@ -4,14 +4,15 @@
 //! when QEMU ends: what it wrote is still in the socket. Threads report to one queue; the run's state is kept by its
 //! reader (see `run.rs`).
 
+use parking_lot::Mutex;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use super::cpio;
@@ -225,7 +226,7 @@ impl Capture {
 
     /// What was kept, after a note on what was not.
     pub fn text(&self) -> String {
-        let tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        let tail = self.tail.lock();
         let excess = tail.bytes.len().saturating_sub(tail.limit);
         let text = String::from_utf8_lossy(&tail.bytes[excess..]).into_owned();
         match tail.dropped + excess as u64 {
@@ -248,7 +249,7 @@ impl Capture {
 
 impl Write for Capture {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tail = self.tail.lock();
         tail.bytes.extend_from_slice(data);
         // Cut at twice the limit, so that cutting costs nothing on average.
         if tail.bytes.len() >= tail.limit * 2 {

@@ -2,11 +2,11 @@
 
 #![forbid(unsafe_code)]
 
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ftvm_sim::plants::Plant;
@@ -148,7 +148,7 @@ fn many(args: &Args, plant: Option<Plant>) -> ExitCode {
                         return;
                     }
                     let run = run(seed, Options { plant, timeline: false });
-                    let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut sum = sum.lock();
                     let caught = run.violation.is_some();
                     sum.take(run, args.json || plant.is_some());
                     if caught && plant.is_some() {
@@ -161,7 +161,7 @@ fn many(args: &Args, plant: Option<Plant>) -> ExitCode {
             scope.spawn(|| progress(&next, args.first, end, began));
         }
     });
-    let sum = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let sum = sum.into_inner();
     finish(args, plant, &sum, began.elapsed())
 }
 
