@@ -3,14 +3,14 @@
 
 #![forbid(unsafe_code)]
 
+mod backup;
 pub mod checks;
 mod common;
 mod env;
-mod follower;
 mod guest;
-mod leader;
 mod network;
 pub mod plants;
+mod primary;
 mod process;
 mod rng;
 mod storage;

@@ -260,16 +260,16 @@ impl World {
             What::Typed => {
                 let delay = self.env.rng.delay(MS, 60 * MS);
                 self.env.after(delay, 0, What::Typed);
-                if let Some(leader) = self.processes.iter_mut().find(|p| matches!(p.role, Role::Leading(_))) {
-                    leader.on(&mut self.env, What::Typed);
+                if let Some(primary) = self.processes.iter_mut().find(|p| matches!(p.role, Role::Leading(_))) {
+                    primary.on(&mut self.env, What::Typed);
                 }
             }
             What::Operate(operation) => {
-                let leading: Vec<ProcId> = (0..self.processes.len())
+                let primary: Vec<ProcId> = (0..self.processes.len())
                     .filter(|id| matches!(self.processes[*id].role, Role::Leading(_)))
                     .collect();
-                if !leading.is_empty() {
-                    let id = leading[self.env.rng.index(leading.len())];
+                if !primary.is_empty() {
+                    let id = primary[self.env.rng.index(primary.len())];
                     self.processes[id].on(&mut self.env, What::Operate(operation));
                 }
             }
@@ -306,7 +306,7 @@ impl World {
     fn let_go_on(&mut self) {
         let quiet = self.env.quiet;
         for process in self.processes.iter_mut().filter(|_| quiet) {
-            if matches!(&process.role, Role::Leading(leader) if leader.core().paused()) {
+            if matches!(&process.role, Role::Leading(primary) if primary.core().paused()) {
                 process.on(&mut self.env, What::Operate(Operation::Resume));
             }
         }
@@ -424,7 +424,7 @@ impl World {
         };
         let able = |p: &Process| match &p.role {
             Role::Leading(_) => true,
-            Role::Following(follower) => follower.is_eligible(),
+            Role::Following(backup) => backup.is_eligible(),
             Role::Joining | Role::Gone => false,
         };
         if !self.processes.iter().any(able) {

@@ -1,4 +1,4 @@
-//! Hostile input with real processes: strangers at the door, forged and repeated heartbeats, kernels that are none, and a
+//! Hostile input with real processes: strangers at the port, forged and repeated heartbeats, kernels that are none, and a
 //! guest that breaks its own rings. Nobody panics, everybody says what is wrong, and the pair goes on.
 
 use std::io::{Read, Write};
@@ -87,9 +87,9 @@ fn proof_of(recorded: &[u8]) -> Vec<u8> {
     panic!("no Proof in what was recorded");
 }
 
-/// Says something to the door and waits until it is closed there; what was answered.
-fn say(door: SocketAddr, bytes: &[u8]) -> Vec<u8> {
-    let mut stream = TcpStream::connect(door).expect("the door is open");
+/// Says something at the primary's port and waits until it is closed there; what was answered.
+fn say(listening: SocketAddr, bytes: &[u8]) -> Vec<u8> {
+    let mut stream = TcpStream::connect(listening).expect("the port is open");
     stream
         .set_read_timeout(Some(Duration::from_secs(8)))
         .expect("a timeout");
@@ -103,9 +103,9 @@ fn say(door: SocketAddr, bytes: &[u8]) -> Vec<u8> {
 }
 
 /// A further backup is refused while there is one: at once, whoever it is.
-fn assert_taken(door: SocketAddr) {
+fn assert_taken(listening: SocketAddr) {
     let mut decoder = FrameDecoder::new();
-    decoder.push(&say(door, b"")).expect("frames");
+    decoder.push(&say(listening, b"")).expect("frames");
     let answer = decoder.next_frame().expect("frames").map(|found| found.message);
     assert!(
         matches!(&answer, Some(Message::Refuse { reason }) if reason.contains("one at a time")),
@@ -192,7 +192,7 @@ kvm_test! {
         let site = Site::new();
         let mut primary = site.primary("primary", &PULSE, &[]);
         primary.wait_event("life", 1, limit(10), |event| matches!(event, Event::Leading { .. }));
-        let silent: Vec<TcpStream> = (0..12).map(|_| TcpStream::connect(site.address).expect("the door is open")).collect();
+        let silent: Vec<TcpStream> = (0..12).map(|_| TcpStream::connect(site.address).expect("the port is open")).collect();
         for (what, bytes, said) in nonsense() {
             let before = primary.stderr().len();
             let _ = say(site.address, &bytes);
@@ -223,7 +223,7 @@ kvm_test! {
         primary.wait(limit(5));
         backup.wait_event("go-live", 1, limit(10), is_live);
         goes_on(&site, 20);
-        // The old life's words, at the door of the new one.
+        // The old life's words, at the port of the new one.
         for (what, bytes, word) in [
             ("its own Join", recorded.clone(), "same incarnation"),
             ("an old Proof", [frame(&join()), proof_of(&recorded)].concat(), "does not hold what the primary wrote"),

@@ -5,6 +5,9 @@ use std::time::Duration;
 use ftvm_schema::entry::{Generation, Incarnation};
 use logging_channel::message::{DiskReads, Welcome};
 
+/// Nanoseconds of silence after which either side gives up a join: the backup takes the state, which may take it a while.
+pub(crate) const JOIN_SILENCE_NS: u64 = 10_000_000_000;
+
 /// What is fixed for one side's life in a pair. The primary chooses the times, and its backups get them with the welcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terms {

@@ -9,7 +9,7 @@ use logging_channel::transport::TcpFrames;
 
 use crate::backup::join::Joiner;
 use crate::backup::shell::{
-    BackupShell, BackupSide, Follower, FromFollower, ToFollower, follow_until_over, start_follower,
+    BackupShell, BackupSide, BackupThread, FromBackupThread, ToBackupThread, follow_until_over, start_backup_thread,
 };
 use crate::cli::RunArgs;
 use crate::control::LastFailover;
@@ -74,11 +74,11 @@ pub(crate) async fn protect(
     let mut machine = guest::empty(&config, capabilities)?;
     let boot = BootCell::default();
     machine.set_boot(Arc::clone(&boot));
-    let follower = follower(joiner, &terms, welcome.owner, machine, &config)?;
+    let backup_thread = backup_thread(joiner, &terms, welcome.owner, machine, &config)?;
     let (hearing, heard) = heard();
     let heartbeats = Heartbeats::start(heartbeat_socket(peer)?, Some(peer), &terms, hearing);
     let standing = BackupSide {
-        follower,
+        backup_thread,
         heard,
         desk: desk.clone(),
         boot,
@@ -114,19 +114,19 @@ pub(crate) async fn protect(
 }
 
 /// The vCPU thread of the backup.
-fn follower(
+fn backup_thread(
     joiner: &Joiner<'_>,
     terms: &Terms,
     owner: Incarnation,
     machine: Machine<KvmCpu>,
     config: &MachineConfig,
-) -> Result<Follower, Failure> {
+) -> Result<BackupThread, Failure> {
     let disks = &joiner.args.host.disks;
     let (reads, generation) = (terms.disk_reads, terms.generation);
     let copies = Box::new(PrivateDisks::open(disks, &config.platform, reads, generation, owner)?);
     match reads {
-        DiskReads::Log => start_follower(machine, copies, NoDisks),
-        DiskReads::Backup => start_follower(machine, copies, ftvm_host::reads::SharedReads::open(disks)?),
+        DiskReads::Log => start_backup_thread(machine, copies, NoDisks),
+        DiskReads::Backup => start_backup_thread(machine, copies, ftvm_host::reads::SharedReads::open(disks)?),
     }
 }
 
@@ -156,7 +156,7 @@ async fn go_live(
         heartbeats,
         side:
             BackupSide {
-                mut follower,
+                mut backup_thread,
                 desk,
                 boot,
                 probe,
@@ -166,7 +166,7 @@ async fn go_live(
     } = shell;
     reporter.role("primary");
     let (life, guest, reins) = vcpu::Life::new(&terms, queue, &events, new_clock());
-    let horizon = at_horizon(&mut follower, life).await?;
+    let horizon = at_horizon(&mut backup_thread, life).await?;
     let (hearing, heard) = heard();
     let listener = Listener::new(args.listen, None, &args.site, config, &arbiter, hearing);
     let side = PrimarySide {
@@ -176,7 +176,7 @@ async fn go_live(
         reins,
         listener,
         macs: config.platform.nics.iter().map(|nic| nic.mac).collect(),
-        pages: follower.pages,
+        pages: backup_thread.pages,
         desk,
         pending: Pending::default(),
     };
@@ -192,12 +192,12 @@ async fn go_live(
 }
 
 /// The vCPU thread executes what is left of the log, and lives on; what the new life must do first.
-async fn at_horizon(follower: &mut Follower, life: vcpu::Life) -> Result<Box<Takeover>, Failure> {
+async fn at_horizon(backup_thread: &mut BackupThread, life: vcpu::Life) -> Result<Box<Takeover>, Failure> {
     let gone = || Failure::new("the vCPU thread is gone");
-    let order = ToFollower::GoLive(Box::new(life));
-    follower.orders.send(order).map_err(|_| gone())?;
+    let order = ToBackupThread::GoLive(Box::new(life));
+    backup_thread.orders.send(order).map_err(|_| gone())?;
     loop {
-        if let FromFollower::AtHorizon(horizon) = follower.reports.recv().await.ok_or_else(gone)? {
+        if let FromBackupThread::AtHorizon(horizon) = backup_thread.reports.recv().await.ok_or_else(gone)? {
             return Ok(horizon);
         }
     }

@@ -27,7 +27,7 @@ use ftvm_roles::replay::DiskReader;
 
 /// To the vCPU thread of a backup, in order.
 #[derive(Debug)]
-pub(crate) enum ToFollower {
+pub(crate) enum ToBackupThread {
     /// An order, and when what it is about arrived.
     Follow(FollowOrder, Instant),
     /// Live, with this to live on.
@@ -36,7 +36,7 @@ pub(crate) enum ToFollower {
 
 /// From the vCPU thread of a backup.
 #[derive(Debug)]
-pub(crate) enum FromFollower {
+pub(crate) enum FromBackupThread {
     Report(FollowReport),
     /// At the horizon: what the new life must do first.
     AtHorizon(Box<Takeover>),
@@ -44,9 +44,9 @@ pub(crate) enum FromFollower {
 
 /// The vCPU thread of a backup, and the way to it.
 #[derive(Debug)]
-pub(crate) struct Follower {
-    pub orders: crossbeam_channel::Sender<ToFollower>,
-    pub reports: mpsc::UnboundedReceiver<FromFollower>,
+pub(crate) struct BackupThread {
+    pub orders: crossbeam_channel::Sender<ToBackupThread>,
+    pub reports: mpsc::UnboundedReceiver<FromBackupThread>,
     /// For the backup after this one.
     pub pages: PageSource,
 }
@@ -54,7 +54,7 @@ pub(crate) struct Follower {
 /// What a backup has on this host.
 #[derive(Debug)]
 pub(crate) struct BackupSide {
-    pub follower: Follower,
+    pub backup_thread: BackupThread,
     pub heard: mpsc::Receiver<Heartbeat>,
     pub desk: Desk,
     pub boot: BootCell,
@@ -68,42 +68,42 @@ pub(crate) type BackupShell = Shell<BackupSide>;
 ///
 /// # Errors
 /// If the host has no thread to give.
-pub(crate) fn start_follower<C: Cpu + 'static>(
+pub(crate) fn start_backup_thread<C: Cpu + 'static>(
     machine: Machine<C>,
     copies: Box<dyn DiskCopies + Send>,
     disks: impl DiskReader + Send + 'static,
-) -> Result<Follower, Failure> {
+) -> Result<BackupThread, Failure> {
     // Unbounded here, bounded by what the link takes in before it is executed (roles::link::backup).
     let (orders, received) = crossbeam_channel::unbounded();
     let pages = PageSource::new(machine.memory().clone());
     let (told, reports) = mpsc::unbounded_channel();
     let thread = std::thread::Builder::new().name("vcpu".to_owned());
     thread.spawn(move || follow(machine, copies, disks, &received, &told))?;
-    Ok(Follower { orders, reports, pages })
+    Ok(BackupThread { orders, reports, pages })
 }
 
 fn follow<C: Cpu>(
     machine: Machine<C>,
     copies: Box<dyn DiskCopies + Send>,
     mut disks: impl DiskReader,
-    orders: &crossbeam_channel::Receiver<ToFollower>,
-    reports: &mpsc::UnboundedSender<FromFollower>,
+    orders: &crossbeam_channel::Receiver<ToBackupThread>,
+    reports: &mpsc::UnboundedSender<FromBackupThread>,
 ) {
     let mut following = Following::new(machine, Instant::now(), Instant::now).with_copies(copies);
     for order in orders {
         match order {
-            ToFollower::Follow(order, arrived) => {
+            ToBackupThread::Follow(order, arrived) => {
                 let report = following.obey(order, arrived, &mut disks);
                 // If the link is gone, so is the process.
-                if reports.send(FromFollower::Report(report)).is_err() {
+                if reports.send(FromBackupThread::Report(report)).is_err() {
                     return;
                 }
             }
-            ToFollower::GoLive(mut life) => {
+            ToBackupThread::GoLive(mut life) => {
                 let (machine, horizon, clock) = following.into_live();
                 drop(disks);
                 life.clock = clock;
-                let _ = reports.send(FromFollower::AtHorizon(Box::new(horizon)));
+                let _ = reports.send(FromBackupThread::AtHorizon(Box::new(horizon)));
                 return live(machine, *life);
             }
         }
@@ -125,9 +125,9 @@ pub(crate) async fn follow_until_over(shell: &mut BackupShell, mut link: BackupL
         let takes_more = link.takes_more();
         let event = tokio::select! {
             Some(event) = shell.events.recv(), if takes_more => BackupEvent::Link(event),
-            report = shell.side.follower.reports.recv() => match report {
-                Some(FromFollower::Report(report)) => BackupEvent::Followed(report),
-                Some(FromFollower::AtHorizon(_)) => continue, // only after the order to go live, and read elsewhere
+            report = shell.side.backup_thread.reports.recv() => match report {
+                Some(FromBackupThread::Report(report)) => BackupEvent::Followed(report),
+                Some(FromBackupThread::AtHorizon(_)) => continue, // only after the order to go live, and read elsewhere
                 None => BackupEvent::ThreadGone,
             },
             Some(health) = shell.side.probe.next() => BackupEvent::Health(health),
@@ -147,9 +147,9 @@ impl BackupWorld for BackupShell {
         // If the thread is gone, its report channel says so.
         let _ = self
             .side
-            .follower
+            .backup_thread
             .orders
-            .send(ToFollower::Follow(order, Instant::now()));
+            .send(ToBackupThread::Follow(order, Instant::now()));
     }
 
     fn keep_boot(&mut self, record: Vec<u8>) {

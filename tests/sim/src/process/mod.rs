@@ -11,11 +11,11 @@ use ftvm_schema::entry::{Generation, Incarnation};
 use logging_channel::codec::{FrameEncoder, decode_heartbeat};
 use shared_disk::arbiter::ClaimOutcome;
 
+use super::backup::SimBackup;
 use super::common::{Common, connection_id};
 use super::env::{Env, MS, Point, US, What};
-use super::follower::Follower;
-use super::leader::Leader;
 use super::network::{Arrival, ConnId, ProcId};
+use super::primary::SimPrimary;
 
 /// Heartbeats that wait at most, as in `run::heartbeat`.
 const HEARD: usize = 16;
@@ -31,8 +31,8 @@ const AT_ONCE: u64 = 8;
 pub enum Role {
     /// Looking for a primary.
     Joining,
-    Leading(Box<Leader>),
-    Following(Box<Follower>),
+    Leading(Box<SimPrimary>),
+    Following(Box<SimBackup>),
     Gone,
 }
 
@@ -85,8 +85,8 @@ impl Process {
         let mut machine = env.guest.machine();
         machine.set_boot(boot.clone());
         self.common.generation = Generation(1);
-        let leader = Leader::new(env, &mut self.common, boot, machine, clock, Beginning::Started);
-        self.role = Role::Leading(Box::new(leader));
+        let primary = SimPrimary::new(env, &mut self.common, boot, machine, clock, Beginning::Started);
+        self.role = Role::Leading(Box::new(primary));
     }
 
     /// Whether it lives.
@@ -98,7 +98,7 @@ impl Process {
     /// Whether a backup may join here.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        matches!(&self.role, Role::Leading(leader) if leader.may_join())
+        matches!(&self.role, Role::Leading(primary) if primary.may_join())
     }
 
     /// A connection of this process.
@@ -139,21 +139,21 @@ impl Process {
                 common.time_due = true;
                 common.wake(env, 0);
             }
-            (What::Vcpu(token), Role::Leading(leader)) => leader.run_vcpu(env, common, token),
-            (What::Execute, Role::Following(follower)) => follower.execute(env, common),
-            (What::SendPages, Role::Leading(leader)) => leader.send_some(env, common),
-            (What::CallOver, Role::Leading(leader)) => leader.call_over(env, common),
-            (What::DisksReserved, Role::Leading(leader)) => leader.disks_reserved(env, common),
-            (What::Typed, Role::Leading(leader)) => {
+            (What::Vcpu(token), Role::Leading(primary)) => primary.run_vcpu(env, common, token),
+            (What::Execute, Role::Following(backup)) => backup.execute(env, common),
+            (What::SendPages, Role::Leading(primary)) => primary.send_some(env, common),
+            (What::CallOver, Role::Leading(primary)) => primary.call_over(env, common),
+            (What::DisksReserved, Role::Leading(primary)) => primary.disks_reserved(env, common),
+            (What::Typed, Role::Leading(primary)) => {
                 let bytes = vec![env.rng.between(1, 255).to_le_bytes()[0]];
                 let port = ftvm_schema::entry::ConsolePort::Serial;
-                leader.tell(env, common, ftvm_roles::host_event::HostEvent::Console { port, bytes });
+                primary.tell(env, common, ftvm_roles::host_event::HostEvent::Console { port, bytes });
             }
             (What::Operate(operation), Role::Leading(_)) => {
                 common.orders.push_back(operation);
                 common.wake(env, 0);
             }
-            (What::DiskLost(request), Role::Leading(leader)) => leader.disk_lost(env, common, &request),
+            (What::DiskLost(request), Role::Leading(primary)) => primary.disk_lost(env, common, &request),
             (What::Arrives(arrival), _) => self.arrives(env, arrival),
             (What::Closed { conn, why }, _) => {
                 let (connection, why) = (connection_id(conn), why.to_owned());
@@ -178,19 +178,19 @@ impl Process {
             }
             (What::Answer(None), _) => env.after(CLAIM_PAUSE, common.id, What::ClaimAgain),
             (What::ClaimAgain, _) => common.ask(env),
-            (What::Submit(request), Role::Leading(leader)) => {
-                let until = leader.guarded_until(env, common);
+            (What::Submit(request), Role::Leading(primary)) => {
+                let until = primary.guarded_until(env, common);
                 env.kernel
                     .insert((common.id, request.id), super::env::InKernel { until });
                 let delay = env.rng.delay(10 * US, env.terms.disk.1);
                 env.after(delay, common.id, What::Land(request));
             }
             (What::Land(request), _) => self.land(env, request),
-            (What::Done { request, data }, Role::Leading(leader)) => {
-                leader.disk_done(env, common, &request, data);
+            (What::Done { request, data }, Role::Leading(primary)) => {
+                primary.disk_done(env, common, &request, data);
             }
-            (What::LeaseGuard(deadline), Role::Leading(leader)) => {
-                let strikes = leader.guard_strikes(env, common, deadline);
+            (What::LeaseGuard(deadline), Role::Leading(primary)) => {
+                let strikes = primary.guard_strikes(env, common, deadline);
                 if strikes {
                     env.note(common.id, || "is ended by its fence".to_owned());
                     env.count("fenced");
@@ -239,13 +239,13 @@ impl Process {
             return;
         }
         match &mut self.role {
-            Role::Leading(leader) => {
-                if leader.is_busy() {
+            Role::Leading(primary) => {
+                if primary.is_busy() {
                     return;
                 }
                 let ready = [
                     !common.link.is_empty(),
-                    leader.has_batches(env, common),
+                    primary.has_batches(env, common),
                     !common.heard.is_empty(),
                     common.tick_due,
                     !common.orders.is_empty(),
@@ -253,21 +253,21 @@ impl Process {
                 match choose(env, &ready) {
                     Some(0) => {
                         let burst = env.rng.between(1, AT_ONCE);
-                        leader.link_event(env, common, burst);
+                        primary.link_event(env, common, burst);
                     }
-                    Some(1) => leader.guest_says(env, common),
+                    Some(1) => primary.guest_says(env, common),
                     Some(2) => {
                         if let Some(heartbeat) = common.heard.pop_front() {
-                            leader.heard(env, common, heartbeat);
+                            primary.heard(env, common, heartbeat);
                         }
                     }
                     Some(3) => {
                         common.tick_due = false;
-                        leader.tick(env, common);
+                        primary.tick(env, common);
                     }
                     Some(_) => {
                         if let Some(operation) = common.orders.pop_front() {
-                            leader.operate(env, common, operation);
+                            primary.operate(env, common, operation);
                         }
                     }
                     None => {}
@@ -276,10 +276,10 @@ impl Process {
                     common.wake(env, 0);
                 }
             }
-            Role::Following(follower) => {
+            Role::Following(backup) => {
                 let ready = [
-                    !common.link.is_empty() && follower.takes_more(),
-                    follower.has_reports(),
+                    !common.link.is_empty() && backup.takes_more(),
+                    backup.has_reports(),
                     !common.heard.is_empty(),
                     common.tick_due,
                     common.time_due,
@@ -287,25 +287,25 @@ impl Process {
                 match choose(env, &ready) {
                     Some(0) => {
                         let burst = env.rng.between(1, AT_ONCE);
-                        follower.link_event(env, common, burst);
+                        backup.link_event(env, common, burst);
                     }
-                    Some(1) => follower.report(env, common),
+                    Some(1) => backup.report(env, common),
                     Some(2) => {
                         if let Some(heartbeat) = common.heard.pop_front() {
-                            follower.heard(env, common, heartbeat);
+                            backup.heard(env, common, heartbeat);
                         }
                     }
                     Some(3) => {
                         common.tick_due = false;
-                        follower.tick(env, common);
+                        backup.tick(env, common);
                     }
                     Some(_) => {
                         common.time_due = false;
-                        follower.due(env, common);
+                        backup.due(env, common);
                     }
                     None => return,
                 }
-                if let Some(generation) = follower.goes_live() {
+                if let Some(generation) = backup.goes_live() {
                     return self.go_live(env, generation);
                 }
             }
@@ -315,14 +315,14 @@ impl Process {
     }
 
     fn go_live(&mut self, env: &mut Env, generation: Generation) {
-        let Role::Following(follower) = std::mem::replace(&mut self.role, Role::Joining) else {
+        let Role::Following(backup) = std::mem::replace(&mut self.role, Role::Joining) else {
             return;
         };
         let common = &mut self.common;
         common.conn = None;
         common.link.clear();
         common.generation = generation;
-        let (following, boot) = follower.into_machine();
+        let (following, boot) = backup.into_machine();
         let (machine, horizon, clock) = following.into_live();
         let made = horizon.outputs_made.0;
         env.checks
@@ -331,8 +331,8 @@ impl Process {
         env.count("went-live");
         env.reach(Point::GoLive, common.id);
         let beginning = Beginning::WentLive(Box::new(horizon));
-        let leader = Leader::new(env, &mut self.common, boot, machine, clock, beginning);
-        self.role = Role::Leading(Box::new(leader));
+        let primary = SimPrimary::new(env, &mut self.common, boot, machine, clock, beginning);
+        self.role = Role::Leading(Box::new(primary));
     }
 
     fn follow(&mut self, env: &mut Env, conn: ConnId, generation: Generation, owner: Incarnation) {
@@ -341,8 +341,8 @@ impl Process {
         common.peer = Some(env.net.conns[conn].ends[1]);
         common.peer_host = env.net.conns[conn].hosts[1];
         common.generation = generation;
-        let follower = Follower::new(env, common, owner, conn);
-        self.role = Role::Following(Box::new(follower));
+        let backup = SimBackup::new(env, common, owner, conn);
+        self.role = Role::Following(Box::new(backup));
         self.read(env, conn, 1);
     }
 
@@ -408,8 +408,8 @@ impl Process {
     }
 
     fn exit(&mut self, env: &mut Env) {
-        if let Role::Leading(leader) = std::mem::replace(&mut self.role, Role::Gone) {
-            leader.end(env, &mut self.common);
+        if let Role::Leading(primary) = std::mem::replace(&mut self.role, Role::Gone) {
+            primary.end(env, &mut self.common);
         }
         self.die(env, false);
     }

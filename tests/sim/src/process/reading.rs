@@ -74,9 +74,9 @@ impl Process {
             && frames == 0
             && self.common.link.is_empty()
             && env.plant == Some(Plant::AckBeforeDecode)
-            && let Role::Following(follower) = &mut self.role
+            && let Role::Following(backup) = &mut self.role
         {
-            follower.frame_begins(env, &mut self.common);
+            backup.frame_begins(env, &mut self.common);
         }
     }
 

@@ -27,9 +27,6 @@ type Files = BTreeMap<String, String>;
 /// An exception: a path or name, and why.
 type Exceptions = &'static [(&'static str, &'static str)];
 
-/// The reason of exceptions that are older than the rule: none is to be added, and they go when their room is next rebuilt.
-const OLD: &str = "older than the rule";
-
 fn root() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let root = here.ancestors().find(|folder| folder.join("Cargo.lock").exists());

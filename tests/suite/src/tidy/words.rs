@@ -1,7 +1,7 @@
 //! One word for each thing: words that the house has given up, with the word to use (ARCHITECTURE, "Words").
 
+use super::Files;
 use super::text::{line, parts, words};
-use super::{Files, OLD};
 
 /// Where a word is not to stand.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -33,19 +33,13 @@ const BANNED: &[Banned] = &[
         except: &[
             ("shared-disk/src/arbiter/etcd/", "etcd has one of its own"),
             ("tests/lab/src/etcd.rs", "etcd has one of its own"),
-            ("tests/sim/", OLD),
-            ("docs/src/simulation.md", OLD),
         ],
     },
     Banned {
         word: "follower",
         scope: Scope::Everywhere,
         instead: "the backup",
-        except: &[
-            ("tests/sim/", OLD),
-            ("docs/src/simulation.md", OLD),
-            ("vmm/src/backup/", OLD),
-        ],
+        except: &[],
     },
     Banned {
         word: "master",
@@ -129,7 +123,7 @@ const BANNED: &[Banned] = &[
         word: "door",
         scope: Scope::Names,
         instead: "what it does: it listens for backups",
-        except: &[("tests/suite/src/hostile.rs", OLD)],
+        except: &[],
     },
     Banned {
         word: "todo",

@@ -90,7 +90,7 @@ fn blocks_are_written_in_order_and_said_to_be_and_not_too_many_wait() {
     assert_eq!(actions, [load, BackupAction::FlushBlocks]);
     for messages in 1..=2 {
         actions.clear();
-        backup.blocks_written(JOIN_SILENCE, &mut actions);
+        backup.blocks_written(JOIN_SILENCE_NS, &mut actions);
         let incarnation = ME;
         assert_eq!(
             actions,
@@ -99,7 +99,7 @@ fn blocks_are_written_in_order_and_said_to_be_and_not_too_many_wait() {
     }
     // A slow disk's progress is a sign of life.
     actions.clear();
-    backup.tick(2 * JOIN_SILENCE, &mut actions);
+    backup.tick(2 * JOIN_SILENCE_NS, &mut actions);
     assert_eq!(actions, []);
     for _ in 0..BLOCKS_UNDER_WAY {
         backup.message(0, G, blocks(), &mut actions);

@@ -16,14 +16,11 @@ use logging_channel::session::presentable;
 
 use super::event::{Event, Protection};
 use super::exit_code::ExitCode;
-use super::terms::Terms;
+use super::terms::{JOIN_SILENCE_NS, Terms};
 use claiming::Claim;
 use ftvm_machine::machine::state::MAX_RECORD;
 
 pub(crate) use action::{BackupAction, only_the_last_ack};
-
-/// The grant must follow the state within this time of silence, or the join is given up.
-const JOIN_SILENCE: u64 = 10_000_000_000;
 
 /// How far this side has executed is acked this often at most within a detection time where no frame is to be acked. The
 /// primary measures the execution lag by it, slows its guest down at a tenth of the detection time and speeds it up again below
@@ -317,10 +314,10 @@ impl Backup {
     /// Time passes; at least every eighth of the detection time.
     pub(crate) fn tick(&mut self, now: u64, actions: &mut Vec<BackupAction>) {
         match &mut self.phase {
-            Phase::Joining { last, .. } if now.saturating_sub(*last) > JOIN_SILENCE => {
+            Phase::Joining { last, .. } if now.saturating_sub(*last) > JOIN_SILENCE_NS => {
                 let why = format!(
                     "the primary sent nothing for {} s during the join",
-                    JOIN_SILENCE / 1_000_000_000
+                    JOIN_SILENCE_NS / 1_000_000_000
                 );
                 self.give_up(why, actions);
             }

@@ -63,9 +63,9 @@ fn a_joining_backup_that_falls_silent_is_given_up() {
         ..Ack::default()
     });
     primary.message(5 * MS, Generation(1), alive, &mut actions);
-    primary.tick(5 * MS + JOIN_SILENCE, &mut actions);
+    primary.tick(5 * MS + JOIN_SILENCE_NS, &mut actions);
     assert_eq!(primary.protection(), Protection::Starting);
-    primary.tick(5 * MS + JOIN_SILENCE + 1, &mut actions);
+    primary.tick(5 * MS + JOIN_SILENCE_NS + 1, &mut actions);
     assert_eq!(primary.protection(), Protection::NotProtected);
     assert!(actions.contains(&PrimaryAction::Close) && !claims(&actions));
     // What its sender says late belongs to nobody; nor do pages of one backup count for the next.

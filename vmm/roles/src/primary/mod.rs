@@ -19,7 +19,7 @@ use logging_channel::message::{Heartbeat, Message};
 use super::disks::{DiskEnd, Known};
 use super::event::{Cost, Event, Protection};
 use super::operation::{Answer, Operation, Path};
-use super::terms::Terms;
+use super::terms::{JOIN_SILENCE_NS, Terms};
 use ftvm_machine::machine::intervention::BootCell;
 use ftvm_machine::output::{HELD_BYTES, Output, OutputQueue};
 use joining::{JoinStage, Joining};
@@ -32,9 +32,6 @@ pub use action::Writes;
 pub(crate) use operating::FailedRequest;
 pub use refusal::NotJoinable;
 pub use silence::{DISK_SILENCE, LateEffect, UnderWay};
-
-/// A joining backup that shows no sign of life for this long while it takes the state is given up.
-const JOIN_SILENCE: u64 = 10_000_000_000;
 
 /// The primary slows down when the backlog is above the detection time divided by this: 50 ms at 500 ms.
 const SLOW_AT: u64 = 10;
@@ -373,8 +370,8 @@ impl Primary {
     /// Time passes; at least every eighth of the detection time.
     pub(crate) fn tick(&mut self, now: u64, actions: &mut Vec<PrimaryAction>) {
         match &mut self.phase {
-            Phase::Joining(joining) if now.saturating_sub(joining.heard) > JOIN_SILENCE => {
-                let why = format!("it has been silent for {} s", JOIN_SILENCE / 1_000_000_000);
+            Phase::Joining(joining) if now.saturating_sub(joining.heard) > JOIN_SILENCE_NS => {
+                let why = format!("it has been silent for {} s", JOIN_SILENCE_NS / 1_000_000_000);
                 actions.push(PrimaryAction::Close);
                 self.closed(now, &why, actions);
             }

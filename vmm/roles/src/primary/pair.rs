@@ -8,9 +8,10 @@ use logging_channel::flow::{AckTracker, Lease, Pace};
 use logging_channel::message::{Ack, Health, Message};
 
 use super::super::event::Cost;
+use super::super::terms::JOIN_SILENCE_NS;
 use super::super::terms::Terms;
 use super::operating::Leaving;
-use super::{FRAME_BYTES, JOIN_SILENCE, LONG_CHANNEL, Phase, Primary, PrimaryAction, SLOW_AT};
+use super::{FRAME_BYTES, LONG_CHANNEL, Phase, Primary, PrimaryAction, SLOW_AT};
 
 #[derive(Debug)]
 pub(super) struct Pair {
@@ -61,7 +62,7 @@ impl Primary {
         {
             return self.suspect(now, reason.to_string(), actions);
         }
-        if !pair.level && silence > JOIN_SILENCE {
+        if !pair.level && silence > JOIN_SILENCE_NS {
             let reason = format!("the joining backup has been silent for {} ms", silence / 1_000_000);
             return self.suspect(now, reason, actions);
         }

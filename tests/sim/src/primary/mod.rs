@@ -39,12 +39,12 @@ use world::{SimError, SimWorld};
 
 /// A primary at work.
 #[derive(Debug)]
-pub struct Leader {
+pub struct SimPrimary {
     link: PrimaryLink<SimDisks>,
     side: Side,
 }
 
-impl Leader {
+impl SimPrimary {
     /// A guest that is started, or goes live at a horizon.
     #[must_use]
     pub fn new(
@@ -90,7 +90,7 @@ impl Leader {
         let link = PrimaryLink::begin(terms, boot, beginning, &mut world).expect("simulated disks open");
         env.after(US, common.id, What::Vcpu(0));
         env.after(env.terms.detection / 8, common.id, What::Tick);
-        Leader { link, side }
+        SimPrimary { link, side }
     }
 
     /// The decisions behind its link.
@@ -287,7 +287,7 @@ impl Leader {
 
     /// The process ends in its own time.
     pub fn end(self, env: &mut Env, common: &mut Common) {
-        let Leader { link, mut side } = self;
+        let SimPrimary { link, mut side } = self;
         let mut world = SimWorld {
             env,
             common,

@@ -9,7 +9,7 @@ use logging_channel::message::{MAX_PAGES, Message};
 use super::super::checks::NO_FAILURE;
 use super::super::common::Common;
 use super::super::env::{Env, Point, US, What};
-use super::{Leader, Side};
+use super::{Side, SimPrimary};
 
 /// Pages on their way to a joining backup.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ impl Side {
     }
 }
 
-impl Leader {
+impl SimPrimary {
     /// It sends some of them.
     pub fn send_some(&mut self, env: &mut Env, common: &mut Common) {
         let side = &mut self.side;

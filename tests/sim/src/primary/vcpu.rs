@@ -15,7 +15,7 @@ use ftvm_roles::live::{Events, Live, LiveError, Next, pause};
 use super::super::checks::NO_FAILURE;
 use super::super::common::Common;
 use super::super::env::{Env, US, What};
-use super::Leader;
+use super::SimPrimary;
 
 /// Batches that may wait for the link before the vCPU stops; the production queue blocks at 256.
 const BATCHES: usize = 200;
@@ -82,7 +82,7 @@ pub(super) struct Vcpu {
     pub reins: Reins,
 }
 
-impl Leader {
+impl SimPrimary {
     /// The vCPU thread runs for a while.
     pub fn run_vcpu(&mut self, env: &mut Env, common: &mut Common, token: u64) {
         if let Err(error) = self.side.vcpu.run(env, common, token) {

@@ -23,7 +23,7 @@ use super::plants::Plant;
 
 /// A backup at work.
 #[derive(Debug)]
-pub struct Follower {
+pub struct SimBackup {
     link: BackupLink,
     side: Side,
 }
@@ -53,7 +53,7 @@ struct SimWorld<'a> {
     side: &'a mut Side,
 }
 
-impl Follower {
+impl SimBackup {
     /// A backup that has passed the handshake.
     #[must_use]
     pub fn new(env: &mut Env, common: &mut Common, owner: Incarnation, conn: ConnId) -> Self {
@@ -84,7 +84,7 @@ impl Follower {
             side: &mut side,
         };
         let link = BackupLink::begin(terms, owner, connection_id(conn), &mut world).with_bound(bound);
-        Follower { link, side }
+        SimBackup { link, side }
     }
 
     /// Whether it may still go live by itself.
