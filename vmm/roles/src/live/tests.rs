@@ -7,6 +7,7 @@ use ftvm_schema::entry::{ConsolePort, Intervention, Mark};
 use super::*;
 use crate::clock::GRAIN;
 use crate::host_event::Control;
+use crate::replay::{Divergence, NoDisks, ReplayError, Replayer};
 use ftvm_hypervisor::DeliveryMode;
 use ftvm_hypervisor::scripted::{Operand, Script, ScriptStep as Scripted, ScriptedCpu};
 use ftvm_machine::config::{GuestKind, MIN_MEMORY};
@@ -71,8 +72,8 @@ impl Events for Queue {
 
 type Guest = Live<ScriptedCpu, Told, Queue>;
 
-/// A guest that says something at every exit, and reads the PM timer, begun at `start`.
-fn guest(start: Instant) -> Guest {
+/// A machine whose guest says something at every exit, and reads the PM timer.
+fn machine() -> Machine<ScriptedCpu> {
     let steps = vec![
         Scripted::PortWrite {
             port: 0x3f8,
@@ -83,7 +84,11 @@ fn guest(start: Instant) -> Guest {
     ];
     let memory = allocate_memory(MIN_MEMORY).unwrap();
     let cpu = ScriptedCpu::new(&memory, Arc::new(Script::repeat(steps)), DeliveryMode::None);
-    let machine = Machine::new(&config(GuestKind::BareMetal), memory, cpu).unwrap();
+    Machine::new(&config(GuestKind::BareMetal), memory, cpu).unwrap()
+}
+
+/// Its guest, begun at `start`.
+fn guest(start: Instant) -> Guest {
     let settings = LiveConfig {
         patience: Duration::from_millis(30),
         marks: MarkPolicy::EveryFlush,
@@ -91,7 +96,7 @@ fn guest(start: Instant) -> Guest {
         max_exits: None,
     };
     let clock = LiveClock::starting(0, start);
-    let mut live = Live::new(machine, Told::default(), Queue::default(), clock, settings, start);
+    let mut live = Live::new(machine(), Told::default(), Queue::default(), clock, settings, start);
     live.begin(&|| start).unwrap();
     live
 }
@@ -243,4 +248,39 @@ fn what_may_be_lost_is_kept_only_up_to_a_bound() {
     // A request to end is obeyed even so.
     tell(&mut live, start, HostEvent::Stop(crate::host_event::StopKind::Operator));
     assert_eq!(steps(&mut live, start, 3), Next::Ended(EndReason::Stopped));
+}
+
+/// What a replay of `entries` comes to: equal, or where it is not the recorded history.
+fn replayed(entries: Vec<LogEntry>) -> Result<(), Divergence> {
+    let mut replayer = Replayer::new(machine(), Instant::now);
+    entries.into_iter().for_each(|entry| replayer.feed(entry));
+    match replayer.catch_up(&mut NoDisks) {
+        Ok(()) => Ok(()),
+        Err(ReplayError::Diverged(divergence)) => Err(*divergence),
+        Err(other) => panic!("{other}"),
+    }
+}
+
+#[test]
+fn a_mark_compares_place_digest_and_outputs() {
+    let start = Instant::now();
+    let mut live = guest(start);
+    steps(&mut live, start + Duration::from_millis(70), 20);
+    let entries = live.sink().entries.clone();
+    replayed(entries.clone()).unwrap();
+    let changed = |change: fn(&mut Mark)| {
+        let mut entries = entries.clone();
+        let last = entries.iter_mut().rev().find_map(|entry| match entry {
+            LogEntry::Mark(mark) => Some(mark),
+            _ => None,
+        });
+        change(last.expect("a log has marks"));
+        replayed(entries)
+    };
+    assert!(changed(|mark| mark.digest.fold(1)).is_err(), "another digest");
+    assert!(
+        changed(|mark| mark.outputs.0 += 1).is_err(),
+        "another number of outputs"
+    );
+    assert!(changed(|mark| mark.at.k += 1).is_err(), "another place");
 }
