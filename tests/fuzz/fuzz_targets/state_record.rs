@@ -8,7 +8,7 @@ use ftvm_fuzz::platform;
 use ftvm_hypervisor::DeliveryMode;
 use ftvm_hypervisor::scripted::{Script, ScriptedCpu};
 use ftvm_machine::config::GuestKind;
-use ftvm_machine::machine::{Machine, MachineError, TimeSource, allocate_memory};
+use ftvm_machine::machine::{Machine, MachineError, Step, TimeSource, allocate_memory};
 use ftvm_schema::entry::Position;
 use libfuzzer_sys::fuzz_target;
 
@@ -33,19 +33,25 @@ fn machine() -> Machine<ScriptedCpu> {
     Machine::new(&config, memory, cpu).expect("a valid configuration")
 }
 
-fn run_on(machine: &mut Machine<ScriptedCpu>) -> Result<(), MachineError> {
+/// Runs the machine on; whether its guest still lives then.
+fn run_on(machine: &mut Machine<ScriptedCpu>) -> Result<bool, MachineError> {
     for _ in 0..EXITS {
-        machine.run_to_exit(&mut Floor)?;
-        machine.settle(&mut Floor)?;
+        if let Step::Ended(_) = machine.run_to_exit(&mut Floor)? {
+            return Ok(false);
+        }
+        if machine.settle(&mut Floor)?.is_some() {
+            return Ok(false);
+        }
         machine.drain_outputs();
     }
-    Ok(())
+    Ok(true)
 }
 
 fuzz_target!(|data: &[u8]| {
     let _ = machine().apply_checkpoint(data);
     let mut loaded = machine();
-    if loaded.load(data).is_err() || run_on(&mut loaded).is_err() || !loaded.at_exit() {
+    // A guest that has ended is saved by nobody.
+    if loaded.load(data).is_err() || !matches!(run_on(&mut loaded), Ok(true)) || !loaded.at_exit() {
         return;
     }
     let saved = loaded.save().expect("a machine at an exit can be saved");
