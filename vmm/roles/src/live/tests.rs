@@ -251,12 +251,12 @@ fn what_may_be_lost_is_kept_only_up_to_a_bound() {
 }
 
 /// What a replay of `entries` comes to: equal, or where it is not the recorded history.
-fn replayed(entries: Vec<LogEntry>) -> Result<(), Divergence> {
+fn replayed(entries: Vec<LogEntry>) -> Result<(), Box<Divergence>> {
     let mut replayer = Replayer::new(machine(), Instant::now);
     entries.into_iter().for_each(|entry| replayer.feed(entry));
     match replayer.catch_up(&mut NoDisks) {
         Ok(()) => Ok(()),
-        Err(ReplayError::Diverged(divergence)) => Err(*divergence),
+        Err(ReplayError::Diverged(divergence)) => Err(divergence),
         Err(other) => panic!("{other}"),
     }
 }
