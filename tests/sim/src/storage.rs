@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ftvm_roles::replay::{DiskError, DiskReader};
+use ftvm_roles::copies::DiskError;
+use ftvm_roles::replay::DiskReader;
 use ftvm_schema::entry::DiskStatus;
 use ftvm_schema::request::{DiskOp, DiskRequest};
 use shared_disk::arbiter::ClaimOutcome;

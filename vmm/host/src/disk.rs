@@ -16,8 +16,8 @@ use logging_channel::clock::boottime_ns;
 use parking_lot::Mutex;
 
 use crate::queue::EventSender;
+use ftvm_roles::disks::{LateEffect, UnderWay};
 use ftvm_roles::host_event::HostEvent;
-use ftvm_roles::primary::{LateEffect, UnderWay};
 
 /// Threads of a pool: enough to overlap a slow flush with reads, few enough to start at once.
 pub const DISK_THREADS: usize = 4;

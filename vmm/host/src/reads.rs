@@ -6,7 +6,8 @@ use ftvm_schema::request::{DiskOp, DiskRequest};
 use shared_disk::image::{DiskImage, ImageAccess, ImageError};
 
 use crate::option::DiskOption;
-use ftvm_roles::replay::{DiskError, DiskReader};
+use ftvm_roles::copies::DiskError;
+use ftvm_roles::replay::DiskReader;
 
 /// The primary's request succeeded, so this side's is repeated when it fails: this often, with this pause, some five seconds in
 /// all. A path to the disk that is gone for longer makes this host useless as a backup.

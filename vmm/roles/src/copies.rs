@@ -7,7 +7,8 @@
 
 use ftvm_schema::request::DiskRequest;
 
-use super::replay::DiskError;
+/// Why a disk of this host does not give or take what it must; a sentence for the user.
+pub type DiskError = Box<dyn std::error::Error + Send + Sync>;
 
 /// This host's copies of the private disks. An error makes this host useless as a backup (PROTOCOL 16).
 pub trait DiskCopies: std::fmt::Debug {

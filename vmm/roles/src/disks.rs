@@ -8,8 +8,38 @@ use ftvm_schema::entry::Position;
 use ftvm_schema::request::{DiskOp, DiskRequest};
 use shared_disk::plan::{DiskPlan, Gate, PlanError, PlanLimits};
 
-use super::primary::{UnderWay, Writes};
 use ftvm_devices::{MAX_OUTSTANDING, MAX_OUTSTANDING_DATA};
+
+/// Whether shared-disk writes may start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writes {
+    /// Nobody else may become live.
+    Freely,
+    /// Only if they have landed by this CLOCK_BOOTTIME, in nanoseconds.
+    Until(u64),
+    /// No.
+    NotNow,
+    /// No, and not to private disks either: a joining backup is about to get the state, and has what is on the disks.
+    Settling,
+}
+
+/// A request that a thread of this host is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnderWay {
+    pub disk: u8,
+    pub effect: LateEffect,
+    /// When it was begun: CLOCK_BOOTTIME in nanoseconds.
+    pub since_ns: u64,
+}
+
+/// What a request does when it ends late.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LateEffect {
+    /// Nothing that anybody sees: it reads, or flushes.
+    Nothing,
+    /// It writes.
+    Lands,
+}
 
 /// What carries out the requests of [`Disks`]; links call it their hands. It counts the writes to shared disks that have begun
 /// and are not over, and owns the lease guard: a timer that ends this process when the lease does. Whenever the last write is

@@ -9,7 +9,8 @@ use ftvm_schema::request::DiskRequest;
 
 use super::clock::LiveClock;
 use super::copies::DiskCopies;
-use super::replay::{DiskError, DiskReader, ReplayError, Replayer};
+use super::copies::DiskError;
+use super::replay::{DiskReader, ReplayError, Replayer};
 use ftvm_hypervisor::Cpu;
 use ftvm_machine::machine::Machine;
 use ftvm_machine::output::Output;

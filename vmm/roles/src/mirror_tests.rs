@@ -12,7 +12,8 @@ use shared_disk::plan::Gate;
 
 use super::clone::Blocks;
 use super::disks::{DiskShell, Disks};
-use super::primary::{Primary, PrimaryAction, UnderWay, Writes};
+use super::disks::{UnderWay, Writes};
+use super::primary::{Primary, PrimaryAction};
 use super::terms::Terms;
 use ftvm_hypervisor::sequence::Sequence;
 

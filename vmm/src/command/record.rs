@@ -25,10 +25,10 @@ use ftvm_machine::machine::Machine;
 use ftvm_machine::output::{Emission, Output};
 use ftvm_roles::clock::LiveClock;
 use ftvm_roles::disks::Disks;
+use ftvm_roles::disks::Writes;
 use ftvm_roles::event::clean_end;
 use ftvm_roles::exit_code::ExitCode;
 use ftvm_roles::live::{Live, LiveConfig, MarkPolicy, Sink, SinkError, Totals};
-use ftvm_roles::primary::Writes;
 use ftvm_roles::replay::describe_end;
 
 /// A file log has a mark with registers at least every so many exits.

@@ -16,7 +16,7 @@ use ftvm_host::disk_marks::{DiskMarks, DiskMarksError};
 use ftvm_host::option::DiskOption;
 use ftvm_host::reads::{ReadsError, insist};
 use ftvm_roles::copies::DiskCopies;
-use ftvm_roles::replay::DiskError;
+use ftvm_roles::copies::DiskError;
 
 /// Bytes written during a clone after which they are made stable: a message is then never long on its way, and little is
 /// left to do when the state is waited for.

@@ -13,8 +13,8 @@ use super::superseded::Superseded;
 use ftvm_host::disk::{Disk, DiskPool, DiskPoolError, Ended, Losses};
 use ftvm_host::lease_guard::{LeaseGuard, LeaseGuardError};
 use ftvm_host::queue::EventSender;
+use ftvm_roles::disks::UnderWay;
 use ftvm_roles::disks::{DiskShell, Disks};
-use ftvm_roles::primary::UnderWay;
 
 /// What of the disks' threads, or of the timer that ends this process with its lease, fails.
 #[derive(Debug, thiserror::Error)]

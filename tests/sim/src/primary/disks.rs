@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 
 use ftvm_roles::disks::DiskShell;
-use ftvm_roles::primary::{LateEffect, UnderWay};
+use ftvm_roles::disks::{LateEffect, UnderWay};
 use ftvm_schema::request::{DiskOp, DiskRequest};
 
 use super::super::checks::SAME_BYTES;

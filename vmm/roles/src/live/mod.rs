@@ -25,7 +25,7 @@ use logging_channel::chunk;
 
 use super::clock::LiveClock;
 use super::patience::Patience;
-use super::patience::watched::Watched;
+use super::patience::watched::{FLUSH_AFTER, Watched};
 use crate::host_event::HostEvent;
 use ftvm_devices::QueueFault;
 use ftvm_hypervisor::Cpu;
@@ -44,10 +44,6 @@ const CONSOLE_BACKLOG: usize = 64 << 10;
 
 /// Entries that only carry clock readings wait for company, at most this many.
 const BATCH: usize = 256;
-
-/// Entries for which no output and no disk request waits leave after this long: two ticks of an idle guest, which are at most
-/// 55 ms apart (a PIT counts no further), share a frame.
-pub(super) const FLUSH_AFTER: Duration = Duration::from_millis(60);
 
 /// How often the dirty log is reset at exits, so that the next checkpoint is small: each reset write-protects the guest's
 /// pages anew, which costs a guest that is dirtying them a fault for each page, as much as a page of a checkpoint does.

@@ -4,8 +4,11 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::super::live::FLUSH_AFTER;
 use super::{Limits, Waiting};
+
+/// Entries for which no output and no disk request waits leave after this long: two ticks of an idle guest, which are at most
+/// 55 ms apart (a PIT counts no further), share a frame.
+pub(crate) const FLUSH_AFTER: Duration = Duration::from_millis(60);
 
 /// What the vCPU thread tells the monitor. Times are nanoseconds since `epoch`; 0 means none.
 #[derive(Debug)]

@@ -46,16 +46,3 @@ pub(crate) enum PrimaryAction {
     /// End this process.
     End { code: ExitCode, why: String },
 }
-
-/// Whether shared-disk writes may start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Writes {
-    /// Nobody else may become live.
-    Freely,
-    /// Only if they have landed by this CLOCK_BOOTTIME, in nanoseconds.
-    Until(u64),
-    /// No.
-    NotNow,
-    /// No, and not to private disks either: a joining backup is about to get the state, and has what is on the disks.
-    Settling,
-}

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ftvm_schema::entry::{EndReason, Generation, OutputSeq, Position};
 use logging_channel::message::{Heartbeat, Message};
 
-use super::disks::{DiskEnd, Known};
+use super::disks::{DiskEnd, Known, LateEffect, Writes};
 use super::event::{Cost, Event, Protection};
 use super::operation::{Answer, Operation, Path};
 use super::terms::{JOIN_SILENCE_NS, Terms};
@@ -28,10 +28,9 @@ use operating::{HANDOVER_SILENCE, Joins, Leaving, StillOrder};
 use pair::Pair;
 
 pub(crate) use action::PrimaryAction;
-pub use action::Writes;
 pub(crate) use operating::FailedRequest;
 pub use refusal::NotJoinable;
-pub use silence::{DISK_SILENCE, LateEffect, UnderWay};
+pub use silence::DISK_SILENCE;
 
 /// The primary slows down when the backlog is above the detection time divided by this: 50 ms at 500 ms.
 const SLOW_AT: u64 = 10;

@@ -6,30 +6,13 @@
 
 use std::collections::BTreeMap;
 
+use super::super::disks::{LateEffect, UnderWay};
 use super::super::event::Event;
 use super::{Primary, PrimaryAction};
 
 /// A request that is under way for so many nanoseconds has met a disk that does not answer. A backup whose disk hangs has said
 /// so by then: it looks every second, and takes 5 s without an answer for a loss.
 pub const DISK_SILENCE: u64 = 7_000_000_000;
-
-/// A request that a thread of this host is at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UnderWay {
-    pub disk: u8,
-    pub effect: LateEffect,
-    /// When it was begun: CLOCK_BOOTTIME in nanoseconds.
-    pub since_ns: u64,
-}
-
-/// What a request does when it ends late.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum LateEffect {
-    /// Nothing that anybody sees: it reads, or flushes.
-    Nothing,
-    /// It writes.
-    Lands,
-}
 
 impl Primary {
     /// Which requests are under way, at every tick. Says which disks do not answer, and hands the guest over where that helps

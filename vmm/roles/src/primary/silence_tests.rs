@@ -2,6 +2,7 @@
 
 use logging_channel::message::Health;
 
+use super::super::disks::UnderWay;
 use super::super::event::Event;
 use super::super::operation::Path;
 use super::tests::{MS, at, output, paired, terms};

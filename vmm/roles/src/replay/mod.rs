@@ -15,7 +15,7 @@ use ftvm_schema::entry::{Digest, DiskStatus, EndReason, ExitSeq, Input, LogEntry
 use ftvm_schema::request::DiskRequest;
 use logging_channel::chunk::{Assembler, ChunkError};
 
-use super::copies::{DiskCopies, NoCopies};
+use super::copies::{DiskCopies, DiskError, NoCopies};
 use ftvm_hypervisor::Cpu;
 use ftvm_machine::machine::state::MAX_RECORD;
 use ftvm_machine::machine::{Machine, MachineError, Step, TimeSource};
@@ -49,9 +49,6 @@ pub enum ReplayError {
     #[error("state record: {0}")]
     Checkpoint(#[from] ChunkError),
 }
-
-/// Why a disk of this host does not give or take what it must; a sentence for the user.
-pub type DiskError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Reads from the shared disks what a log leaves out (`--disk-reads=backup`).
 pub trait DiskReader {

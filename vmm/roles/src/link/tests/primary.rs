@@ -4,8 +4,9 @@ use ftvm_schema::entry::EndReason;
 use shared_disk::arbiter::ClaimOutcome;
 
 use super::*;
+use crate::disks::LateEffect;
 use crate::host_event::Control;
-use crate::primary::{DISK_SILENCE, LateEffect};
+use crate::primary::DISK_SILENCE;
 
 fn released(deeds: &[Did]) -> Vec<u64> {
     let seq = |did: &Did| match did {

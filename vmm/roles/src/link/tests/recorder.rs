@@ -12,13 +12,14 @@ use logging_channel::message::{Health, Message};
 use super::NOW;
 use crate::backup::Backup;
 use crate::clone::{Blocks, Selection};
+use crate::disks::UnderWay;
 use crate::disks::{DiskShell, Disks, DisksError};
 use crate::event::Event;
 use crate::following::FollowOrder;
 use crate::host_event::HostEvent;
 use crate::link::world::{BackupWorld, Call, ConnectionId, LinkEvent, PrimaryWorld, World};
 use crate::operation::Answer;
-use crate::primary::{Primary, UnderWay};
+use crate::primary::Primary;
 use ftvm_machine::output::Output;
 
 /// Something that was asked of a world.
