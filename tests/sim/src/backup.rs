@@ -42,6 +42,8 @@ struct Side {
     acked: Ack,
     /// Whether the link may still speak for its generation.
     speaks: bool,
+    /// Whether the primary has dismissed it.
+    asked_to_leave: bool,
     /// What a reset starts from.
     boot: BootCell,
 }
@@ -71,6 +73,7 @@ impl SimBackup {
             timer: None,
             acked: Ack::default(),
             speaks: true,
+            asked_to_leave: false,
             boot,
         };
         let terms = Terms {
@@ -255,10 +258,7 @@ impl SimWorld<'_> {
                 None
             }
             (_, Message::Dismiss) => {
-                if side.speaks {
-                    env.checks.dismissed.insert(common.id);
-                    env.count("dismissals");
-                }
+                side.asked_to_leave = true;
                 Some(Message::Dismiss)
             }
             (Some(Plant::AckOfPartialCheckpoint), Message::Log { number, entries }) => {
@@ -330,6 +330,13 @@ impl World for SimWorld<'_> {
             if let Message::Ack(ack) = &message {
                 self.side.acked = *ack;
                 self.env.reach(Point::Ack, self.common.id);
+            }
+            // Its last word, and not the question, is what counts: a backup that has suspected meanwhile does not answer.
+            if matches!(message, Message::Bye)
+                && self.side.asked_to_leave
+                && self.env.checks.dismissed.insert(self.common.id)
+            {
+                self.env.count("dismissals");
             }
             self.common.send(self.env, generation, &message);
         }

@@ -213,7 +213,10 @@ impl PrimaryWorld for SimWorld<'_> {
                 // Whether it is on the disk is open.
                 env.checks.withheld.remove(&(common.id, *id));
                 env.checks.to_be_tried.remove(id);
-                env.image.forget(*id);
+                // What a host that has been superseded hears says nothing about the write that the new one lands.
+                if !env.checks.superseded(common.id, common.generation.0) {
+                    env.image.forget(*id);
+                }
             }
             _ => {}
         }
