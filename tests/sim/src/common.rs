@@ -13,7 +13,7 @@ use super::checks::NO_FAILURE;
 use super::env::{Env, MS, Point, US, What};
 use super::network::{ConnId, ProcId};
 
-/// How long the last messages may take to leave, as in `run::shell`.
+/// How long the last messages may take to leave, as in `vmm::link::shell`.
 const LAST_WORDS: u64 = 500 * MS;
 
 /// The connection's number as links know it.

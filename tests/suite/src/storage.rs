@@ -58,7 +58,7 @@ kvm_test! {
 
 /// Writes its blocks as fast as it can until the disk refuses, as a child process does it; its exit code says how that was.
 #[test]
-#[ignore = "no test: the process that the tests of fences start"]
+#[ignore = "no test: the process that the tests of reservations start"]
 fn writer() {
     let path = std::env::var(WRITER).expect("its disk");
     let image = Arc::new(DiskImage::open(&path, ImageAccess::ReadWrite, Caching::Direct).expect("a disk"));

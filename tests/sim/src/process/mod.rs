@@ -17,10 +17,10 @@ use super::env::{Env, MS, Point, US, What};
 use super::network::{Arrival, ConnId, ProcId};
 use super::primary::SimPrimary;
 
-/// Heartbeats that wait at most, as in `run::heartbeat`.
+/// Heartbeats that wait at most, as in `vmm::link::heartbeats`.
 const HEARD: usize = 16;
 
-/// Pause between tries of the test-and-set that got no answer, as in `run::link`.
+/// Pause between tries of the test-and-set that got no answer, as in `vmm::link::connection`.
 const CLAIM_PAUSE: u64 = 200 * MS;
 
 /// Events of its link that a process takes in one turn at most: few, as here they seldom wait.

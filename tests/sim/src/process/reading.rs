@@ -9,7 +9,7 @@ use super::super::network::{Arrival, ConnId, take};
 use super::super::plants::Plant;
 use super::{Process, Role};
 
-/// Messages read and not yet looked at, above which a socket is not read: fewer than in `run::link`, so that it is felt.
+/// Messages read and not yet looked at, above which a socket is not read: fewer than in `vmm::link::connection`, so that it is felt.
 const INBOUND: usize = 8;
 
 impl Process {
